@@ -18,9 +18,11 @@ impl Ports {
 
     /// Reads a list in which items may also be names, for which `port_of` knows the number.
     pub fn parse_named(text: &str, port_of: impl Fn(&str) -> Option<u16>) -> Self {
-        let ranges = text.split(',').map(str::trim).filter(|item| !item.is_empty()).filter_map(|item| {
-            range(item).or_else(|| port_of(item).map(|port| (port, port)))
-        });
+        let ranges = text
+            .split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+            .filter_map(|item| range(item).or_else(|| port_of(item).map(|port| (port, port))));
         Self::from_ranges(ranges.collect())
     }
 

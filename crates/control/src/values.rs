@@ -111,8 +111,9 @@ values! {
     pub struct GatewayExports {
         /// `true` lets a gateway serve every Service of the cluster, as Linkerd does.
         unrestricted: bool = false,
-        /// Label selector of the Services that are exported.
-        selector: String = "mirror.linkerd.io/exported in (true,remote-discovery)".into(),
+        /// The label that exports a Service, and the values of it that do.
+        label: String = crate::keys::MIRROR_EXPORTED.into(),
+        values: Vec<String> = vec!["true".into(), "remote-discovery".into()],
     }
 
     pub struct Image {
@@ -222,12 +223,14 @@ impl Values {
     /// The values with `overrides` (as a tree of the same names) laid over the defaults, and the paths that mean
     /// nothing to this version.
     pub fn with_overrides(overrides: Value) -> Result<(Self, Vec<String>), ValuesError> {
-        let defaults = serde_json::to_value(Self::default()).map_err(|error| ValuesError::Invalid(error.to_string()))?;
+        let defaults =
+            serde_json::to_value(Self::default()).map_err(|error| ValuesError::Invalid(error.to_string()))?;
         let mut unknown = Vec::new();
         let overrides = conform(&defaults, overrides, "", &mut unknown);
         let mut merged = defaults;
         merge(&mut merged, overrides);
-        let values = serde_json::from_value(merged).map_err(|error| ValuesError::Invalid(error.to_string()))?;
+        let values =
+            serde_json::from_value(merged).map_err(|error| ValuesError::Invalid(error.to_string()))?;
         Ok((values, unknown))
     }
 
@@ -241,7 +244,11 @@ impl Values {
     }
 
     pub fn trust_domain(&self) -> &str {
-        if self.identity_trust_domain.is_empty() { &self.cluster_domain } else { &self.identity_trust_domain }
+        if self.identity_trust_domain.is_empty() {
+            &self.cluster_domain
+        } else {
+            &self.identity_trust_domain
+        }
     }
 
     /// The proxy's image with its tag.
@@ -250,7 +257,11 @@ impl Values {
     }
 
     pub fn proxy_init_image(&self) -> String {
-        if self.proxy_init.image.name.is_empty() { self.proxy_image() } else { self.image(&self.proxy_init.image) }
+        if self.proxy_init.image.name.is_empty() {
+            self.proxy_image()
+        } else {
+            self.image(&self.proxy_init.image)
+        }
     }
 
     pub fn controller_image(&self) -> String {
@@ -302,7 +313,10 @@ pub fn merge(below: &mut Value, above: Value) {
 
 /// Adds what `--set` says to a tree: `a.b=1,c[0].d=x,list={x,y}`, with Helm's escapes.
 pub fn set(tree: &mut Value, setting: &str) -> Result<(), ValuesError> {
-    for pair in split_unescaped(setting, ',').into_iter().filter(|pair| !pair.is_empty()) {
+    for pair in split_unescaped(setting, ',')
+        .into_iter()
+        .filter(|pair| !pair.is_empty())
+    {
         let Some((path, value)) = pair.split_once('=') else {
             return Err(ValuesError::Setting(setting.into()));
         };
@@ -313,14 +327,18 @@ pub fn set(tree: &mut Value, setting: &str) -> Result<(), ValuesError> {
                     if !place.is_object() {
                         *place = Value::Object(serde_json::Map::new());
                     }
-                    let Value::Object(map) = place else { unreachable!("just made an object") };
+                    let Value::Object(map) = place else {
+                        unreachable!("just made an object")
+                    };
                     map.entry(name).or_insert(Value::Null)
                 }
                 Step::Index(at) => {
                     if !place.is_array() {
                         *place = Value::Array(vec![]);
                     }
-                    let Value::Array(list) = place else { unreachable!("just made a list") };
+                    let Value::Array(list) = place else {
+                        unreachable!("just made a list")
+                    };
                     if list.len() <= at {
                         list.resize(at + 1, Value::Null);
                     }
@@ -353,7 +371,11 @@ fn steps(path: &str) -> Option<Vec<Step>> {
         }
         steps.push(Step::Name(unescape(name)));
         for index in indexes.split('[').skip(1) {
-            let at = index.strip_suffix(']')?.parse().ok().filter(|at| *at < INDEX_MAX)?;
+            let at = index
+                .strip_suffix(']')?
+                .parse()
+                .ok()
+                .filter(|at| *at < INDEX_MAX)?;
             steps.push(Step::Index(at));
         }
     }
@@ -362,16 +384,20 @@ fn steps(path: &str) -> Option<Vec<Step>> {
 
 fn literal(text: &str) -> Value {
     if let Some(list) = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-        return split_unescaped(list, ',').iter().filter(|item| !item.is_empty()).map(|item| literal(item)).collect();
+        return split_unescaped(list, ',')
+            .iter()
+            .filter(|item| !item.is_empty())
+            .map(|item| literal(item))
+            .collect();
     }
     match text {
         "true" => Value::Bool(true),
         "false" => Value::Bool(false),
         "null" => Value::Null,
         // A number with a leading zero is a name for something, such as a zone, not a quantity.
-        _ if !text.starts_with('0') || text == "0" => {
-            text.parse::<i64>().map_or_else(|_| Value::String(unescape(text)), Value::from)
-        }
+        _ if !text.starts_with('0') || text == "0" => text
+            .parse::<i64>()
+            .map_or_else(|_| Value::String(unescape(text)), Value::from),
         _ => Value::String(unescape(text)),
     }
 }
@@ -417,7 +443,11 @@ fn conform(default: &Value, value: Value, path: &str, unknown: &mut Vec<String>)
         (Value::Object(known), Value::Object(map)) if !known.is_empty() && path != "nodeSelector" => {
             let mut kept = serde_json::Map::new();
             for (name, value) in map {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
                 match known.get(&name) {
                     _ if value.is_null() => {}
                     Some(default) => drop(kept.insert(name, conform(default, value, &path, unknown))),
@@ -430,8 +460,12 @@ fn conform(default: &Value, value: Value, path: &str, unknown: &mut Vec<String>)
         }
         (Value::String(_), Value::Number(number)) => Value::String(number.to_string()),
         (Value::String(_), Value::Bool(yes)) => Value::String(yes.to_string()),
-        (Value::Number(_), Value::String(text)) => text.parse::<i64>().map_or(Value::String(text), Value::from),
-        (Value::Bool(_), Value::String(text)) => text.parse::<bool>().map_or(Value::String(text), Value::from),
+        (Value::Number(_), Value::String(text)) => {
+            text.parse::<i64>().map_or(Value::String(text), Value::from)
+        }
+        (Value::Bool(_), Value::String(text)) => {
+            text.parse::<bool>().map_or(Value::String(text), Value::from)
+        }
         (_, value) => value,
     }
 }
@@ -483,10 +517,16 @@ mod tests {
         for (settings, expected) in [
             (&["a.b=1", "a.c=x"][..], json!({"a": {"b": 1, "c": "x"}})),
             (&["a=true,b=null"], json!({"a": true, "b": null})),
-            (&["networks=10.0.0.0/8\\,fd00::/8"], json!({"networks": "10.0.0.0/8,fd00::/8"})),
+            (
+                &["networks=10.0.0.0/8\\,fd00::/8"],
+                json!({"networks": "10.0.0.0/8,fd00::/8"}),
+            ),
             (&["list={x,2}"], json!({"list": ["x", 2]})),
             (&["list[1].name=x"], json!({"list": [null, {"name": "x"}]})),
-            (&["selector.kubernetes\\.io/os=linux"], json!({"selector": {"kubernetes.io/os": "linux"}})),
+            (
+                &["selector.kubernetes\\.io/os=linux"],
+                json!({"selector": {"kubernetes.io/os": "linux"}}),
+            ),
             (&["zone=007"], json!({"zone": "007"})),
         ] {
             assert_eq!(overrides(settings), expected, "{settings:?}");
@@ -520,7 +560,10 @@ mod tests {
 
     #[test]
     fn yaml_written_is_yaml_read() {
-        let mut values = Values { identity_trust_anchors_pem: "-----BEGIN\na: b\n# no\n".into(), ..Values::default() };
+        let mut values = Values {
+            identity_trust_anchors_pem: "-----BEGIN\na: b\n# no\n".into(),
+            ..Values::default()
+        };
         values.proxy.mark = 3;
         assert_eq!(Values::from_yaml(&values.to_yaml().unwrap()).unwrap(), values);
     }
