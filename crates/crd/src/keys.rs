@@ -1,0 +1,116 @@
+//! Labels, annotations, names, ports and numbers that are part of the public interface.
+//!
+//! They are Linkerd's, letter for letter: manifests, dashboards and scripts written for it rely on them. A constant
+//! belongs here as soon as two crates, or a crate and a user, must agree on it.
+
+/// Prefix of what the mirror writes; labels under it are never copied from a target Service to its mirror.
+pub const MIRROR_PREFIX: &str = "mirror.linkerd.io/";
+
+pub const EXPORTED: &str = "mirror.linkerd.io/exported";
+pub const FEDERATED: &str = "mirror.linkerd.io/federated";
+pub const MIRRORED_SERVICE: &str = "mirror.linkerd.io/mirrored-service";
+pub const CLUSTER_NAME: &str = "mirror.linkerd.io/cluster-name";
+pub const MIRRORED_GATEWAY: &str = "mirror.linkerd.io/mirrored-gateway";
+pub const HEADLESS_MIRROR_SERVICE: &str = "mirror.linkerd.io/headless-mirror-svc-name";
+pub const REMOTE_RESOURCE_VERSION: &str = "mirror.linkerd.io/remote-resource-version";
+pub const REMOTE_SERVICE_FQ_NAME: &str = "mirror.linkerd.io/remote-svc-fq-name";
+pub const REMOTE_GATEWAY_IDENTITY: &str = "mirror.linkerd.io/remote-gateway-identity";
+pub const GATEWAY_IDENTITY: &str = "mirror.linkerd.io/gateway-identity";
+pub const PROBE_PATH: &str = "mirror.linkerd.io/probe-path";
+pub const PROBE_PERIOD: &str = "mirror.linkerd.io/probe-period";
+pub const MULTICLUSTER_GATEWAY: &str = "mirror.linkerd.io/multicluster-gateway";
+
+/// A label on flat-mode mirrors, an annotation on federated Services.
+pub const REMOTE_DISCOVERY: &str = "multicluster.linkerd.io/remote-discovery";
+pub const REMOTE_SERVICE: &str = "multicluster.linkerd.io/remote-service";
+pub const LOCAL_DISCOVERY: &str = "multicluster.linkerd.io/local-discovery";
+/// Label of the credentials Secret in the control-plane namespace (mirrors use [`CLUSTER_NAME`]).
+pub const SECRET_CLUSTER_NAME: &str = "multicluster.linkerd.io/cluster-name";
+pub const SECRET_TRUST_DOMAIN: &str = "multicluster.linkerd.io/trust-domain";
+pub const SECRET_CLUSTER_DOMAIN: &str = "multicluster.linkerd.io/cluster-domain";
+
+pub const EXTENSION: &str = "linkerd.io/extension";
+pub const EXTENSION_MULTICLUSTER: &str = "multicluster";
+pub const EXTENSION_MULTICLUSTER_LEGACY: &str = "linkerd-multicluster";
+pub const EXTENSION_FAILOVER: &str = "failover";
+pub const CREATED_BY: &str = "linkerd.io/created-by";
+pub const INJECT: &str = "linkerd.io/inject";
+pub const OPAQUE_PORTS: &str = "config.linkerd.io/opaque-ports";
+pub const ENABLE_GATEWAY: &str = "config.linkerd.io/enable-gateway";
+pub const REQUIRE_IDENTITY_INBOUND_PORTS: &str = "config.linkerd.io/proxy-require-identity-inbound-ports";
+pub const DEFAULT_INBOUND_POLICY: &str = "config.linkerd.io/default-inbound-policy";
+pub const COMPONENT: &str = "component";
+pub const COMPONENT_SERVICE_MIRROR: &str = "service-mirror";
+pub const COMPONENT_SERVICE_MIRROR_POD: &str = "linkerd-service-mirror";
+pub const COMPONENT_CONTROLLER: &str = "controller";
+
+pub const FAILOVER_CONTROLLED_BY: &str = "failover.linkerd.io/controlled-by";
+pub const FAILOVER_PRIMARY: &str = "failover.linkerd.io/primary-service";
+/// Weights as the user wrote them (JSON object of service to weight); the controller mutes members, it doesn't forget.
+pub const FAILOVER_WEIGHTS: &str = "failover.linkerd.io/weights";
+
+pub const KUBECONFIG_SECRET_TYPE: &str = "mirror.linkerd.io/remote-kubeconfig";
+pub const KUBECONFIG_SECRET_KEY: &str = "kubeconfig";
+
+pub const GATEWAY_PORT_NAME: &str = "mc-gateway";
+pub const PROBE_PORT_NAME: &str = "mc-probe";
+pub const GATEWAY_PORT: u16 = 4143;
+pub const PROBE_PORT: u16 = 4191;
+pub const CONTROLLER_ADMIN_PORT: u16 = 9999;
+
+pub const CONTROL_PLANE_NAMESPACE: &str = "linkerd";
+pub const MULTICLUSTER_NAMESPACE: &str = "linkerd-multicluster";
+pub const FAILOVER_NAMESPACE: &str = "linkerd-failover";
+pub const GATEWAY_NAME: &str = "linkerd-gateway";
+pub const REMOTE_ACCESS_DEFAULT: &str = "linkerd-service-mirror-remote-access-default";
+pub const CONFIG_MAP: &str = "linkerd-config";
+
+pub const SERVICE_MIRROR_CONTROLLER: &str = "linkerd.io/service-mirror";
+
+/// The longest Service name that Kubernetes accepts (an RFC 1035 label).
+pub const SERVICE_NAME_LENGTH_MAX: usize = 63;
+
+pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const LABEL_SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const LABEL_SLICE_SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
+
+/// Name of a mirror: `<remote name>-<target cluster>`, in the same namespace.
+pub fn mirror_name(remote: &str, cluster: &str) -> String {
+    format!("{remote}-{cluster}")
+}
+
+/// The target Service of a mirror, if `mirror` can be one of `cluster`'s.
+pub fn mirrored_name<'a>(mirror: &'a str, cluster: &str) -> Option<&'a str> {
+    mirror
+        .strip_suffix(cluster)?
+        .strip_suffix('-')
+        .filter(|name| !name.is_empty())
+}
+
+pub fn credentials_secret(cluster: &str) -> String {
+    format!("cluster-credentials-{cluster}")
+}
+
+/// Name of the Lease by which the controllers of one Link agree who writes.
+pub fn service_mirror_lease(link: &str) -> String {
+    format!("service-mirror-write-{link}")
+}
+
+/// The probe Service that the `link` command makes.
+pub fn probe_service(cluster: &str) -> String {
+    format!("probe-gateway-{cluster}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_names_its_cluster_and_back() {
+        assert_eq!(mirror_name("web-svc", "east"), "web-svc-east");
+        assert_eq!(mirrored_name("web-svc-east", "east"), Some("web-svc"));
+        assert_eq!(mirrored_name("web-svc-east", "west"), None);
+        assert_eq!(mirrored_name("-east", "east"), None);
+        assert_eq!(mirrored_name("webeast", "east"), None);
+    }
+}
