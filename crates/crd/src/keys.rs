@@ -67,25 +67,9 @@ pub const CONFIG_MAP: &str = "linkerd-config";
 
 pub const SERVICE_MIRROR_CONTROLLER: &str = "linkerd.io/service-mirror";
 
-/// The longest Service name that Kubernetes accepts (an RFC 1035 label).
-pub const SERVICE_NAME_LENGTH_MAX: usize = 63;
-
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const LABEL_SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const LABEL_SLICE_SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
-
-/// Name of a mirror: `<remote name>-<target cluster>`, in the same namespace.
-pub fn mirror_name(remote: &str, cluster: &str) -> String {
-    format!("{remote}-{cluster}")
-}
-
-/// The target Service of a mirror, if `mirror` can be one of `cluster`'s.
-pub fn mirrored_name<'a>(mirror: &'a str, cluster: &str) -> Option<&'a str> {
-    mirror
-        .strip_suffix(cluster)?
-        .strip_suffix('-')
-        .filter(|name| !name.is_empty())
-}
 
 pub fn credentials_secret(cluster: &str) -> String {
     format!("cluster-credentials-{cluster}")
@@ -99,18 +83,4 @@ pub fn service_mirror_lease(link: &str) -> String {
 /// The probe Service that the `link` command makes.
 pub fn probe_service(cluster: &str) -> String {
     format!("probe-gateway-{cluster}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mirror_names_its_cluster_and_back() {
-        assert_eq!(mirror_name("web-svc", "east"), "web-svc-east");
-        assert_eq!(mirrored_name("web-svc-east", "east"), Some("web-svc"));
-        assert_eq!(mirrored_name("web-svc-east", "west"), None);
-        assert_eq!(mirrored_name("-east", "east"), None);
-        assert_eq!(mirrored_name("webeast", "east"), None);
-    }
 }

@@ -4,6 +4,7 @@
 //! what is stored, so either form may come back whichever version is asked. [`SplitWeight`] reads both.
 
 use crate::resource::{NoStatus, custom_resource};
+use hawser_core::Weight;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 custom_resource!(
@@ -31,68 +32,15 @@ pub struct Backend {
     pub weight: SplitWeight,
 }
 
-/// A weight in thousandths, so that `500m` and `1` compare.
+/// A core [`Weight`] as the two versions of the resource write it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SplitWeight {
-    milli: u64,
-}
-
-impl SplitWeight {
-    pub const ZERO: Self = Self { milli: 0 };
-
-    pub const fn whole(weight: u32) -> Self {
-        Self {
-            milli: weight as u64 * 1000,
-        }
-    }
-
-    pub const fn from_milli(milli: u64) -> Self {
-        Self { milli }
-    }
-
-    pub const fn milli(self) -> u64 {
-        self.milli
-    }
-
-    /// Reads a quantity: a decimal number with an optional suffix among `m`, `k`, `M`, `G`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let text = text.trim();
-        let end = text
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(text.len());
-        let (number, suffix) = text.split_at(end);
-        let scale: u64 = match suffix {
-            "m" => 1,
-            "" => 1_000,
-            "k" => 1_000_000,
-            "M" => 1_000_000_000,
-            "G" => 1_000_000_000_000,
-            _ => return None,
-        };
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() && fraction.is_empty() || fraction.len() > 9 {
-            return None;
-        }
-        let units = |digits: &str| {
-            if digits.is_empty() {
-                Some(0)
-            } else {
-                digits.parse::<u64>().ok()
-            }
-        };
-        let tenths = 10_u64.pow(fraction.len() as u32);
-        let milli = units(whole)?
-            .checked_mul(scale)?
-            .checked_add(units(fraction)?.checked_mul(scale)? / tenths)?;
-        Some(Self { milli })
-    }
-}
+pub struct SplitWeight(pub Weight);
 
 impl Serialize for SplitWeight {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.milli % 1000 {
-            0 => serializer.serialize_u64(self.milli / 1000),
-            _ => serializer.serialize_str(&format!("{}m", self.milli)),
+        match self.0.milli() {
+            milli if milli % 1000 == 0 => serializer.serialize_u32(milli / 1000),
+            _ => serializer.collect_str(&self.0),
         }
     }
 }
@@ -107,26 +55,17 @@ impl<'de> Deserialize<'de> for SplitWeight {
                 f.write_str("a weight such as 50 or \"500m\"")
             }
             fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<SplitWeight, E> {
-                let milli = v
-                    .checked_mul(1000)
-                    .ok_or_else(|| E::custom("the weight is too large"))?;
-                Ok(SplitWeight { milli })
+                self.visit_str(&v.to_string())
             }
             fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<SplitWeight, E> {
-                u64::try_from(v)
-                    .map_err(|_| E::custom("a weight can't be negative"))
-                    .and_then(|v| self.visit_u64(v))
+                self.visit_str(&v.to_string())
             }
             fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<SplitWeight, E> {
-                if !(0.0..=1e12).contains(&v) {
-                    return Err(E::custom("the weight is out of range"));
-                }
-                Ok(SplitWeight {
-                    milli: (v * 1000.0).round() as u64,
-                })
+                // Display writes a float in full, never with an exponent.
+                self.visit_str(&v.to_string())
             }
             fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<SplitWeight, E> {
-                SplitWeight::parse(v).ok_or_else(|| E::custom(format!("{v:?} is not a weight")))
+                v.parse().map(SplitWeight).map_err(E::custom)
             }
         }
         deserializer.deserialize_any(Visitor)
@@ -159,9 +98,12 @@ mod tests {
 
     #[test]
     fn whole_weights_are_written_as_numbers_and_parts_as_quantities() {
-        assert_eq!(serde_json::to_string(&SplitWeight::whole(3)).unwrap(), "3");
         assert_eq!(
-            serde_json::to_string(&SplitWeight::from_milli(500)).unwrap(),
+            serde_json::to_string(&SplitWeight(Weight::from_units(3))).unwrap(),
+            "3"
+        );
+        assert_eq!(
+            serde_json::to_string(&SplitWeight(Weight::from_milli(500))).unwrap(),
             "\"500m\""
         );
     }
