@@ -86,7 +86,7 @@ mod tests {
             ("\"1k\"", 1_000_000),
         ] {
             assert_eq!(
-                serde_json::from_str::<SplitWeight>(json).unwrap().milli(),
+                serde_json::from_str::<SplitWeight>(json).unwrap().0.milli(),
                 milli,
                 "{json}"
             );
