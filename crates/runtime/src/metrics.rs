@@ -17,7 +17,7 @@ pub struct Metrics {
 struct Family {
     help: &'static str,
     kind: Kind,
-    series: BTreeMap<String, Value>,
+    series: BTreeMap<Vec<(String, String)>, Value>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +93,13 @@ impl Metrics {
 
     /// Forgets every series of a family whose labels include this one.
     pub fn forget(&self, name: &'static str, label: (&str, &str)) {
-        let wanted = render_labels(&[label]);
         let mut families = self.families.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(family) = families.get_mut(name) {
-            family
-                .series
-                .retain(|labels, _| !labels.split("\",").any(|l| format!("{l}\"").starts_with(&wanted)));
+            family.series.retain(|labels, _| {
+                !labels
+                    .iter()
+                    .any(|(name, value)| (name.as_str(), value.as_str()) == label)
+            });
         }
     }
 
@@ -118,7 +119,11 @@ impl Metrics {
             series: BTreeMap::new(),
         });
         debug_assert_eq!(family.kind, kind, "a metric has one type");
-        change(family.series.entry(render_labels(labels)).or_insert_with(new));
+        let labels = labels
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        change(family.series.entry(labels).or_insert_with(new));
     }
 
     /// The whole exposition.
@@ -146,6 +151,7 @@ impl Family {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "# HELP {name} {}\n# TYPE {name} {kind}", self.help);
         for (labels, value) in &self.series {
+            let labels = render_labels(labels);
             match value {
                 Value::Number(number) if labels.is_empty() => _ = writeln!(out, "{name} {number}"),
                 Value::Number(number) => _ = writeln!(out, "{name}{{{labels}}} {number}"),
@@ -169,7 +175,7 @@ impl Family {
     }
 }
 
-fn render_labels(labels: Labels<'_>) -> String {
+fn render_labels(labels: &[(String, String)]) -> String {
     let mut out = String::new();
     for (i, (name, value)) in labels.iter().enumerate() {
         let _ = write!(out, "{}{name}=\"", if i == 0 { "" } else { "," });
