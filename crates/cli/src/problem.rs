@@ -1,0 +1,83 @@
+//! What a person is told when a command fails: what failed, why, and what to try. Three lines, no more.
+
+use std::error::Error;
+use std::fmt;
+
+/// A failure in the user's words.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    what: String,
+    why: String,
+    attempt: String,
+}
+
+impl Problem {
+    /// `why` is an error, printed with its sources, or a sentence; `attempt` is what the reader could do next.
+    pub(crate) fn new(
+        what: impl fmt::Display,
+        why: impl Into<Box<dyn Error>>,
+        attempt: impl fmt::Display,
+    ) -> Self {
+        Self {
+            what: what.to_string(),
+            why: chain(why.into().as_ref()),
+            attempt: attempt.to_string(),
+        }
+    }
+
+    #[expect(clippy::print_stderr, reason = "this is the command line's voice")]
+    pub(crate) fn print(&self) {
+        eprintln!("{self}");
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "error: {}\n  why: {}\n  try: {}",
+            one_line(&self.what),
+            one_line(&self.why),
+            self.attempt
+        )
+    }
+}
+
+impl Error for Problem {}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Many errors print their source themselves.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Messages from servers and files may hold anything; a problem stays three lines.
+fn one_line(text: &str) -> String {
+    text.split(['\n', '\r'])
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_three_lines_whatever_servers_say() {
+        let problem = Problem::new("cannot link", "first\nsecond\n", "hawser check");
+        assert_eq!(
+            problem.to_string(),
+            "error: cannot link\n  why: first; second\n  try: hawser check"
+        );
+    }
+}
