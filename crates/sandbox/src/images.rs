@@ -33,7 +33,9 @@ impl Images {
     /// The declared image for a reference such as `docker.io/curlimages/curl:8.1@sha256:...`.
     pub fn find(&self, reference: &str) -> Option<&Image> {
         let wanted = repository(reference);
-        self.declared.iter().find(|image| repository(&image.repository) == wanted)
+        self.declared
+            .iter()
+            .find(|image| repository(&image.repository) == wanted)
     }
 }
 
@@ -41,7 +43,9 @@ impl Images {
 pub fn repository(reference: &str) -> &str {
     let name = reference.split('@').next().unwrap_or(reference);
     // A colon after the last slash starts a tag; one before it belongs to a registry's port.
-    let tag = name.rfind(':').filter(|colon| name.rfind('/').is_none_or(|slash| *colon > slash));
+    let tag = name
+        .rfind(':')
+        .filter(|colon| name.rfind('/').is_none_or(|slash| *colon > slash));
     let name = &name[..tag.unwrap_or(name.len())];
     let name = name.strip_prefix("docker.io/").unwrap_or(name);
     name.strip_prefix("library/").unwrap_or(name)
