@@ -5,3 +5,4 @@
 pub mod keys;
 pub mod ports;
 pub mod values;
+pub mod view;
