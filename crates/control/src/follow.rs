@@ -28,7 +28,12 @@ struct Follow<T, U, L, D> {
 ///
 /// A question that is refused from the start is refused as the call's own status, because some clients tell that apart
 /// from a stream that breaks. The stream ends when the process drains; clients then ask its replacement.
-pub fn follow<T, U, L, D>(view: Arc<View>, drain: CancellationToken, look: L, diff: D) -> Result<Updates<U>, Status>
+pub fn follow<T, U, L, D>(
+    view: Arc<View>,
+    drain: CancellationToken,
+    look: L,
+    diff: D,
+) -> Result<Updates<U>, Status>
 where
     T: Send + 'static,
     U: Send + 'static,
@@ -38,7 +43,14 @@ where
     let (first, changed) = view.observe(&look);
     let first = first?;
     let pending = diff(None, &first).into();
-    let follow = Follow { view, look, diff, last: Some(first), pending, changed: Some(changed) };
+    let follow = Follow {
+        view,
+        look,
+        diff,
+        last: Some(first),
+        pending,
+        changed: Some(changed),
+    };
     let updates = stream::unfold(follow, |mut follow| async move {
         loop {
             if let Some(update) = follow.pending.pop_front() {
@@ -62,7 +74,11 @@ where
 
 /// For answers that are sent whole.
 pub fn whole<T: Clone + PartialEq>(old: Option<&T>, new: &T) -> Vec<T> {
-    if old == Some(new) { vec![] } else { vec![new.clone()] }
+    if old == Some(new) {
+        vec![]
+    } else {
+        vec![new.clone()]
+    }
 }
 
 #[cfg(test)]
@@ -90,12 +106,21 @@ mod tests {
     fn a_slow_client_gets_the_latest_answer_and_nothing_twice() {
         let (view, drain) = (Arc::new(View::default()), CancellationToken::new());
         let mut updates = exists(&view, &drain);
-        assert_eq!(updates.next().now_or_never().flatten().map(Result::unwrap), Some(false));
+        assert_eq!(
+            updates.next().now_or_never().flatten().map(Result::unwrap),
+            Some(false)
+        );
         set(&view, Some(Service::default()));
         set(&view, None);
-        assert!(updates.next().now_or_never().is_none(), "back to what the client knows");
+        assert!(
+            updates.next().now_or_never().is_none(),
+            "back to what the client knows"
+        );
         set(&view, Some(Service::default()));
-        assert_eq!(updates.next().now_or_never().flatten().map(Result::unwrap), Some(true));
+        assert_eq!(
+            updates.next().now_or_never().flatten().map(Result::unwrap),
+            Some(true)
+        );
     }
 
     #[test]

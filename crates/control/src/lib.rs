@@ -1,8 +1,74 @@
 //! The control plane of the mesh: one module and one subcommand each.
 //!
-//! Processes share nothing but the Kubernetes API; what two of them must agree on is in [`values`] or in `hawser-core`.
+//! Processes share nothing but the Kubernetes API; what two of them must agree on is in [`values`] and [`mesh`] or in
+//! `hawser-core`. [`destination`] and [`policy`] answer proxies from the same kind of [`view`].
 
+pub mod destination;
+pub mod follow;
 pub mod keys;
+pub mod mesh;
+pub mod policy;
 pub mod ports;
+pub mod process;
 pub mod values;
 pub mod view;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The control plane of the mesh.
+#[derive(Debug, Parser)]
+#[command(name = "hawser-control", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Tells proxies who stands behind a name
+    Destination(destination::Args),
+    /// Tells proxies who may come in and how traffic goes out
+    Policy(policy::Args),
+}
+
+/// Runs one of the programs to its end; `args` begins with the program's own name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout, mistakes to stderr; if neither can be written, the code still says it.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "hawser-control: starting the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Destination(args) => destination::run(args).await,
+            Command::Policy(args) => policy::run(args).await,
+        }
+    });
+    // Threads that are still busy (name look-ups, for instance) must not hold up the end.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "hawser-control: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

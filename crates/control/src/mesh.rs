@@ -25,7 +25,10 @@ pub struct MeshArgs {
     /// Suffix of all identities; the cluster domain if absent
     #[arg(long)]
     pub identity_trust_domain: Option<String>,
-    #[arg(long, default_value = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8")]
+    #[arg(
+        long,
+        default_value = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8"
+    )]
     pub cluster_networks: String,
     #[arg(long, default_value = "25,587,3306,4444,5432,6379,9300,11211")]
     pub default_opaque_ports: String,
@@ -73,7 +76,11 @@ impl TryFrom<MeshArgs> for Mesh {
 
     fn try_from(args: MeshArgs) -> Result<Self, anyhow::Error> {
         Ok(Self {
-            trust_domain: args.identity_trust_domain.as_deref().unwrap_or(&args.cluster_domain).parse()?,
+            trust_domain: args
+                .identity_trust_domain
+                .as_deref()
+                .unwrap_or(&args.cluster_domain)
+                .parse()?,
             cluster_networks: networks(&args.cluster_networks)?,
             probe_networks: networks(&args.probe_networks)?,
             opaque_ports: Ports::parse(&args.default_opaque_ports),
@@ -91,7 +98,9 @@ impl TryFrom<MeshArgs> for Mesh {
 fn networks(list: &str) -> Result<Vec<IpNet>, anyhow::Error> {
     list.split(',')
         .filter(|item| !item.trim().is_empty())
-        .map(|item| network(item).ok_or_else(|| anyhow::anyhow!("{item:?} is not a network such as 10.0.0.0/8")))
+        .map(|item| {
+            network(item).ok_or_else(|| anyhow::anyhow!("{item:?} is not a network such as 10.0.0.0/8"))
+        })
         .collect()
 }
 
@@ -103,12 +112,21 @@ impl Mesh {
 
     pub fn identity(&self, pod: &Pod) -> Option<Identity> {
         let (account, namespace) = (&pod.service_account, &pod.namespace);
-        Identity::of_service_account(account, namespace, &self.control_plane_namespace, &self.trust_domain).ok()
+        Identity::of_service_account(
+            account,
+            namespace,
+            &self.control_plane_namespace,
+            &self.trust_domain,
+        )
+        .ok()
     }
 
     pub fn is_exported(&self, service: &Service) -> bool {
         self.exports.as_ref().is_none_or(|(label, values)| {
-            service.labels.get(label).is_some_and(|value| values.contains(value))
+            service
+                .labels
+                .get(label)
+                .is_some_and(|value| values.contains(value))
         })
     }
 
@@ -120,7 +138,12 @@ impl Mesh {
     pub fn is_opaque(&self, state: &State, pod: &Pod, port: u16, topics: &mut Topics) -> bool {
         topics.insert(Topic::Policy(pod.namespace.clone()));
         match policy::inbound::server(state, pod, port) {
-            Some(server) if server.protocol.as_deref().is_some_and(|protocol| protocol != "unknown") => {
+            Some(server)
+                if server
+                    .protocol
+                    .as_deref()
+                    .is_some_and(|protocol| protocol != "unknown") =>
+            {
                 server.protocol.as_deref() == Some("opaque")
             }
             _ => pod.is_opaque(port, &self.opaque_ports),
@@ -128,7 +151,10 @@ impl Mesh {
     }
 
     pub fn service_name(&self, service: &Key) -> String {
-        format!("{}.{}.svc.{}", service.name, service.namespace, self.cluster_domain)
+        format!(
+            "{}.{}.svc.{}",
+            service.name, service.namespace, self.cluster_domain
+        )
     }
 }
 
@@ -162,7 +188,10 @@ impl Target {
             None => (path, 80),
         };
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let local = host.strip_suffix(cluster_domain).and_then(|host| host.strip_suffix('.')).unwrap_or(&host);
+        let local = host
+            .strip_suffix(cluster_domain)
+            .and_then(|host| host.strip_suffix('.'))
+            .unwrap_or(&host);
         let labels: Vec<&str> = local.split('.').collect();
         let (instance, service, namespace) = match labels[..] {
             [service, namespace, "svc"] => (None, service, namespace),
@@ -172,7 +201,11 @@ impl Target {
         if labels.iter().any(|label| label.is_empty()) {
             return Err(wrong());
         }
-        Ok(Self::Service { service: Key::new(namespace, service), instance, port })
+        Ok(Self::Service {
+            service: Key::new(namespace, service),
+            instance,
+            port,
+        })
     }
 }
 
@@ -232,15 +265,31 @@ mod tests {
         for (path, expected) in [
             ("10.0.0.1:80", Target::Address("10.0.0.1:80".parse().unwrap())),
             ("[fd00::1]:80", Target::Address("[fd00::1]:80".parse().unwrap())),
-            ("web.test.svc.cluster.local:8080", service("test", "web", None, 8080)),
-            ("web.test.svc.cluster.local.:8080", service("test", "web", None, 8080)),
+            (
+                "web.test.svc.cluster.local:8080",
+                service("test", "web", None, 8080),
+            ),
+            (
+                "web.test.svc.cluster.local.:8080",
+                service("test", "web", None, 8080),
+            ),
             ("WEB.test.svc:1", service("test", "web", None, 1)),
             ("web.test.svc.cluster.local", service("test", "web", None, 80)),
-            ("db-0.db.test.svc.cluster.local:5432", service("test", "db", Some("db-0"), 5432)),
+            (
+                "db-0.db.test.svc.cluster.local:5432",
+                service("test", "db", Some("db-0"), 5432),
+            ),
         ] {
             assert_eq!(Target::parse(path, "cluster.local"), Ok(expected), "{path}");
         }
-        for wrong in ["", "example.com:80", "web.test.svc.cluster.local:x", ".test.svc:80", "a.b.c.d.svc:1", "web:80"] {
+        for wrong in [
+            "",
+            "example.com:80",
+            "web.test.svc.cluster.local:x",
+            ".test.svc:80",
+            "a.b.c.d.svc:1",
+            "web:80",
+        ] {
             assert!(Target::parse(wrong, "cluster.local").is_err(), "{wrong}");
         }
     }
@@ -248,10 +297,13 @@ mod tests {
     #[test]
     fn a_token_of_another_maker_is_nobody() {
         assert_eq!(Asker::parse("ns:test"), Asker::default());
-        assert_eq!(Asker::parse(r#"{"ns":"a","pod":"b"}"#), Asker {
-            namespace: "a".into(),
-            pod: "b".into(),
-            node: String::new()
-        });
+        assert_eq!(
+            Asker::parse(r#"{"ns":"a","pod":"b"}"#),
+            Asker {
+                namespace: "a".into(),
+                pod: "b".into(),
+                node: String::new()
+            }
+        );
     }
 }

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use linkerd2_proxy_api::destination::{
-    AddrSet, AuthorityOverride, Http2ClientParams, NoEndpoints, ProtocolHint, TlsIdentity, Update, WeightedAddr,
-    WeightedAddrSet, http2_client_params, protocol_hint, tls_identity, update,
+    AddrSet, AuthorityOverride, Http2ClientParams, NoEndpoints, ProtocolHint, TlsIdentity, Update,
+    WeightedAddr, WeightedAddrSet, http2_client_params, protocol_hint, tls_identity, update,
 };
 
 use crate::keys;
@@ -58,7 +58,9 @@ pub fn resolve(
     };
     for slice in state.slices(key) {
         if let Some(cluster) = &slice.cluster_name {
-            found.labels.extend(mirror_labels(cluster, remote_name(state, service, slice)));
+            found
+                .labels
+                .extend(mirror_labels(cluster, remote_name(state, service, slice)));
         }
         let target_port = target_port(service, slice, port);
         for endpoint in &slice.endpoints {
@@ -81,7 +83,9 @@ pub fn resolve(
             };
             if let Some(zone) = &endpoint.zone {
                 weighted.metric_labels.insert("zone".into(), zone.clone());
-                weighted.metric_labels.insert("zone_locality".into(), "unknown".into());
+                weighted
+                    .metric_labels
+                    .insert("zone_locality".into(), "unknown".into());
             }
             found.addresses.insert(address, weighted);
         }
@@ -91,10 +95,15 @@ pub fn resolve(
 
 /// Service port to endpoint port, by the port's name. A port that the Service doesn't define is taken literally.
 fn target_port(service: &Service, slice: &Slice, port: u16) -> u16 {
-    let Some(name) = service.port(port).map(|port| &port.name) else { return port };
+    let Some(name) = service.port(port).map(|port| &port.name) else {
+        return port;
+    };
     let named = slice.ports.iter().find(|(candidate, _)| candidate == name);
     // Hand-made Endpoints may leave out the name when there is only one port.
-    let only = slice.ports.first().filter(|_| slice.ports.len() == 1 && service.ports.len() == 1);
+    let only = slice
+        .ports
+        .first()
+        .filter(|_| slice.ports.len() == 1 && service.ports.len() == 1);
     named.or(only).map_or(port, |(_, number)| *number)
 }
 
@@ -120,7 +129,9 @@ pub fn pod_address(
     if !mesh.owns(pod) {
         return weighted;
     }
-    weighted.metric_labels.insert("control_plane_ns".into(), mesh.control_plane_namespace.clone());
+    weighted
+        .metric_labels
+        .insert("control_plane_ns".into(), mesh.control_plane_namespace.clone());
     let port = address.port();
     if pod.skips_inbound(port) {
         return weighted;
@@ -136,12 +147,16 @@ pub fn pod_address(
     let protocol = if opaque {
         Some(protocol_hint::Protocol::Opaque(protocol_hint::Opaque {}))
     } else {
-        mesh.h2_upgrade.then_some(protocol_hint::Protocol::H2(protocol_hint::H2 {}))
+        mesh.h2_upgrade
+            .then_some(protocol_hint::Protocol::H2(protocol_hint::H2 {}))
     };
     let opaque_transport = (opaque || mesh.transport_header).then(|| protocol_hint::OpaqueTransport {
         inbound_port: pod.proxy_inbound_port.unwrap_or(PROXY_INBOUND_PORT).into(),
     });
-    weighted.protocol_hint = Some(ProtocolHint { protocol, opaque_transport });
+    weighted.protocol_hint = Some(ProtocolHint {
+        protocol,
+        opaque_transport,
+    });
     weighted.http2 = Some(http2());
     weighted
 }
@@ -157,14 +172,18 @@ fn foreign_address(
 ) -> WeightedAddr {
     let mut weighted = plain(address, HashMap::new());
     if let Some(name) = remote_name(state, service, slice) {
-        weighted.authority_override = Some(AuthorityOverride { authority_override: format!("{name}:{port}") });
+        weighted.authority_override = Some(AuthorityOverride {
+            authority_override: format!("{name}:{port}"),
+        });
     }
     let identity = annotation(state, service, slice, keys::MIRROR_GATEWAY_IDENTITY);
     if let Some(identity) = identity.filter(|identity| !identity.is_empty()) {
         weighted.tls_identity = Some(TlsIdentity {
-            strategy: Some(tls_identity::Strategy::DnsLikeIdentity(tls_identity::DnsLikeIdentity {
-                name: identity.to_owned(),
-            })),
+            strategy: Some(tls_identity::Strategy::DnsLikeIdentity(
+                tls_identity::DnsLikeIdentity {
+                    name: identity.to_owned(),
+                },
+            )),
             server_name: None,
         });
         weighted.protocol_hint = mesh.h2_upgrade.then_some(ProtocolHint {
@@ -179,13 +198,23 @@ fn foreign_address(
 /// Slices that another controller made may lack what the Endpoints object says.
 fn annotation<'a>(state: &'a State, service: &Service, slice: &'a Slice, name: &str) -> Option<&'a str> {
     let own = slice.annotations.get(name);
-    let endpoints = || state.endpoints(&service.key()).iter().find_map(|slice| slice.annotations.get(name));
+    let endpoints = || {
+        state
+            .endpoints(&service.key())
+            .iter()
+            .find_map(|slice| slice.annotations.get(name))
+    };
     own.or_else(endpoints).map(String::as_str)
 }
 
 fn remote_name<'a>(state: &'a State, service: &'a Service, slice: &'a Slice) -> Option<&'a str> {
     annotation(state, service, slice, keys::MIRROR_REMOTE_NAME)
-        .or_else(|| service.annotations.get(keys::MIRROR_REMOTE_NAME).map(String::as_str))
+        .or_else(|| {
+            service
+                .annotations
+                .get(keys::MIRROR_REMOTE_NAME)
+                .map(String::as_str)
+        })
         .filter(|name| !name.is_empty())
 }
 
@@ -201,13 +230,23 @@ fn mirror_labels(cluster: &str, remote_name: Option<&str>) -> Vec<(String, Strin
 
 /// An address about which nothing is known.
 pub fn plain(address: SocketAddr, metric_labels: HashMap<String, String>) -> WeightedAddr {
-    WeightedAddr { addr: Some(address.into()), weight: WEIGHT, metric_labels, ..WeightedAddr::default() }
+    WeightedAddr {
+        addr: Some(address.into()),
+        weight: WEIGHT,
+        metric_labels,
+        ..WeightedAddr::default()
+    }
 }
 
 /// The name is both what the certificate must say and what the client asks for.
 fn dns_identity(identity: &str) -> TlsIdentity {
-    let name = tls_identity::DnsLikeIdentity { name: identity.to_owned() };
-    TlsIdentity { strategy: Some(tls_identity::Strategy::DnsLikeIdentity(name.clone())), server_name: Some(name) }
+    let name = tls_identity::DnsLikeIdentity {
+        name: identity.to_owned(),
+    };
+    TlsIdentity {
+        strategy: Some(tls_identity::Strategy::DnsLikeIdentity(name.clone())),
+        server_name: Some(name),
+    }
 }
 
 /// Keep-alives find out that an endpoint is gone although nobody said so.
@@ -230,14 +269,19 @@ pub fn updates(old: Option<&Endpoints>, new: &Endpoints) -> Vec<Update> {
     if new.addresses.is_empty() {
         let news = old.is_none_or(|old| !old.addresses.is_empty() || old.exists != new.exists);
         let none = NoEndpoints { exists: new.exists };
-        return news.then(|| of(update::Update::NoEndpoints(none))).into_iter().collect();
+        return news
+            .then(|| of(update::Update::NoEndpoints(none)))
+            .into_iter()
+            .collect();
     }
     // Labels belong to the set: when they change, every address is sent again.
     let same_labels = old.filter(|old| old.labels == new.labels);
     let added: Vec<WeightedAddr> = new
         .addresses
         .iter()
-        .filter(|(address, weighted)| same_labels.and_then(|old| old.addresses.get(address)) != Some(weighted))
+        .filter(|(address, weighted)| {
+            same_labels.and_then(|old| old.addresses.get(address)) != Some(weighted)
+        })
         .map(|(_, weighted)| weighted.clone())
         .collect();
     let removed: Vec<_> = old
@@ -249,7 +293,10 @@ pub fn updates(old: Option<&Endpoints>, new: &Endpoints) -> Vec<Update> {
     let mut updates = Vec::new();
     if !added.is_empty() {
         let metric_labels = new.labels.clone().into_iter().collect();
-        updates.push(of(update::Update::Add(WeightedAddrSet { addrs: added, metric_labels })));
+        updates.push(of(update::Update::Add(WeightedAddrSet {
+            addrs: added,
+            metric_labels,
+        })));
     }
     if !removed.is_empty() {
         updates.push(of(update::Update::Remove(AddrSet { addrs: removed })));

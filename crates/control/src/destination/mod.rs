@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use crate::follow::{self, Updates};
 use crate::mesh::{Asker, Mesh, MeshArgs, Target};
-use crate::process::{self, ProcessArgs};
+use crate::process::{Process, ProcessArgs};
 use crate::view::watch::{Feed, Watches};
 use crate::view::{Key, View};
 
@@ -45,16 +45,22 @@ pub const FEEDS: [Feed; 6] = [
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let mesh = Arc::new(Mesh::try_from(args.mesh)?);
-    let process = process::Process::start("destination", &args.process).await?;
+    let process = Process::start(9996, &args.process).await?;
     let view = Arc::new(View::default());
     let mut watches = Watches::start(&view, &process.client, &FEEDS);
     watches.listed().await;
     let server = server(view, mesh, process.drain.clone());
-    process.serve_grpc(args.addr, tonic::service::Routes::new(server)).await
+    process
+        .serve_grpc(args.addr, tonic::service::Routes::new(server))
+        .await
 }
 
 /// The gRPC service over a view that somebody feeds.
-pub fn server(view: Arc<View>, mesh: Arc<Mesh>, drain: CancellationToken) -> DestinationServer<impl Destination> {
+pub fn server(
+    view: Arc<View>,
+    mesh: Arc<Mesh>,
+    drain: CancellationToken,
+) -> DestinationServer<impl Destination> {
     DestinationServer::new(Answers { view, mesh, drain })
 }
 
@@ -70,15 +76,32 @@ impl Destination for Answers {
     type GetProfileStream = Updates<DestinationProfile>;
 
     async fn get(&self, request: Request<GetDestination>) -> Result<Response<Self::GetStream>, Status> {
-        let GetDestination { path, context_token, .. } = request.into_inner();
+        let GetDestination {
+            path, context_token, ..
+        } = request.into_inner();
         tracing::debug!(%path, "get");
         let target = self.target(&path)?;
-        let Target::Service { service, instance, port } = target else {
-            return Err(Status::invalid_argument("addresses have no endpoints but themselves: ask for a name"));
+        let Target::Service {
+            service,
+            instance,
+            port,
+        } = target
+        else {
+            return Err(Status::invalid_argument(
+                "addresses have no endpoints but themselves: ask for a name",
+            ));
         };
         let (mesh, asker) = (self.mesh.clone(), Asker::parse(&context_token));
         let look = move |state: &_, topics: &mut _| {
-            Ok(endpoints::resolve(&mesh, state, &service, instance.as_deref(), port, &asker, topics))
+            Ok(endpoints::resolve(
+                &mesh,
+                state,
+                &service,
+                instance.as_deref(),
+                port,
+                &asker,
+                topics,
+            ))
         };
         follow::follow(self.view.clone(), self.drain.clone(), look, endpoints::updates).map(Response::new)
     }
@@ -87,7 +110,9 @@ impl Destination for Answers {
         &self,
         request: Request<GetDestination>,
     ) -> Result<Response<Self::GetProfileStream>, Status> {
-        let GetDestination { path, context_token, .. } = request.into_inner();
+        let GetDestination {
+            path, context_token, ..
+        } = request.into_inner();
         tracing::debug!(%path, "get profile");
         let target = self.target(&path)?;
         let (mesh, asker) = (self.mesh.clone(), Asker::parse(&context_token));
@@ -98,7 +123,8 @@ impl Destination for Answers {
 
 impl Answers {
     fn target(&self, path: &str) -> Result<Target, Status> {
-        Target::parse(path, &self.mesh.cluster_domain).map_err(|error| Status::invalid_argument(error.to_string()))
+        Target::parse(path, &self.mesh.cluster_domain)
+            .map_err(|error| Status::invalid_argument(error.to_string()))
     }
 }
 

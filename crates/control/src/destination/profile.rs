@@ -24,14 +24,22 @@ pub fn profile(
 ) -> Result<DestinationProfile, Status> {
     match target {
         Target::Address(address) => Ok(of_address(mesh, state, *address, topics)),
-        Target::Service { service: key, instance, port } => {
+        Target::Service {
+            service: key,
+            instance,
+            port,
+        } => {
             topics.insert(Topic::Service(key.clone()));
             let Some(service) = state.service(key) else {
                 // What proxies take as final; after NotFound a gateway would keep its client waiting.
-                return Err(Status::failed_precondition(format!("service {key} does not exist")));
+                return Err(Status::failed_precondition(format!(
+                    "service {key} does not exist"
+                )));
             };
             if service.external_name {
-                return Err(Status::invalid_argument(format!("service {key} is only a name for {key} elsewhere")));
+                return Err(Status::invalid_argument(format!(
+                    "service {key} is only a name for {key} elsewhere"
+                )));
             }
             asker.may_ask_for(mesh, state, service, topics)?;
             Ok(match instance {
@@ -65,12 +73,21 @@ fn of_address(mesh: &Mesh, state: &State, address: SocketAddr, topics: &mut Topi
     }
 }
 
-fn of_service(mesh: &Mesh, state: &State, service: &Service, port: u16, topics: &mut Topics) -> DestinationProfile {
+fn of_service(
+    mesh: &Mesh,
+    state: &State,
+    service: &Service,
+    port: u16,
+    topics: &mut Topics,
+) -> DestinationProfile {
     let key = service.key();
     topics.insert(Topic::Service(key.clone()));
     if service.port(port).is_none() && !service.headless {
         // Nothing may override the refusal that the policy gives for a port which the Service doesn't define.
-        return DestinationProfile { retry_budget: Some(retry_budget()), ..DestinationProfile::default() };
+        return DestinationProfile {
+            retry_budget: Some(retry_budget()),
+            ..DestinationProfile::default()
+        };
     }
     DestinationProfile {
         fully_qualified_name: mesh.service_name(&key),
@@ -94,7 +111,10 @@ fn of_instance(
 ) -> DestinationProfile {
     let found = endpoints::resolve(mesh, state, service, Some(instance), port, asker, topics);
     let Some((address, endpoint)) = found.addresses.into_iter().next() else {
-        return DestinationProfile { retry_budget: Some(retry_budget()), ..DestinationProfile::default() };
+        return DestinationProfile {
+            retry_budget: Some(retry_budget()),
+            ..DestinationProfile::default()
+        };
     };
     let pod = state.pod_at(address.ip());
     DestinationProfile {
@@ -107,7 +127,10 @@ fn of_instance(
 
 /// A split whose weights are all zero counts as none, so that traffic goes to the Service itself.
 fn overrides(mesh: &Mesh, state: &State, service: &Key, port: u16) -> Vec<WeightedDst> {
-    let backends = state.split(service).map(|split| split.backends.as_slice()).unwrap_or_default();
+    let backends = state
+        .split(service)
+        .map(|split| split.backends.as_slice())
+        .unwrap_or_default();
     if backends.iter().all(|(_, weight)| weight.is_zero()) {
         return vec![];
     }

@@ -58,7 +58,11 @@ impl View {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let mut topics = Topics::new();
         let answer = question(&state, &mut topics);
-        let changed = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).subscribe(topics);
+        let changed = self
+            .subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .subscribe(topics);
         (answer, changed)
     }
 
@@ -89,7 +93,9 @@ impl Subscribers {
             self.topics.retain(|_, sender| sender.receiver_count() > 0);
             self.sweep_at = 2 * self.topics.len() + 64;
         }
-        let receivers = topics.into_iter().map(|topic| self.topics.entry(topic).or_default().subscribe());
+        let receivers = topics
+            .into_iter()
+            .map(|topic| self.topics.entry(topic).or_default().subscribe());
         Changed(receivers.collect())
     }
 }
@@ -100,7 +106,8 @@ impl Changed {
             return future::pending().await;
         }
         // A sender is dropped only when it has no receivers, so an error can't come before a change.
-        let (_, _, _) = future::select_all(self.0.iter_mut().map(|receiver| Box::pin(receiver.changed()))).await;
+        let (_, _, _) =
+            future::select_all(self.0.iter_mut().map(|receiver| Box::pin(receiver.changed()))).await;
     }
 }
 
@@ -124,7 +131,11 @@ mod tests {
         let (web, db) = (watching(&view, "web"), watching(&view, "db"));
         view.apply(Change::Service(
             Key::new("test", "web"),
-            Some(objects::Service { namespace: "test".into(), name: "web".into(), ..Default::default() }),
+            Some(objects::Service {
+                namespace: "test".into(),
+                name: "web".into(),
+                ..Default::default()
+            }),
         ));
         assert!(web.wait().now_or_never().is_some());
         assert!(db.wait().now_or_never().is_none());

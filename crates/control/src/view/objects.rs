@@ -31,7 +31,10 @@ pub struct Key {
 
 impl Key {
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     pub fn of(object: &impl ResourceExt) -> Self {
@@ -80,7 +83,8 @@ impl Service {
         addresses.extend(spec.cluster_ip.clone());
         let mut cluster_ips: Vec<IpAddr> = addresses.iter().filter_map(|ip| ip.parse().ok()).collect();
         cluster_ips.dedup();
-        let tcp = |port: &core::ServicePort| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
+        let tcp =
+            |port: &core::ServicePort| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
         Self {
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
@@ -119,7 +123,10 @@ impl Service {
     pub fn is_opaque(&self, port: u16, defaults: &Ports) -> bool {
         match self.annotations.get(keys::OPAQUE_PORTS) {
             Some(list) => Ports::parse_named(list, |name| {
-                self.ports.iter().find(|port| port.name == name).map(|port| port.port)
+                self.ports
+                    .iter()
+                    .find(|port| port.name == name)
+                    .map(|port| port.port)
             })
             .contains(port),
             None => defaults.contains(port),
@@ -154,15 +161,26 @@ pub struct Endpoint {
 impl Slice {
     pub fn of_slice(object: &discovery::EndpointSlice) -> Self {
         let namespace = object.namespace().unwrap_or_default();
-        let ports = object.ports.iter().flatten().filter(|port| {
-            port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
-        });
+        let ports = object
+            .ports
+            .iter()
+            .flatten()
+            .filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
         Self {
-            service: object.labels().get("kubernetes.io/service-name").cloned().unwrap_or_default(),
+            service: object
+                .labels()
+                .get("kubernetes.io/service-name")
+                .cloned()
+                .unwrap_or_default(),
             annotations: mesh_annotations(object.annotations()),
             cluster_name: object.labels().get(keys::MIRROR_CLUSTER_NAME).cloned(),
             ports: ports
-                .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?)))
+                .filter_map(|port| {
+                    Some((
+                        port.name.clone().unwrap_or_default(),
+                        u16::try_from(port.port?).ok()?,
+                    ))
+                })
                 .collect(),
             endpoints: object
                 .endpoints
@@ -183,7 +201,10 @@ impl Slice {
                                 .flat_map(|hints| hints.for_zones.iter().flatten())
                                 .map(|zone| zone.name.clone())
                                 .collect(),
-                            pod: endpoint.target_ref.as_ref().and_then(|target| pod_key(target, namespace)),
+                            pod: endpoint
+                                .target_ref
+                                .as_ref()
+                                .and_then(|target| pod_key(target, namespace)),
                         }
                     })
                 })
@@ -205,7 +226,10 @@ impl Slice {
             ready,
             hostname: address.hostname.clone(),
             node: address.node_name.clone(),
-            pod: address.target_ref.as_ref().and_then(|target| pod_key(target, &namespace)),
+            pod: address
+                .target_ref
+                .as_ref()
+                .and_then(|target| pod_key(target, &namespace)),
             ..Endpoint::default()
         };
         let subsets = object.subsets.iter().flatten().map(|subset| Self {
@@ -214,14 +238,25 @@ impl Slice {
                 .iter()
                 .flatten()
                 .filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
-                .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port).ok()?)))
+                .filter_map(|port| {
+                    Some((
+                        port.name.clone().unwrap_or_default(),
+                        u16::try_from(port.port).ok()?,
+                    ))
+                })
                 .collect(),
             endpoints: subset
                 .addresses
                 .iter()
                 .flatten()
                 .map(|address| endpoint(address, true))
-                .chain(subset.not_ready_addresses.iter().flatten().map(|address| endpoint(address, false)))
+                .chain(
+                    subset
+                        .not_ready_addresses
+                        .iter()
+                        .flatten()
+                        .map(|address| endpoint(address, false)),
+                )
                 .collect(),
             ..base.clone()
         });
@@ -231,8 +266,12 @@ impl Slice {
 }
 
 fn pod_key(target: &core::ObjectReference, namespace: &str) -> Option<Key> {
-    (target.kind.as_deref() == Some("Pod"))
-        .then(|| Key::new(target.namespace.as_deref().unwrap_or(namespace), target.name.as_deref().unwrap_or_default()))
+    (target.kind.as_deref() == Some("Pod")).then(|| {
+        Key::new(
+            target.namespace.as_deref().unwrap_or(namespace),
+            target.name.as_deref().unwrap_or_default(),
+        )
+    })
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -261,17 +300,31 @@ impl Pod {
     pub fn parse(object: &core::Pod) -> Self {
         let spec = object.spec.clone().unwrap_or_default();
         let status = object.status.clone().unwrap_or_default();
-        let containers: Vec<&core::Container> =
-            spec.containers.iter().chain(spec.init_containers.iter().flatten()).collect();
+        let containers: Vec<&core::Container> = spec
+            .containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+            .collect();
         let ports: Vec<(String, u16)> = containers
             .iter()
             .flat_map(|container| container.ports.iter().flatten())
-            .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.container_port).ok()?)))
+            .filter_map(|port| {
+                Some((
+                    port.name.clone().unwrap_or_default(),
+                    u16::try_from(port.container_port).ok()?,
+                ))
+            })
             .collect();
         let mut probes: BTreeMap<u16, BTreeSet<String>> = BTreeMap::new();
         for container in &containers {
-            for probe in [&container.liveness_probe, &container.readiness_probe, &container.startup_probe] {
-                let Some(http) = probe.as_ref().and_then(|probe| probe.http_get.as_ref()) else { continue };
+            for probe in [
+                &container.liveness_probe,
+                &container.readiness_probe,
+                &container.startup_probe,
+            ] {
+                let Some(http) = probe.as_ref().and_then(|probe| probe.http_get.as_ref()) else {
+                    continue;
+                };
                 let own = |name: &str| {
                     let mut ports = container.ports.iter().flatten();
                     let port = ports.find(|port| port.name.as_deref() == Some(name))?;
@@ -282,16 +335,26 @@ impl Pod {
                     IntOrString::String(name) => own(name),
                 };
                 if let Some(port) = port {
-                    probes.entry(port).or_default().insert(http.path.clone().unwrap_or_else(|| "/".into()));
+                    probes
+                        .entry(port)
+                        .or_default()
+                        .insert(http.path.clone().unwrap_or_else(|| "/".into()));
                 }
             }
         }
-        let proxy = containers.iter().find(|container| container.name == "linkerd-proxy");
+        let proxy = containers
+            .iter()
+            .find(|container| container.name == "linkerd-proxy");
         let proxy_listener = |variable: &str| {
             let env = proxy?.env.iter().flatten().find(|env| env.name == variable)?;
             env.value.as_deref()?.rsplit(':').next()?.parse().ok()
         };
-        let addresses = status.pod_ips.unwrap_or_default().into_iter().map(|ip| ip.ip).chain(status.pod_ip);
+        let addresses = status
+            .pod_ips
+            .unwrap_or_default()
+            .into_iter()
+            .map(|ip| ip.ip)
+            .chain(status.pod_ip);
         let mut ips: Vec<IpAddr> = addresses.filter_map(|ip| ip.parse().ok()).collect();
         ips.dedup();
         Self {
@@ -307,10 +370,13 @@ impl Pod {
             node: spec.node_name,
             probes,
             proxy_inbound_port: proxy_listener("LINKERD2_PROXY_INBOUND_LISTEN_ADDR"),
-            proxy_admin_ports: ["LINKERD2_PROXY_ADMIN_LISTEN_ADDR", "LINKERD2_PROXY_CONTROL_LISTEN_ADDR"]
-                .into_iter()
-                .filter_map(proxy_listener)
-                .collect(),
+            proxy_admin_ports: [
+                "LINKERD2_PROXY_ADMIN_LISTEN_ADDR",
+                "LINKERD2_PROXY_CONTROL_LISTEN_ADDR",
+            ]
+            .into_iter()
+            .filter_map(proxy_listener)
+            .collect(),
             ports,
         }
     }
@@ -320,7 +386,10 @@ impl Pod {
     }
 
     pub fn port_named(&self, name: &str) -> Option<u16> {
-        self.ports.iter().find(|(candidate, _)| candidate == name).map(|(_, port)| *port)
+        self.ports
+            .iter()
+            .find(|(candidate, _)| candidate == name)
+            .map(|(_, port)| *port)
     }
 
     /// Opaque by annotation, else by the mesh's default list.
@@ -337,7 +406,9 @@ impl Pod {
     }
 
     pub fn is_gateway(&self) -> bool {
-        self.annotations.get(keys::ENABLE_GATEWAY).is_some_and(|value| value == "true")
+        self.annotations
+            .get(keys::ENABLE_GATEWAY)
+            .is_some_and(|value| value == "true")
     }
 }
 
@@ -359,7 +430,11 @@ fn owner(pod: &core::Pod) -> Option<(String, String)> {
 /// Annotations that somebody here reads; the rest can be large (`last-applied-configuration`) and changes often.
 fn mesh_annotations(all: &Labels) -> Labels {
     all.iter()
-        .filter(|(name, _)| name.split('/').next().is_some_and(|prefix| prefix.ends_with("linkerd.io")))
+        .filter(|(name, _)| {
+            name.split('/')
+                .next()
+                .is_some_and(|prefix| prefix.ends_with("linkerd.io"))
+        })
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
@@ -382,7 +457,12 @@ impl Split {
             created: created(object),
             backends: backends
                 .iter()
-                .filter_map(|backend| Some((backend["service"].as_str()?.to_owned(), weight(&backend["weight"])?)))
+                .filter_map(|backend| {
+                    Some((
+                        backend["service"].as_str()?.to_owned(),
+                        weight(&backend["weight"])?,
+                    ))
+                })
                 .collect(),
         }
     }
@@ -398,7 +478,10 @@ fn weight(value: &Value) -> Option<Weight> {
 }
 
 fn created(object: &DynamicObject) -> String {
-    object.creation_timestamp().map(|time| time.0.to_string()).unwrap_or_default()
+    object
+        .creation_timestamp()
+        .map(|time| time.0.to_string())
+        .unwrap_or_default()
 }
 
 /// `{matchLabels, matchExpressions}`; an empty one selects everything, an unreadable one nothing.
@@ -450,10 +533,20 @@ impl Server {
             labels: object.labels().clone(),
             created: created(object),
             // Without a podSelector a Server is for something that isn't a pod.
-            pods: spec.get("podSelector").map(LabelSelector::parse).unwrap_or_default(),
+            pods: spec
+                .get("podSelector")
+                .map(LabelSelector::parse)
+                .unwrap_or_default(),
             port: match &spec["port"] {
-                Value::String(name) => name.parse().map_or_else(|_| PortRef::Name(name.clone()), PortRef::Number),
-                number => PortRef::Number(number.as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(0)),
+                Value::String(name) => name
+                    .parse()
+                    .map_or_else(|_| PortRef::Name(name.clone()), PortRef::Number),
+                number => PortRef::Number(
+                    number
+                        .as_u64()
+                        .and_then(|port| u16::try_from(port).ok())
+                        .unwrap_or(0),
+                ),
             },
             protocol: text("proxyProtocol"),
             access_policy: text("accessPolicy"),
@@ -463,7 +556,10 @@ impl Server {
     pub fn selects(&self, pod: &Pod, port: u16) -> bool {
         let port_matches = match &self.port {
             PortRef::Number(number) => *number == port,
-            PortRef::Name(name) => pod.ports.iter().any(|(candidate, number)| candidate == name && *number == port),
+            PortRef::Name(name) => pod
+                .ports
+                .iter()
+                .any(|(candidate, number)| candidate == name && *number == port),
         };
         port_matches && self.pods.matches(&pod.labels)
     }
@@ -514,7 +610,9 @@ pub struct NetworkSpec {
 /// Reads `10.0.0.0/8` or `10.1.2.3`.
 pub fn network(text: &str) -> Option<IpNet> {
     let text = text.trim();
-    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 impl ServerAuthorization {
@@ -531,7 +629,10 @@ impl ServerAuthorization {
 
     pub fn is_for(&self, server: &Server) -> bool {
         self.server_name.as_ref() == Some(&server.name)
-            || self.server_selector.as_ref().is_some_and(|selector| selector.matches(&server.labels))
+            || self
+                .server_selector
+                .as_ref()
+                .is_some_and(|selector| selector.matches(&server.labels))
     }
 }
 
@@ -558,7 +659,10 @@ impl AuthorizationPolicy {
     /// Nothing when the spec can't be read: a policy that lost a requirement would let strangers in.
     pub fn parse(object: &DynamicObject) -> Option<Self> {
         let policy: Self = serde_json::from_value(object.data["spec"].clone()).ok()?;
-        Some(Self { name: object.name_any(), ..policy })
+        Some(Self {
+            name: object.name_any(),
+            ..policy
+        })
     }
 }
 

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::objects::{
-    AuthorizationPolicy, Key, MeshTlsAuthentication, NetworkAuthentication, Pod, Server, ServerAuthorization, Service,
-    Slice, Split,
+    AuthorizationPolicy, Key, MeshTlsAuthentication, NetworkAuthentication, Pod, Server, ServerAuthorization,
+    Service, Slice, Split,
 };
 use super::{Topic, Topics};
 
@@ -66,12 +66,20 @@ impl State {
 
     /// The Service that owns a cluster IP.
     pub fn service_at(&self, ip: IpAddr) -> Option<&Service> {
-        self.service_ips.get(&ip)?.iter().next().and_then(|key| self.services.get(key))
+        self.service_ips
+            .get(&ip)?
+            .iter()
+            .next()
+            .and_then(|key| self.services.get(key))
     }
 
     /// The pod that has an address now. Finished pods and those on their node's network don't count.
     pub fn pod_at(&self, ip: IpAddr) -> Option<&Pod> {
-        self.pod_ips.get(&ip)?.iter().next().and_then(|key| self.pods.get(key))
+        self.pod_ips
+            .get(&ip)?
+            .iter()
+            .next()
+            .and_then(|key| self.pods.get(key))
     }
 
     /// All slices of a Service; its Endpoints object when it has none.
@@ -106,7 +114,11 @@ impl State {
             Change::Pod(key, new) => self.apply_pod(key, new, topics),
             Change::Split(key, new) => {
                 let namespace = key.namespace.clone();
-                for split in replace(&mut self.splits, key, new, Clone::clone).into_iter().flatten().flatten() {
+                for split in replace(&mut self.splits, key, new, Clone::clone)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                {
                     topics.insert(Topic::Service(Key::new(&namespace, split.service)));
                 }
             }
@@ -129,9 +141,10 @@ impl State {
     }
 
     fn apply_service(&mut self, key: Key, new: Option<Service>, topics: &mut Topics) {
-        let Some([old, new]) = replace(&mut self.services, key.clone(), new, |service| service.cluster_ips.clone())
-            .map(|[old, new]| [old.unwrap_or_default(), new.unwrap_or_default()])
-        else {
+        let Some([old, new]) = replace(&mut self.services, key.clone(), new, |service| {
+            service.cluster_ips.clone()
+        })
+        .map(|[old, new]| [old.unwrap_or_default(), new.unwrap_or_default()]) else {
             return;
         };
         reindex(&mut self.service_ips, &key, &old, &new);
@@ -141,9 +154,14 @@ impl State {
 
     fn apply_slice(&mut self, key: Key, new: Option<Slice>, topics: &mut Topics) {
         let namespace = key.namespace.clone();
-        let Some(both) = replace(&mut self.slices, key.clone(), new, Clone::clone) else { return };
+        let Some(both) = replace(&mut self.slices, key.clone(), new, Clone::clone) else {
+            return;
+        };
         let services = both.each_ref().map(|slice| {
-            slice.iter().map(|slice| Key::new(&namespace, &slice.service)).collect::<Vec<_>>()
+            slice
+                .iter()
+                .map(|slice| Key::new(&namespace, &slice.service))
+                .collect::<Vec<_>>()
         });
         reindex(&mut self.slices_of, &key, &services[0], &services[1]);
         let touched: BTreeSet<Key> = services.into_iter().flatten().collect();
@@ -152,7 +170,9 @@ impl State {
     }
 
     fn apply_endpoints(&mut self, key: Key, new: Option<Vec<Slice>>, topics: &mut Topics) {
-        let Some(both) = replace(&mut self.endpoints, key.clone(), new, Clone::clone) else { return };
+        let Some(both) = replace(&mut self.endpoints, key.clone(), new, Clone::clone) else {
+            return;
+        };
         let touched = BTreeSet::from([key]);
         self.relist(&touched, both.iter().flatten().flatten());
         topics.extend(touched.into_iter().map(Topic::Service));
@@ -160,7 +180,10 @@ impl State {
 
     /// Notes anew which pods these Services list. `slices` are those that changed: only their pods can be affected.
     fn relist<'a>(&mut self, services: &BTreeSet<Key>, slices: impl Iterator<Item = &'a Slice>) {
-        let mentioned: BTreeSet<&Key> = slices.flat_map(|slice| &slice.endpoints).filter_map(|e| e.pod.as_ref()).collect();
+        let mentioned: BTreeSet<&Key> = slices
+            .flat_map(|slice| &slice.endpoints)
+            .filter_map(|e| e.pod.as_ref())
+            .collect();
         for service in services {
             let listed: BTreeSet<Key> = self
                 .slices(service)
@@ -171,7 +194,10 @@ impl State {
                 .collect();
             for pod in &mentioned {
                 if listed.contains(*pod) {
-                    self.listed_by.entry((*pod).clone()).or_default().insert(service.clone());
+                    self.listed_by
+                        .entry((*pod).clone())
+                        .or_default()
+                        .insert(service.clone());
                 } else if let Some(services) = self.listed_by.get_mut(*pod) {
                     services.remove(service);
                     if services.is_empty() {
@@ -183,7 +209,13 @@ impl State {
     }
 
     fn apply_pod(&mut self, key: Key, new: Option<Pod>, topics: &mut Topics) {
-        let addresses = |pod: &Pod| if pod.finished || pod.host_network { vec![] } else { pod.ips.clone() };
+        let addresses = |pod: &Pod| {
+            if pod.finished || pod.host_network {
+                vec![]
+            } else {
+                pod.ips.clone()
+            }
+        };
         let Some([old, new]) = replace(&mut self.pods, key.clone(), new, addresses)
             .map(|[old, new]| [old.unwrap_or_default(), new.unwrap_or_default()])
         else {
@@ -191,11 +223,23 @@ impl State {
         };
         reindex(&mut self.pod_ips, &key, &old, &new);
         topics.extend(old.into_iter().chain(new).map(Topic::Ip));
-        topics.extend(self.listed_by.get(&key).into_iter().flatten().cloned().map(Topic::Service));
+        topics.extend(
+            self.listed_by
+                .get(&key)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .map(Topic::Service),
+        );
         topics.insert(Topic::Pod(key));
     }
 
-    fn apply_policy(&mut self, key: Key, topics: &mut Topics, apply: impl FnOnce(&mut Policies, String) -> bool) {
+    fn apply_policy(
+        &mut self,
+        key: Key,
+        topics: &mut Topics,
+        apply: impl FnOnce(&mut Policies, String) -> bool,
+    ) {
         if apply(self.policies.entry(key.namespace.clone()).or_default(), key.name) {
             topics.insert(Topic::Policy(key.namespace));
         }
@@ -224,7 +268,12 @@ fn changed<V: PartialEq>(map: &mut BTreeMap<String, V>, name: String, new: Optio
     replace(map, name, new, |_| ()).is_some()
 }
 
-fn reindex<I: std::hash::Hash + Eq + Clone>(index: &mut HashMap<I, BTreeSet<Key>>, key: &Key, old: &[I], new: &[I]) {
+fn reindex<I: std::hash::Hash + Eq + Clone>(
+    index: &mut HashMap<I, BTreeSet<Key>>,
+    key: &Key,
+    old: &[I],
+    new: &[I],
+) {
     for entry in old {
         if let Some(keys) = index.get_mut(entry) {
             keys.remove(key);
@@ -250,13 +299,22 @@ mod tests {
     }
 
     fn pod(ip: &str) -> Pod {
-        Pod { namespace: "test".into(), name: "web-1".into(), ips: vec![ip.parse().unwrap()], ..Pod::default() }
+        Pod {
+            namespace: "test".into(),
+            name: "web-1".into(),
+            ips: vec![ip.parse().unwrap()],
+            ..Pod::default()
+        }
     }
 
     fn slice_of(pod: &str) -> Slice {
         Slice {
             service: "web".into(),
-            endpoints: vec![Endpoint { pod: Some(Key::new("test", pod)), ready: true, ..Endpoint::default() }],
+            endpoints: vec![Endpoint {
+                pod: Some(Key::new("test", pod)),
+                ready: true,
+                ..Endpoint::default()
+            }],
             ..Slice::default()
         }
     }
@@ -266,16 +324,26 @@ mod tests {
         let mut state = State::default();
         let key = Key::new("test", "web-1");
         assert_eq!(
-            topics(&mut state, Change::Slice(Key::new("test", "web-abc"), Some(slice_of("web-1")))),
+            topics(
+                &mut state,
+                Change::Slice(Key::new("test", "web-abc"), Some(slice_of("web-1")))
+            ),
             ["Service(test/web)"]
         );
         assert_eq!(
             topics(&mut state, Change::Pod(key.clone(), Some(pod("10.0.0.1")))),
             ["Service(test/web)", "Pod(test/web-1)", "Ip(10.0.0.1)"]
         );
-        assert_eq!(topics(&mut state, Change::Pod(key.clone(), Some(pod("10.0.0.1")))), [""; 0], "nothing is new");
         assert_eq!(
-            topics(&mut state, Change::Slice(Key::new("test", "web-abc"), Some(slice_of("web-2")))),
+            topics(&mut state, Change::Pod(key.clone(), Some(pod("10.0.0.1")))),
+            [""; 0],
+            "nothing is new"
+        );
+        assert_eq!(
+            topics(
+                &mut state,
+                Change::Slice(Key::new("test", "web-abc"), Some(slice_of("web-2")))
+            ),
             ["Service(test/web)"]
         );
         assert_eq!(
@@ -289,10 +357,20 @@ mod tests {
     fn an_address_belongs_to_the_pod_that_has_it_now() {
         let mut state = State::default();
         let ip = "10.0.0.1".parse().unwrap();
-        let old = Pod { finished: true, name: "old".into(), ..pod("10.0.0.1") };
-        state.apply(Change::Pod(Key::new("test", "old"), Some(old)), &mut Topics::new());
+        let old = Pod {
+            finished: true,
+            name: "old".into(),
+            ..pod("10.0.0.1")
+        };
+        state.apply(
+            Change::Pod(Key::new("test", "old"), Some(old)),
+            &mut Topics::new(),
+        );
         assert_eq!(state.pod_at(ip), None);
-        state.apply(Change::Pod(Key::new("test", "web-1"), Some(pod("10.0.0.1"))), &mut Topics::new());
+        state.apply(
+            Change::Pod(Key::new("test", "web-1"), Some(pod("10.0.0.1"))),
+            &mut Topics::new(),
+        );
         assert_eq!(state.pod_at(ip).map(|pod| pod.name.as_str()), Some("web-1"));
     }
 
@@ -300,10 +378,22 @@ mod tests {
     fn the_latest_split_governs() {
         let mut state = State::default();
         for (name, created) in [("a", "2026-01-02"), ("b", "2026-01-01")] {
-            let split = Split { service: "web".into(), created: created.into(), ..Split::default() };
-            state.apply(Change::Split(Key::new("test", name), Some(split)), &mut Topics::new());
+            let split = Split {
+                service: "web".into(),
+                created: created.into(),
+                ..Split::default()
+            };
+            state.apply(
+                Change::Split(Key::new("test", name), Some(split)),
+                &mut Topics::new(),
+            );
         }
-        assert_eq!(state.split(&Key::new("test", "web")).map(|split| split.created.as_str()), Some("2026-01-02"));
+        assert_eq!(
+            state
+                .split(&Key::new("test", "web"))
+                .map(|split| split.created.as_str()),
+            Some("2026-01-02")
+        );
         assert_eq!(state.split(&Key::new("other", "web")), None);
     }
 
@@ -311,11 +401,20 @@ mod tests {
     fn slices_hide_the_endpoints_object() {
         let mut state = State::default();
         let web = Key::new("test", "web");
-        state.apply(Change::Endpoints(web.clone(), Some(vec![slice_of("old")])), &mut Topics::new());
+        state.apply(
+            Change::Endpoints(web.clone(), Some(vec![slice_of("old")])),
+            &mut Topics::new(),
+        );
         assert_eq!(state.slices(&web), [&slice_of("old")]);
-        state.apply(Change::Slice(Key::new("test", "web-abc"), Some(slice_of("new"))), &mut Topics::new());
+        state.apply(
+            Change::Slice(Key::new("test", "web-abc"), Some(slice_of("new"))),
+            &mut Topics::new(),
+        );
         assert_eq!(state.slices(&web), [&slice_of("new")]);
-        state.apply(Change::Slice(Key::new("test", "web-abc"), None), &mut Topics::new());
+        state.apply(
+            Change::Slice(Key::new("test", "web-abc"), None),
+            &mut Topics::new(),
+        );
         assert_eq!(state.slices(&web), [&slice_of("old")]);
     }
 }

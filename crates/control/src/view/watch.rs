@@ -55,7 +55,10 @@ pub struct Watches {
 impl Watches {
     /// Starts feeding the view.
     pub fn start(view: &Arc<View>, client: &Client, feeds: &[Feed]) -> Self {
-        let mut watches = Self { tasks: JoinSet::new(), first_lists: Vec::new() };
+        let mut watches = Self {
+            tasks: JoinSet::new(),
+            first_lists: Vec::new(),
+        };
         for feed in feeds {
             watches.follow(*feed, view.clone(), client.clone());
         }
@@ -77,66 +80,91 @@ impl Watches {
             let kind = GroupVersionKind::gvk(group, version, kind);
             Api::<DynamicObject>::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural))
         };
-        let policy = |version: &str, kind: &str, plural: &str| dynamic("policy.linkerd.io", version, kind, plural);
+        let policy =
+            |version: &str, kind: &str, plural: &str| dynamic("policy.linkerd.io", version, kind, plural);
         match feed {
-            Feed::Services => self.tasks.spawn(follow::<core::Service>(Api::all(client), view, listed, |key, object| {
-                Change::Service(key, object.map(|object| Service::parse(&object)))
-            })),
-            Feed::EndpointSlices => {
-                self.tasks.spawn(follow::<discovery::EndpointSlice>(Api::all(client), view, listed, |key, object| {
-                    Change::Slice(key, object.map(|object| Slice::of_slice(&object)))
-                }))
-            }
-            Feed::Endpoints => {
-                self.tasks.spawn(follow::<core::Endpoints>(Api::all(client), view, listed, |key, object| {
-                    Change::Endpoints(key, object.map(|object| Slice::of_endpoints(&object)))
-                }))
-            }
-            Feed::Pods => self.tasks.spawn(follow::<core::Pod>(Api::all(client), view, listed, |key, object| {
-                Change::Pod(key, object.map(|object| Pod::parse(&object)))
-            })),
+            Feed::Services => self.tasks.spawn(follow::<core::Service>(
+                Api::all(client),
+                view,
+                listed,
+                |key, object| Change::Service(key, object.map(|object| Service::parse(&object))),
+            )),
+            Feed::EndpointSlices => self.tasks.spawn(follow::<discovery::EndpointSlice>(
+                Api::all(client),
+                view,
+                listed,
+                |key, object| Change::Slice(key, object.map(|object| Slice::of_slice(&object))),
+            )),
+            Feed::Endpoints => self.tasks.spawn(follow::<core::Endpoints>(
+                Api::all(client),
+                view,
+                listed,
+                |key, object| Change::Endpoints(key, object.map(|object| Slice::of_endpoints(&object))),
+            )),
+            Feed::Pods => self.tasks.spawn(follow::<core::Pod>(
+                Api::all(client),
+                view,
+                listed,
+                |key, object| Change::Pod(key, object.map(|object| Pod::parse(&object))),
+            )),
             Feed::TrafficSplits => {
                 let api = dynamic("split.smi-spec.io", "v1alpha2", "TrafficSplit", "trafficsplits");
-                self.tasks.spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
-                    Change::Split(key, object.map(|object| Split::parse(&object)))
-                }))
+                self.tasks
+                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                        Change::Split(key, object.map(|object| Split::parse(&object)))
+                    }))
             }
             Feed::Servers => {
                 let api = policy("v1beta3", "Server", "servers");
-                self.tasks.spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
-                    Change::Server(key, object.map(|object| Server::parse(&object)))
-                }))
+                self.tasks
+                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                        Change::Server(key, object.map(|object| Server::parse(&object)))
+                    }))
             }
             Feed::ServerAuthorizations => {
                 let api = policy("v1beta1", "ServerAuthorization", "serverauthorizations");
-                self.tasks.spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
-                    Change::ServerAuthorization(key, object.map(|object| ServerAuthorization::parse(&object)))
-                }))
+                self.tasks
+                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                        Change::ServerAuthorization(
+                            key,
+                            object.map(|object| ServerAuthorization::parse(&object)),
+                        )
+                    }))
             }
             Feed::AuthorizationPolicies => {
                 let api = policy("v1alpha1", "AuthorizationPolicy", "authorizationpolicies");
-                self.tasks.spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
-                    Change::AuthorizationPolicy(key, object.and_then(|object| AuthorizationPolicy::parse(&object)))
-                }))
+                self.tasks
+                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                        Change::AuthorizationPolicy(
+                            key,
+                            object.and_then(|object| AuthorizationPolicy::parse(&object)),
+                        )
+                    }))
             }
             Feed::MeshTlsAuthentications => {
                 let api = policy("v1alpha1", "MeshTLSAuthentication", "meshtlsauthentications");
-                self.tasks.spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
-                    Change::MeshTls(key, object.and_then(|object| spec(&object)))
-                }))
+                self.tasks
+                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                        Change::MeshTls(key, object.and_then(|object| spec(&object)))
+                    }))
             }
             Feed::NetworkAuthentications => {
                 let api = policy("v1alpha1", "NetworkAuthentication", "networkauthentications");
-                self.tasks.spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
-                    Change::Network(key, object.and_then(|object| spec(&object)))
-                }))
+                self.tasks
+                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                        Change::Network(key, object.and_then(|object| spec(&object)))
+                    }))
             }
         };
     }
 }
 
-async fn follow<K>(api: Api<K>, view: Arc<View>, listed: oneshot::Sender<()>, change: fn(Key, Option<K>) -> Change)
-where
+async fn follow<K>(
+    api: Api<K>,
+    view: Arc<View>,
+    listed: oneshot::Sender<()>,
+    change: fn(Key, Option<K>) -> Change,
+) where
     K: Resource + ResourceExt + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut listed = Some(listed);
@@ -151,7 +179,7 @@ where
             Err(error) => {
                 if is_undefined(&error) {
                     tracing::debug!(%kind, "not defined in this cluster");
-                    drop(listed.take().map(|listed| listed.send(())));
+                    announce(&mut listed);
                     delay = DELAY_UNDEFINED;
                 } else {
                     tracing::warn!(%kind, error = %chain(&error), "watch failed");
@@ -174,7 +202,7 @@ where
                     view.apply(change(gone.clone(), None));
                 }
                 known = std::mem::take(&mut listing);
-                drop(listed.take().map(|listed| listed.send(())));
+                announce(&mut listed);
             }
             watcher::Event::Apply(object) => {
                 let key = Key::of(&object);
@@ -187,6 +215,13 @@ where
                 view.apply(change(key, None));
             }
         }
+    }
+}
+
+/// Whoever waited for the first list may have given up; that is no matter.
+fn announce(listed: &mut Option<oneshot::Sender<()>>) {
+    if let Some(listed) = listed.take() {
+        let _ = listed.send(());
     }
 }
 
