@@ -1,1 +1,15 @@
-fn main() {}
+//! Chores of the repository that are code and not scripts: `cargo xtask codegen`.
+
+mod kubernetes_table;
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+fn main() -> Result<()> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    match std::env::args().nth(1).as_deref() {
+        Some("codegen") => kubernetes_table::generate(&workspace),
+        _ => bail!("usage: cargo xtask codegen"),
+    }
+}

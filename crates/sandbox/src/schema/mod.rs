@@ -1,1 +1,21 @@
-//! placeholder
+//! The pure half of the Kubernetes API server: what objects look like and how they change.
+//!
+//! [`builtin`] lists the resources to serve, [`Schema`] knows the fields of one kind (built-in or CRD), [`patch`] and
+//! [`apply`] change objects, [`protobuf`] turns request bodies into JSON, [`openapi`] describes everything to kubectl.
+//! All of it works on `serde_json::Value`; nothing here knows of HTTP, storage, time or other objects.
+//!
+//! Deliberately missing: CEL rules of CRDs (`x-kubernetes-validations`) are kept in the schema but not evaluated, and
+//! descriptions are not served, so `kubectl explain` shows structure without prose.
+
+mod cause;
+mod convert;
+mod crd;
+pub mod quantity;
+mod registry;
+mod tree;
+
+pub mod patch;
+
+pub use cause::{Cause, Path, Reason};
+pub use registry::{Registry, ResourceType, Subresource, builtin};
+pub use tree::Schema;
