@@ -1,0 +1,290 @@
+//! Behaviour of the API server as clients see it, through the in-process client.
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use http::Request;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn cluster() -> Arc<Cluster> {
+    Cluster::new(ClusterOptions::default())
+}
+
+/// Sends a request as it is and gives status and JSON answer.
+async fn send(cluster: &Arc<Cluster>, method: &str, uri: &str, media: &str, body: Value) -> (u16, Value) {
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(uri)
+        .header("content-type", media)
+        .body(body)
+        .unwrap();
+    let (parts, body) = request.into_parts();
+    let response = cluster.answer(parts, body::full(body), Identity::admin()).await;
+    let status = response.status().as_u16();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (
+        status,
+        serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into())),
+    )
+}
+
+async fn get(cluster: &Arc<Cluster>, uri: &str) -> (u16, Value) {
+    send(cluster, "GET", uri, "", Value::Null).await
+}
+
+const JSON: &str = "application/json";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn map(name: &str, data: Value) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": data })
+}
+
+fn typed_map(name: &str) -> ConfigMap {
+    serde_json::from_value(map(name, json!({}))).unwrap()
+}
+
+#[tokio::test]
+async fn an_object_is_created_read_updated_patched_and_deleted() {
+    let cluster = cluster();
+    let (code, created) = send(&cluster, "POST", MAPS, JSON, map("a", json!({ "k": "1" }))).await;
+    assert_eq!(code, 201, "{created}");
+    assert_eq!(created["metadata"]["namespace"], "default");
+    let path = format!("{MAPS}/a");
+    assert_eq!(get(&cluster, &path).await, (200, created.clone()));
+
+    let mut changed = created.clone();
+    changed["data"]["k"] = "2".into();
+    let (code, updated) = send(&cluster, "PUT", &path, JSON, changed.clone()).await;
+    assert_eq!((code, &updated["data"]["k"]), (200, &json!("2")));
+    assert_eq!(updated["metadata"]["uid"], created["metadata"]["uid"]);
+    let (code, stale) = send(&cluster, "PUT", &path, JSON, changed).await;
+    assert_eq!((code, &stale["reason"]), (409, &json!("Conflict")));
+
+    let patch = json!({ "data": { "k": null, "j": "3" } });
+    let (_, patched) = send(
+        &cluster,
+        "PATCH",
+        &path,
+        "application/merge-patch+json",
+        patch.clone(),
+    )
+    .await;
+    assert_eq!(patched["data"], json!({ "j": "3" }));
+    let (_, again) = send(&cluster, "PATCH", &path, "application/merge-patch+json", patch).await;
+    assert_eq!(again, patched, "a write that changes nothing takes no revision");
+
+    let (code, deleted) = send(&cluster, "DELETE", &path, JSON, Value::Null).await;
+    assert_eq!((code, &deleted["status"]), (200, &json!("Success")));
+    let (code, missing) = get(&cluster, &path).await;
+    assert_eq!(code, 404);
+    assert_eq!(missing["message"], "configmaps \"a\" not found");
+    assert_eq!(missing["details"], json!({ "name": "a", "kind": "configmaps" }));
+}
+
+#[tokio::test]
+async fn pages_joined_are_the_list_at_the_first_pages_revision() {
+    let cluster = cluster();
+    for index in 0..7 {
+        send(&cluster, "POST", MAPS, JSON, map(&format!("m{index}"), json!({}))).await;
+    }
+    let (_, whole) = get(&cluster, MAPS).await;
+    let (_, first) = get(&cluster, &format!("{MAPS}?limit=3")).await;
+    assert_eq!(first["metadata"]["remainingItemCount"], 4);
+    send(&cluster, "DELETE", &format!("{MAPS}/m5"), JSON, Value::Null).await;
+    send(&cluster, "POST", MAPS, JSON, map("m55", json!({}))).await;
+    let mut items = first["items"].as_array().unwrap().clone();
+    let mut next = first["metadata"]["continue"].as_str().map(str::to_owned);
+    while let Some(token) = next {
+        let (code, page) = get(&cluster, &format!("{MAPS}?limit=3&continue={token}")).await;
+        assert_eq!(code, 200, "{page}");
+        assert_eq!(
+            page["metadata"]["resourceVersion"],
+            whole["metadata"]["resourceVersion"]
+        );
+        items.extend(page["items"].as_array().unwrap().clone());
+        next = page["metadata"]["continue"].as_str().map(str::to_owned);
+    }
+    assert_eq!(Value::from(items), whole["items"]);
+}
+
+#[tokio::test]
+async fn a_watch_tells_what_enters_changes_within_and_leaves_its_selection() {
+    let cluster = cluster();
+    let api: Api<ConfigMap> = Api::default_namespaced(cluster.client(Identity::admin()));
+    let revision = api
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .metadata
+        .resource_version
+        .unwrap();
+    let events = api
+        .watch(&WatchParams::default().labels("on=yes").timeout(1), &revision)
+        .await
+        .unwrap();
+    let label = |value: &str| Patch::Merge(json!({ "metadata": { "labels": { "on": value } } }));
+    let parameters = PatchParams::default();
+    api.create(&PostParams::default(), &typed_map("a")).await.unwrap();
+    api.patch("a", &parameters, &label("yes")).await.unwrap();
+    api.patch("a", &parameters, &Patch::Merge(json!({ "data": { "k": "v" } })))
+        .await
+        .unwrap();
+    let left = api.patch("a", &parameters, &label("no")).await.unwrap();
+    api.patch("a", &parameters, &label("yes")).await.unwrap();
+    api.delete("a", &DeleteParams::default()).await.unwrap();
+    let events: Vec<WatchEvent<ConfigMap>> = events.boxed().try_collect().await.unwrap();
+    let kinds: Vec<&str> = events
+        .iter()
+        .filter_map(|event| match event {
+            WatchEvent::Added(_) => Some("added"),
+            WatchEvent::Modified(_) => Some("modified"),
+            WatchEvent::Deleted(_) => Some("deleted"),
+            WatchEvent::Bookmark(_) => None,
+            WatchEvent::Error(error) => panic!("{error:?}"),
+        })
+        .collect();
+    assert_eq!(kinds, ["added", "modified", "deleted", "added", "deleted"]);
+    let WatchEvent::Deleted(gone) = &events[2] else {
+        panic!("the third event is a deletion")
+    };
+    assert_eq!(gone.metadata.resource_version, left.metadata.resource_version);
+}
+
+#[tokio::test]
+async fn an_old_revision_is_gone_and_a_future_one_times_out() {
+    tokio::time::pause();
+    let cluster = cluster();
+    cluster.store.forget();
+    let (code, gone) = get(&cluster, &format!("{MAPS}?watch=true&resourceVersion=1")).await;
+    assert_eq!((code, &gone["reason"]), (410, &json!("Expired")));
+    let (code, future) = get(&cluster, &format!("{MAPS}?resourceVersion=1000000")).await;
+    assert_eq!(
+        (code, &future["details"]["causes"][0]["reason"]),
+        (504, &json!("ResourceVersionTooLarge"))
+    );
+}
+
+#[tokio::test]
+async fn a_running_pod_is_deleted_twice_and_an_unscheduled_one_at_once() {
+    let cluster = cluster();
+    let api: Api<Pod> = Api::default_namespaced(cluster.client(Identity::admin()));
+    let pod = |name: &str, spec: Value| -> Pod {
+        serde_json::from_value(json!({ "metadata": { "name": name }, "spec": spec })).unwrap()
+    };
+    let containers = json!([{ "name": "c", "image": "i" }]);
+    api.create(
+        &PostParams::default(),
+        &pod("waiting", json!({ "containers": containers })),
+    )
+    .await
+    .unwrap();
+    api.delete("waiting", &DeleteParams::default()).await.unwrap();
+    assert!(api.get_opt("waiting").await.unwrap().is_none());
+
+    let spec = json!({ "containers": containers, "nodeName": "n", "terminationGracePeriodSeconds": 7 });
+    api.create(&PostParams::default(), &pod("running", spec))
+        .await
+        .unwrap();
+    api.delete("running", &DeleteParams::default()).await.unwrap();
+    let deleting = api.get("running").await.unwrap().metadata;
+    assert_eq!(deleting.deletion_grace_period_seconds, Some(7));
+    api.delete("running", &DeleteParams::default().grace_period(0))
+        .await
+        .unwrap();
+    assert!(api.get_opt("running").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_finalizer_holds_a_deleted_object_until_it_is_removed() {
+    let cluster = cluster();
+    let mut object = map("a", json!({}));
+    object["metadata"]["finalizers"] = json!(["x.io/hold"]);
+    send(&cluster, "POST", MAPS, JSON, object).await;
+    let path = format!("{MAPS}/a");
+    let (_, held) = send(&cluster, "DELETE", &path, JSON, Value::Null).await;
+    assert!(held["metadata"]["deletionTimestamp"].is_string());
+    let patch = json!({ "metadata": { "finalizers": null } });
+    send(&cluster, "PATCH", &path, "application/merge-patch+json", patch).await;
+    assert_eq!(get(&cluster, &path).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_namespace_stays_until_it_is_finalized() {
+    let cluster = cluster();
+    let path = "/api/v1/namespaces/default";
+    send(&cluster, "DELETE", path, JSON, Value::Null).await;
+    let (_, mut namespace) = get(&cluster, path).await;
+    assert_eq!(namespace["status"]["phase"], "Terminating");
+    namespace["spec"]["finalizers"] = json!([]);
+    send(&cluster, "PUT", &format!("{path}/finalize"), JSON, namespace).await;
+    assert_eq!(get(&cluster, path).await.0, 404);
+}
+
+#[tokio::test]
+async fn generated_names_are_filled_in_and_generation_counts_spec_changes_only() {
+    let cluster = cluster();
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let (code, created) = send(&cluster, "POST", path, JSON, json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "generateName": "web-" },
+        "spec": { "replicas": 1, "selector": { "matchLabels": { "a": "b" } }, "template": {
+            "metadata": { "labels": { "a": "b" } }, "spec": { "containers": [{ "name": "c", "image": "i" }] } } },
+    }))
+    .await;
+    assert_eq!(code, 201, "{created}");
+    let name = created["metadata"]["name"].as_str().unwrap();
+    assert_eq!((name.len(), &name[..4]), (9, "web-"));
+    let path = format!("{path}/{name}");
+    let merge = "application/merge-patch+json";
+    for (path, patch, generation) in [
+        (path.clone(), json!({ "metadata": { "labels": { "x": "y" } } }), 1),
+        (
+            format!("{path}/status"),
+            json!({ "status": { "replicas": 1 }, "spec": { "replicas": 9 } }),
+            1,
+        ),
+        (
+            path.clone(),
+            json!({ "spec": { "replicas": 2 }, "status": { "replicas": 9 } }),
+            2,
+        ),
+    ] {
+        let (code, object) = send(&cluster, "PATCH", &path, merge, patch).await;
+        assert_eq!(
+            (code, &object["metadata"]["generation"]),
+            (200, &json!(generation)),
+            "{object}"
+        );
+    }
+    let (_, object) = get(&cluster, &path).await;
+    assert_eq!(
+        (&object["spec"]["replicas"], &object["status"]["replicas"]),
+        (&json!(2), &json!(1))
+    );
+}
+
+#[tokio::test]
+async fn discovery_is_served_in_both_forms() {
+    let cluster = cluster();
+    let client = cluster.client(Identity::admin());
+    let old = client.list_core_api_resources("v1").await.unwrap();
+    assert!(
+        old.resources
+            .iter()
+            .any(|resource| resource.name == "pods" && resource.kind == "Pod")
+    );
+    let aggregated = client.list_api_groups_aggregated().await.unwrap();
+    assert!(
+        aggregated
+            .items
+            .iter()
+            .any(|group| { group.metadata.as_ref().and_then(|meta| meta.name.as_deref()) == Some("apps") })
+    );
+}
