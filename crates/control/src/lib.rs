@@ -5,8 +5,11 @@
 
 pub mod destination;
 pub mod follow;
+pub mod identity;
+pub mod injector;
 pub mod keys;
 pub mod mesh;
+pub mod notes;
 pub mod policy;
 pub mod ports;
 pub mod process;
@@ -29,10 +32,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Certifies proxies
+    Identity(identity::Args),
     /// Tells proxies who stands behind a name
     Destination(destination::Args),
     /// Tells proxies who may come in and how traffic goes out
     Policy(policy::Args),
+    /// Gives new pods their proxy
+    Injector(injector::Args),
 }
 
 /// Runs one of the programs to its end; `args` begins with the program's own name.
@@ -58,8 +65,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match cli.command {
+            Command::Identity(args) => identity::run(args).await,
             Command::Destination(args) => destination::run(args).await,
             Command::Policy(args) => policy::run(args).await,
+            Command::Injector(args) => injector::run(args).await,
         }
     });
     // Threads that are still busy (name look-ups, for instance) must not hold up the end.

@@ -184,6 +184,19 @@ impl Issuer {
     }
 }
 
+/// Whether these bytes are a PKCS#10 request and nothing else.
+pub fn is_csr(der: &[u8]) -> bool {
+    X509CertificationRequest::from_der(der).is_ok_and(|(rest, _)| rest.is_empty())
+}
+
+/// Whether a request asks for exactly this identity, so that a caller can refuse before it asks who the requester is.
+pub fn check_csr(request: &CertificateSigningRequestDer<'_>, identity: &Identity) -> Result<(), Error> {
+    let name = identity
+        .dns_name()
+        .ok_or(Error::Csr("only DNS identities are issued"))?;
+    check_request(request, name)
+}
+
 /// The identity service's rules for a request (`spec/proxy.md` 3.3).
 fn check_request(request: &CertificateSigningRequestDer<'_>, name: &str) -> Result<(), Error> {
     let (rest, parsed) =

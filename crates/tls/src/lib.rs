@@ -12,7 +12,9 @@ mod key;
 mod verify;
 
 pub use anchors::TrustAnchors;
-pub use authority::{Created, Issued, Issuer, Validity, create_issuer, create_root, create_server};
+pub use authority::{
+    Created, Issued, Issuer, Validity, check_csr, create_issuer, create_root, create_server, is_csr,
+};
 pub use credentials::{Credentials, provider};
 pub use key::{PrivateKey, csr};
 pub use verify::{Refusal, peer_identity, refusal};

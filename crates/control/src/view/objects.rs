@@ -414,7 +414,7 @@ impl Pod {
 
 /// The workload behind a pod. A ReplicaSet that a Deployment made is named after it and the template's hash, which
 /// the pod carries too; so no watch on ReplicaSets is needed.
-fn owner(pod: &core::Pod) -> Option<(String, String)> {
+pub fn owner(pod: &core::Pod) -> Option<(String, String)> {
     let owners = pod.metadata.owner_references.as_ref()?;
     let owner = owners.iter().find(|owner| owner.controller == Some(true))?;
     let hash = pod.labels().get(keys::POD_TEMPLATE_HASH);
