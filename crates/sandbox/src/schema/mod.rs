@@ -14,6 +14,7 @@ pub mod quantity;
 mod registry;
 mod tree;
 
+pub mod apply;
 pub mod patch;
 
 pub use cause::{Cause, Path, Reason};
