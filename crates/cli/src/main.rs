@@ -5,6 +5,7 @@
 //! composes; what commands do is in the modules and crates that they name.
 
 mod demo;
+mod install;
 mod problem;
 mod programs;
 
@@ -37,6 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    Install(install::InstallArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args);
     let outcome = match cli.command {
         Command::Demo(args) => demo::run(args),
+        Command::Install(args) => install::run(args),
     };
     match outcome {
         Ok(code) => code,

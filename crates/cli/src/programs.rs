@@ -8,6 +8,7 @@ type Program = fn(Vec<OsString>) -> ExitCode;
 
 /// Name and entry point of every program. Pods see the names in `/usr/local/bin`.
 const PROGRAMS: &[(&str, Program)] = &[
+    ("hawser-control", hawser_control::main),
     ("emojivoto-web", hawser_emojivoto::web::main),
     ("emojivoto-emoji-svc", hawser_emojivoto::emoji_svc::main),
     ("emojivoto-voting-svc", hawser_emojivoto::voting_svc::main),

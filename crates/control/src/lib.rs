@@ -42,6 +42,15 @@ enum Command {
     Injector(injector::Args),
 }
 
+/// Whether a program would accept these arguments (without its own name), so that whoever renders a manifest can test
+/// it.
+pub fn check_arguments(args: impl Iterator<Item = OsString>) -> Result<(), String> {
+    let args = std::iter::once(OsString::from("hawser-control")).chain(args);
+    Cli::try_parse_from(args)
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
 /// Runs one of the programs to its end; `args` begins with the program's own name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {

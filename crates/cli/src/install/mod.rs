@@ -1,0 +1,171 @@
+//! `hawser install`: the control plane as YAML, and `hawser upgrade`, which renders it again with other settings.
+//!
+//! Nothing here changes a cluster: the output goes through `kubectl apply`, so that it can be read, kept and compared.
+//! What is rendered is decided in [`manifests`], purely; where trust comes from in [`credentials`].
+
+pub(crate) mod credentials;
+pub(crate) mod manifests;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use hawser_control::values::{self, Values};
+use serde_json::Value;
+
+use self::credentials::Files;
+use crate::problem::Problem;
+
+/// Render the control plane: hawser install | kubectl apply -f -
+#[derive(Debug, clap::Args)]
+pub(crate) struct InstallArgs {
+    #[command(flatten)]
+    settings: Settings,
+    /// Print only the CustomResourceDefinitions (they are part of the whole output as well)
+    #[arg(long)]
+    crds: bool,
+    /// Accepted for compatibility: the output never depends on a cluster
+    #[arg(long, hide = true)]
+    ignore_cluster: bool,
+}
+
+/// What a mesh can be told on the command line.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Settings {
+    /// Namespace of the control plane
+    #[arg(long = "linkerd-namespace", short = 'L', default_value = "linkerd")]
+    namespace: String,
+    /// Bundle of the certificates that all proxies trust (PEM)
+    #[arg(long, value_name = "FILE")]
+    identity_trust_anchors_file: Option<PathBuf>,
+    /// Certificate of the authority that issues proxies' certificates (PEM)
+    #[arg(long, value_name = "FILE")]
+    identity_issuer_certificate_file: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    identity_issuer_key_file: Option<PathBuf>,
+    /// Suffix of all identities; the cluster domain if absent
+    #[arg(long)]
+    identity_trust_domain: Option<String>,
+    /// Set a value: name=value, as Helm reads it; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<String>,
+    /// YAML file of values; may be given more than once
+    #[arg(long, short = 'f', value_name = "FILE")]
+    values: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: InstallArgs) -> Result<ExitCode, Problem> {
+    let documents = if args.crds {
+        manifests::definitions()
+    } else {
+        let mut mesh = settle(&args.settings, Value::Object(serde_json::Map::new()))?;
+        credentials::complete(
+            &mut mesh.values,
+            &mesh.namespace,
+            &args.settings.files(),
+            SystemTime::now(),
+        )?;
+        manifests::render(&mesh)
+    };
+    print(&documents)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The control plane as YAML, with credentials of its own if the values name none. For callers in this process.
+pub(crate) fn manifests(values: &Values) -> Result<String, Problem> {
+    let mut mesh = manifests::Mesh::new(values.clone(), "linkerd");
+    credentials::complete(
+        &mut mesh.values,
+        &mesh.namespace,
+        &Files::default(),
+        SystemTime::now(),
+    )?;
+    yaml(&manifests::render(&mesh))
+}
+
+impl Settings {
+    pub(crate) fn files(&self) -> Files {
+        Files {
+            anchors: self.identity_trust_anchors_file.clone(),
+            issuer: self.identity_issuer_certificate_file.clone(),
+            key: self.identity_issuer_key_file.clone(),
+        }
+    }
+}
+
+/// Lays files and flags over what was set before.
+pub(crate) fn settle(settings: &Settings, mut overrides: Value) -> Result<manifests::Mesh, Problem> {
+    for path in &settings.values {
+        let wrong = |why: Box<dyn std::error::Error>| {
+            Problem::new(
+                format!("cannot read the values in {}", path.display()),
+                why,
+                "give a YAML file with names such as proxy.logLevel, or leave -f out",
+            )
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.into()))?;
+        values::merge(
+            &mut overrides,
+            values::yaml(&text).map_err(|error| wrong(error.into()))?,
+        );
+    }
+    for setting in &settings.set {
+        values::set(&mut overrides, setting).map_err(|error| {
+            Problem::new(
+                "cannot use a setting",
+                error,
+                "write --set proxy.logLevel=debug, with \\, for a literal comma",
+            )
+        })?;
+    }
+    if let Some(domain) = &settings.identity_trust_domain {
+        values::merge(&mut overrides, serde_json::json!({"identityTrustDomain": domain}));
+    }
+    let (values, unknown) = Values::with_overrides(overrides.clone()).map_err(|error| {
+        Problem::new(
+            "cannot use the values",
+            error,
+            "compare names and types with the documentation",
+        )
+    })?;
+    for name in unknown {
+        tracing::warn!(name, "this value is not used");
+    }
+    Ok(manifests::Mesh {
+        overrides,
+        ..manifests::Mesh::new(values, &settings.namespace)
+    })
+}
+
+fn print(documents: &[Value]) -> Result<(), Problem> {
+    let text = yaml(documents)?;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // `| head` has seen enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Problem::new(
+            "cannot write the manifests",
+            error,
+            "check the file or pipe behind standard output",
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn yaml(documents: &[Value]) -> Result<String, Problem> {
+    let mut text = String::new();
+    for document in documents {
+        text.push_str("---\n");
+        text.push_str(&serde_saphyr::to_string(document).map_err(|error| {
+            Problem::new(
+                "cannot write a manifest as YAML",
+                error,
+                "report this with the settings that you used",
+            )
+        })?);
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+    }
+    Ok(text)
+}
