@@ -1,0 +1,374 @@
+//! `hawser-control service-mirror`: mirrors the services that a linked cluster exports.
+//!
+//! Watches of both clusters become a [`snapshot`]; [`plan`] decides what the mirrors should look like; [`apply`] writes
+//! it; [`status`] reports it on the Link. The loop here joins them: it is told that something changed, looks at the
+//! whole, and does what is missing. Deletion, repair, orphan collection and restart are the same code as the ordinary
+//! case, and nothing is ever given up on. Source: `spec/multicluster.md` 3 and 6.
+
+mod apply;
+mod gateway;
+mod plan;
+mod probe;
+mod remote;
+mod snapshot;
+mod status;
+
+
+use std::time::Duration;
+
+use hawser_crd::Link;
+use hawser_crd::keys;
+use hawser_runtime::Metrics;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::lease;
+use crate::observe::{Bell, Key, Limit, Observed, chain};
+use crate::process::{Process, ProcessArgs};
+use gateway::{Gateway, GatewayKey};
+use remote::{Reach, Session, SessionKey};
+use snapshot::{Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Snapshot};
+
+/// Far more than a cluster has; a bound all the same.
+const LOCAL_MAX: Limit = Limit(100_000);
+/// Changes come in bursts (a Service and its Endpoints, a list); one plan serves them all.
+const SETTLE: Duration = Duration::from_millis(10);
+/// A look at everything without a reason, as a second line of defence.
+const REPAIR: Duration = Duration::from_secs(60);
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Mirrors the services that a linked cluster exports.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example: hawser-control service-mirror --namespace linkerd-multicluster --probe-service probe-gateway-east east")]
+pub struct Args {
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Where the Link, its credentials and the probe service live
+    #[arg(long, default_value = keys::MULTICLUSTER_NAMESPACE)]
+    pub namespace: String,
+    /// Service through which the gateway is probed; without it the gateway is taken to be alive
+    #[arg(long)]
+    pub probe_service: Option<String>,
+    /// Write EndpointSlices too (only where no EndpointSlice mirroring controller runs)
+    #[arg(long)]
+    pub write_endpoint_slices: bool,
+    /// Accepted for compatibility: headless services are mirrored behind a cluster IP
+    #[arg(long)]
+    pub enable_headless_services: bool,
+    /// Accepted for compatibility: failed writes are retried until they succeed
+    #[arg(long, hide = true)]
+    pub event_requeue_limit: Option<u32>,
+    /// Name of the Link
+    #[arg(value_name = "LINK")]
+    pub link: String,
+}
+
+/// What a mirror controller is for, apart from the cluster it runs in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub namespace: String,
+    pub link: String,
+    pub probe_service: Option<String>,
+    pub write_endpoint_slices: bool,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let process = Process::start(keys::CONTROLLER_ADMIN_PORT, &args.process).await?;
+    if args.enable_headless_services {
+        tracing::warn!("headless services are mirrored behind a cluster IP; per-pod mirrors are not available");
+    }
+    let identity = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("service-mirror-{}", std::process::id()));
+    let config = Config {
+        namespace: args.namespace,
+        link: args.link,
+        probe_service: args.probe_service.filter(|name| !name.is_empty()),
+        write_endpoint_slices: args.write_endpoint_slices,
+    };
+    let bell = Bell::default();
+    let leadership = lease::run(
+        process.client.clone(),
+        &config.namespace,
+        keys::service_mirror_lease(&config.link),
+        identity,
+        bell.clone(),
+        process.drain.clone(),
+    );
+    let leads = leadership.watch();
+    let work = mirror(process.client.clone(), config, process.metrics.clone(), leads, bell, process.drain.clone());
+    process
+        .serve(async {
+            work.await;
+            Ok(())
+        })
+        .await?;
+    leadership.released().await;
+    Ok(())
+}
+
+/// Mirrors until shutdown, while `leads` says so.
+pub async fn mirror(
+    client: Client,
+    config: Config,
+    metrics: Metrics,
+    leads: tokio::sync::watch::Receiver<bool>,
+    bell: Bell,
+    shutdown: CancellationToken,
+) {
+    let mut controller = Controller::new(client, config, metrics, bell);
+    let mut retry = RETRY_MIN;
+    let mut next = Instant::now();
+    loop {
+        tokio::select! {
+            () = controller.bell.rung() => {}
+            () = tokio::time::sleep_until(next) => {}
+            () = shutdown.cancelled() => return,
+        }
+        tokio::time::sleep(SETTLE).await;
+        let pause = if !*leads.borrow() {
+            controller.rest();
+            REPAIR
+        } else if controller.reconcile().await {
+            retry = RETRY_MIN;
+            REPAIR
+        } else {
+            let pause = retry;
+            retry = (retry * 2).min(RETRY_MAX);
+            pause
+        };
+        next = Instant::now() + pause;
+    }
+}
+
+/// The task that owns all state of one Link's mirror.
+struct Controller {
+    client: Client,
+    config: Config,
+    metrics: Metrics,
+    bell: Bell,
+    links: Observed<Link>,
+    secrets: Observed<(String, Vec<u8>)>,
+    namespaces: Observed<()>,
+    local: Option<Local>,
+    session: Option<Session>,
+    gateway: Option<Gateway>,
+}
+
+/// What is ours in this cluster. Depends on the target's name, so it follows the Link.
+struct Local {
+    cluster: String,
+    services: Observed<LocalService>,
+    endpoints: Observed<LocalEndpoints>,
+    slices: Option<Observed<LocalSlice>>,
+}
+
+impl Controller {
+    fn new(client: Client, config: Config, metrics: Metrics, bell: Bell) -> Self {
+        let own = &config.namespace;
+        let links: Api<Link> = Api::namespaced(client.clone(), own);
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), own);
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let name = config.link.clone();
+        let this_link = move |link: Link| (link.metadata.name.as_deref() == Some(&name)).then_some(link);
+        // Other Secrets of the namespace are none of our business, and aren't kept.
+        let credentials = |secret: Secret| {
+            if secret.type_.as_deref() != Some(keys::KUBECONFIG_SECRET_TYPE) {
+                return None;
+            }
+            let kubeconfig = secret.data?.remove(keys::KUBECONFIG_SECRET_KEY)?.0;
+            Some((secret.metadata.resource_version.unwrap_or_default(), kubeconfig))
+        };
+        Self {
+            links: Observed::start(links, None, LOCAL_MAX, bell.clone(), this_link),
+            secrets: Observed::start(secrets, None, LOCAL_MAX, bell.clone(), credentials),
+            namespaces: Observed::start(namespaces, None, LOCAL_MAX, bell.clone(), snapshot::namespace),
+            client,
+            config,
+            metrics,
+            bell,
+            local: None,
+            session: None,
+            gateway: None,
+        }
+    }
+
+    /// Stops what only a leader does. Mirrors stay as they are.
+    fn rest(&mut self) {
+        self.session = None;
+        self.gateway = None;
+    }
+
+    /// Looks at everything and does what is missing; says whether all of it succeeded.
+    async fn reconcile(&mut self) -> bool {
+        let Some(links) = self.links.view() else { return true };
+        let link = match links.get(&Key::new(&self.config.namespace, &self.config.link)) {
+            None => None,
+            Some(link) => match LinkView::read(link) {
+                Ok(view) => Some(view),
+                Err(error) => {
+                    // Its author will change it, which rings the bell.
+                    tracing::error!(link = self.config.link, %error, "the link can't be used");
+                    return true;
+                }
+            },
+        };
+        let cluster = link.as_ref().map_or(self.config.link.clone(), |link| link.cluster.to_string());
+        self.follow_local(&cluster);
+        self.follow_gateway(link.as_ref());
+        let unreachable = self.follow_remote(link.as_ref()).await;
+        self.report(&cluster, unreachable.as_deref());
+        let Some(snapshot) = self.snapshot(link, unreachable) else { return true };
+        let plan = plan::plan(&snapshot);
+        if !plan.writes.is_empty() {
+            let labels = [("target_cluster_name", cluster.as_str())];
+            self.metrics.add("service_mirror_endpoint_repairs", "Times mirrors were written", &labels, 1.0);
+        }
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let failures = apply::apply(&self.client, plan.writes.clone()).await;
+        if let Some(session) = &self.session {
+            for (key, uid) in &plan.skipped {
+                apply::event(&session.client, &cluster, key, uid, &now).await;
+            }
+        }
+        let Some(link) = &snapshot.link else { return failures.is_empty() };
+        let status = match &snapshot.unreachable {
+            Some(reason) => status::unreachable(&link.status, reason, &now),
+            None if snapshot.remote.is_none() => None,
+            None => status::from_verdicts(&link.status, &apply::settle(&plan, &failures), &now),
+        };
+        let reported = match status {
+            Some(status) => self.write_status(link, &status).await,
+            None => true,
+        };
+        failures.is_empty() && reported
+    }
+
+    fn follow_local(&mut self, cluster: &str) {
+        if self.local.as_ref().is_some_and(|local| local.cluster == cluster) {
+            return;
+        }
+        let ours = Some(format!("{}={cluster}", keys::CLUSTER_NAME));
+        let name = cluster.to_owned();
+        let services: Api<Service> = Api::all(self.client.clone());
+        let endpoints: Api<Endpoints> = Api::all(self.client.clone());
+        let slices: Api<EndpointSlice> = Api::all(self.client.clone());
+        self.local = Some(Local {
+            cluster: cluster.to_owned(),
+            services: Observed::start(services, None, LOCAL_MAX, self.bell.clone(), move |service| {
+                snapshot::local_service(service, &name)
+            }),
+            endpoints: Observed::start(
+                endpoints,
+                ours.clone(),
+                LOCAL_MAX,
+                self.bell.clone(),
+                snapshot::local_endpoints,
+            ),
+            slices: self
+                .config
+                .write_endpoint_slices
+                .then(|| Observed::start(slices, ours, LOCAL_MAX, self.bell.clone(), snapshot::local_slice)),
+        });
+    }
+
+    fn follow_gateway(&mut self, link: Option<&LinkView>) {
+        let key = link.and_then(|link| {
+            Some(GatewayKey {
+                cluster: link.cluster.to_string(),
+                spec: link.gateway.clone()?,
+                probe: link.probe.clone(),
+                // Through the namespace too: the name alone depends on the pod's search path.
+                probe_host: self.config.probe_service.clone(),
+            })
+        });
+        if self.gateway.as_ref().map(|gateway| &gateway.key) != key.as_ref() {
+            // The old one first: dropping it forgets its metrics.
+            self.gateway = None;
+            self.gateway = key.map(|key| Gateway::follow(key, self.metrics.clone(), self.bell.clone()));
+        }
+    }
+
+    /// Keeps a session with the target; says why there is none, if so.
+    async fn follow_remote(&mut self, link: Option<&LinkView>) -> Option<String> {
+        let Some(link) = link else {
+            self.session = None;
+            return None;
+        };
+        let secrets = self.secrets.view()?;
+        let Some(secret) = secrets.get(&Key::new(&self.config.namespace, &link.credentials)) else {
+            self.session = None;
+            return Some(format!("there is no secret {}/{} with its credentials", self.config.namespace, link.credentials));
+        };
+        let key = SessionKey { kubeconfig: secret.1.clone(), query: link.exported.query() };
+        let is_current =
+            self.session.as_ref().is_some_and(|session| session.key == key && session.reach() != Reach::Recovered);
+        if !is_current {
+            self.session = None;
+            match Session::start(key, &self.bell).await {
+                Ok(session) => self.session = Some(session),
+                Err(error) => return Some(error.to_string()),
+            }
+        }
+        let session = self.session.as_ref()?;
+        match session.reach() {
+            Reach::Down(error) => Some(error),
+            _ => session.trouble(),
+        }
+    }
+
+    fn report(&self, cluster: &str, unreachable: Option<&str>) {
+        let value = if unreachable.is_some() { 0.0 } else { 1.0 };
+        let labels = [("target_cluster_name", cluster)];
+        self.metrics.set("target_cluster_reachable", "Whether the target's API server answers", &labels, value);
+    }
+
+    /// `None` while this cluster isn't completely known.
+    fn snapshot(&self, link: Option<LinkView>, unreachable: Option<String>) -> Option<Snapshot> {
+        let local = self.local.as_ref()?;
+        let slices = match &local.slices {
+            Some(slices) => slices.view()?,
+            None => Default::default(),
+        };
+        Some(Snapshot {
+            namespace: self.config.namespace.clone(),
+            link_name: self.config.link.clone(),
+            link,
+            probe_service: self.config.probe_service.clone(),
+            write_slices: self.config.write_endpoint_slices,
+            namespaces: self.namespaces.view()?,
+            services: local.services.view()?,
+            endpoints: local.endpoints.view()?,
+            slices,
+            // An unreachable target's last view is as good as any until it answers again.
+            remote: self.session.as_ref().and_then(Session::view),
+            unreachable,
+            addresses: self.gateway.as_ref().map_or(Addresses::Unknown, Gateway::addresses),
+            gateway_is_dead: self.gateway.as_ref().is_some_and(Gateway::is_dead),
+        })
+    }
+
+    async fn write_status(&self, link: &LinkView, status: &hawser_crd::link::LinkStatus) -> bool {
+        let links: Api<Link> = Api::namespaced(self.client.clone(), &self.config.namespace);
+        let patch = json!({"metadata": {"resourceVersion": link.resource_version}, "status": status});
+        let write = links.patch_status(&self.config.link, &PatchParams::default(), &Patch::Merge(patch));
+        match tokio::time::timeout(Duration::from_secs(10), write).await {
+            Ok(Ok(_)) => true,
+            // The Link changed meanwhile; its new version is on the way to us.
+            Ok(Err(kube::Error::Api(error))) if error.code == 409 => true,
+            Ok(Err(error)) => {
+                tracing::warn!(link = self.config.link, error = chain(&error), "status of the link not written");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod scenario_tests;

@@ -1,0 +1,450 @@
+//! Scenarios for the mirror's plan, as texts.
+//!
+//! What exists is told line by line; the expectation is the list of writes and verdicts. `settled` scenarios check
+//! that a plan, carried out, leaves nothing to do.
+
+use std::sync::Arc;
+
+use hawser_crd::Link;
+use hawser_crd::link::LinkSpec;
+use hawser_crd::selector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::*;
+
+/// Reads a scenario:
+///
+/// - `link CLUSTER gateway=HOST:PORT` with `dead`, `unresolved`; `no-remote`
+/// - `namespace NAME`
+/// - `remote NS/NAME ports=NAME:PORT,... ready|empty [label=K:V] [annotation=K:V] [unexported] [version=N]`
+/// - `local service|endpoints NS/NAME [ours]`
+/// - `probe NAME`, `slices`
+fn snapshot(scenario: &str) -> Snapshot {
+    let mut snapshot = Snapshot {
+        namespace: "linkerd-multicluster".into(),
+        link_name: "east".into(),
+        remote: Some(Remote::default()),
+        ..Default::default()
+    };
+    for line in scenario.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let has = |word: &str| words.contains(&word);
+        let value = |key: &str| words.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        match words[0] {
+            "link" => {
+                let mut spec = LinkSpec {
+                    target_cluster_name: words[1].into(),
+                    target_cluster_domain: "cluster.local".into(),
+                    selector: Some(selector::from_query("mirror.linkerd.io/exported=true").unwrap()),
+                    ..Default::default()
+                };
+                if let Some((host, port)) = value("gateway").and_then(|gateway| gateway.split_once(':')) {
+                    spec.gateway_address = host.into();
+                    spec.gateway_port = port.into();
+                    spec.gateway_identity = "gateway.identity".into();
+                    spec.probe_spec.path = "/ready".into();
+                    spec.probe_spec.port = "4191".into();
+                    let addresses = host.split(',').map(|ip| ip.parse().unwrap()).collect();
+                    snapshot.addresses = Addresses::Resolved(addresses);
+                }
+                if has("unresolved") {
+                    snapshot.addresses = Addresses::Failed("no such host".into());
+                }
+                if let Some(excluded) = value("exclude") {
+                    spec.excluded_labels = vec![excluded.into()];
+                    spec.excluded_annotations = vec![excluded.into()];
+                }
+                snapshot.gateway_is_dead = has("dead");
+                snapshot.link_name = words[1].into();
+                let link = Link::new("linkerd-multicluster", words[1], spec);
+                snapshot.link = Some(LinkView::read(&link).unwrap());
+            }
+            "no-remote" => snapshot.remote = None,
+            "slices" => snapshot.write_slices = true,
+            "probe" => snapshot.probe_service = Some(words[1].into()),
+            "namespace" => {
+                snapshot.namespaces.insert(Key::new("", words[1]), Arc::new(()));
+            }
+            "remote" => {
+                let key = key(words[1]);
+                let mut service = RemoteService {
+                    resource_version: value("version").unwrap_or("7").into(),
+                    uid: "uid".into(),
+                    has_selector: !has("hand-made"),
+                    ports: value("ports").unwrap_or_default().split(',').filter_map(port).collect(),
+                    ..Default::default()
+                };
+                if !has("unexported") {
+                    service.labels.insert(keys::EXPORTED.into(), "true".into());
+                }
+                for (name, map) in [("label", &mut service.labels), ("annotation", &mut service.annotations)] {
+                    let pairs = words.iter().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+                    map.extend(pairs.filter_map(|pair| pair.split_once(':')).map(|(k, v)| (k.into(), v.into())));
+                }
+                let remote = snapshot.remote.get_or_insert_default();
+                remote.ready.insert(key.clone(), Arc::new(has("ready")));
+                remote.services.insert(key, Arc::new(service));
+            }
+            "local" => {
+                let mut labels = Map::new();
+                if has("ours") {
+                    labels.insert(keys::MIRRORED_SERVICE.into(), "true".into());
+                    labels.insert(keys::CLUSTER_NAME.into(), snapshot.link_name.clone());
+                }
+                let version = version();
+                match words[1] {
+                    "service" => {
+                        let ports = value("ports").unwrap_or_default().split(',').filter_map(port).collect();
+                        let service = LocalService { version, labels, ports, ..Default::default() };
+                        snapshot.services.insert(key(words[2]), Arc::new(service));
+                    }
+                    _ => {
+                        let subsets = if has("filled") {
+                            vec![EndpointSubset {
+                                addresses: Some(vec![address(&"192.0.2.1".parse().unwrap())]),
+                                ports: Some(vec![endpoint_port("http", "TCP", 4143)]),
+                                not_ready_addresses: None,
+                            }]
+                        } else {
+                            vec![]
+                        };
+                        let endpoints = LocalEndpoints { version, labels, subsets, ..Default::default() };
+                        snapshot.endpoints.insert(key(words[2]), Arc::new(endpoints));
+                    }
+                }
+            }
+            other => panic!("unknown line {other}"),
+        }
+    }
+    snapshot
+}
+
+fn version() -> Version {
+    Version { uid: "u1".into(), resource_version: "3".into() }
+}
+
+fn key(text: &str) -> Key {
+    let (namespace, name) = text.split_once('/').unwrap();
+    Key::new(namespace, name)
+}
+
+fn port(text: &str) -> Option<Port> {
+    let (name, port) = text.split_once(':')?;
+    let port = port.parse().unwrap();
+    Some(Port { name: name.into(), protocol: "TCP".into(), port, target: IntOrString::Int(port) })
+}
+
+fn describe(plan: &Plan) -> String {
+    let mut lines = Vec::new();
+    for write in plan.writes.values().flatten() {
+        lines.push(match write {
+            Write::Create { kind, key, object } => format!("create {kind:?} {key} {}", content(*kind, object)),
+            Write::Patch { kind, key, patch, version } => {
+                format!("patch {kind:?} {key} at {} {}", version.resource_version, content(*kind, patch))
+            }
+            Write::Delete { kind, key, version } => format!("delete {kind:?} {key} at {}", version.resource_version),
+        });
+    }
+    for (key, verdict) in &plan.verdicts {
+        lines.push(match verdict {
+            Verdict::Mirrored { .. } => format!("{key} is mirrored"),
+            Verdict::MissingNamespace => format!("{key} has no namespace"),
+            Verdict::NameConflict { local } => format!("{key} conflicts with {local}"),
+            Verdict::Failed(message) => format!("{key} failed: {message}"),
+        });
+    }
+    lines.extend(plan.skipped.iter().map(|(key, _)| format!("event on {key}")));
+    lines.join("\n")
+}
+
+fn content(kind: Kind, object: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let list = |value: &Value, show: &dyn Fn(&Value) -> String| {
+        value.as_array().map(|items| items.iter().map(show).collect::<Vec<_>>().join(",")).unwrap_or_default()
+    };
+    let port = |port: &Value| format!("{}:{}", text(&port["name"]), port["port"]);
+    match kind {
+        Kind::Service => format!("ports {}", list(&object["spec"]["ports"], &port)),
+        Kind::Endpoints => {
+            let subset = |subset: &Value| {
+                let ips = |key: &str| list(&subset[key], &|address| text(&address["ip"]));
+                format!(
+                    "ready [{}] not ready [{}] ports {}",
+                    ips("addresses"),
+                    ips("notReadyAddresses"),
+                    list(&subset["ports"], &port)
+                )
+            };
+            match list(&object["subsets"], &subset) {
+                empty if empty.is_empty() => "empty".into(),
+                subsets => subsets,
+            }
+        }
+        Kind::EndpointSlice => list(&object["endpoints"], &|endpoint| {
+            format!("{} ready={}", text(&endpoint["addresses"][0]), endpoint["conditions"]["ready"])
+        }),
+    }
+}
+
+#[track_caller]
+fn check(scenario: &str, expected: &str) {
+    let trimmed: Vec<&str> = expected.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    assert_eq!(describe(&plan(&snapshot(scenario))), trimmed.join("\n"));
+}
+
+/// Carries a plan out as an API server would, so that it can be planned again.
+fn carry_out(snapshot: &mut Snapshot, plan: &Plan) {
+    let map = |value: &Value| -> Map { serde_json::from_value(value.clone()).unwrap_or_default() };
+    for write in plan.writes.values().flatten() {
+        match write {
+            Write::Create { kind: Kind::Service, key, object } => {
+                let object: k8s_openapi::api::core::v1::Service = serde_json::from_value(object.clone()).unwrap();
+                let service = super::super::snapshot::local_service(object, "east").unwrap();
+                snapshot.services.insert(key.clone(), Arc::new(service));
+            }
+            Write::Create { kind: Kind::Endpoints, key, object } => {
+                let object = serde_json::from_value(object.clone()).unwrap();
+                let endpoints = super::super::snapshot::local_endpoints(object).unwrap();
+                snapshot.endpoints.insert(key.clone(), Arc::new(endpoints));
+            }
+            Write::Create { kind: Kind::EndpointSlice, key, object } => {
+                let object = serde_json::from_value(object.clone()).unwrap();
+                let slice = super::super::snapshot::local_slice(object).unwrap();
+                snapshot.slices.insert(key.clone(), Arc::new(slice));
+            }
+            Write::Patch { kind: Kind::Endpoints, key, patch, .. } => {
+                let mut endpoints = snapshot.endpoints[key].as_ref().clone();
+                endpoints.subsets = serde_json::from_value(patch["subsets"].clone()).unwrap();
+                let mut set = map(&patch["metadata"]["annotations"]);
+                endpoints.annotations.append(&mut set);
+                snapshot.endpoints.insert(key.clone(), Arc::new(endpoints));
+            }
+            Write::Delete { kind: Kind::Service, key, .. } => drop(snapshot.services.remove(key)),
+            Write::Delete { kind: Kind::Endpoints, key, .. } => drop(snapshot.endpoints.remove(key)),
+            other => panic!("not needed by any scenario yet: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_exported_service_gets_a_mirror_behind_the_gateway() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         namespace test
+         remote test/podinfo ports=http:9898,grpc:9999 ready
+         remote test/private ports=http:80 ready unexported",
+        "create Service test/podinfo-east ports http:9898,grpc:9999
+         create Endpoints test/podinfo-east ready [203.0.113.7] not ready [] ports http:4143,grpc:4143
+         test/podinfo is mirrored",
+    );
+}
+
+#[test]
+fn a_plan_carried_out_leaves_nothing_to_do() {
+    for extra in ["", "slices"] {
+        let mut snapshot = snapshot(&format!(
+            "link east gateway=203.0.113.7,2001:db8::7:4143
+             probe probe-gateway-east
+             namespace test
+             {extra}
+             remote test/podinfo ports=http:9898 ready label=app:podinfo annotation=config.linkerd.io/opaque-ports:25
+             remote test/idle ports=:80 empty"
+                .replace("203.0.113.7,2001:db8::7:4143", "203.0.113.7:4143")
+                .as_str()
+        ));
+        let first = plan(&snapshot);
+        assert!(!first.writes.is_empty());
+        carry_out(&mut snapshot, &first);
+        assert_eq!(plan(&snapshot).writes, BTreeMap::new());
+    }
+}
+
+#[test]
+fn mirrors_are_labelled_and_annotated_as_documented() {
+    let snapshot = snapshot(
+        "link east gateway=203.0.113.7:4143 exclude=evil/*
+         namespace test
+         remote test/podinfo ports=http:9898 ready version=4711 label=app:podinfo label=evil/x:1 label=evil2/x:1
+           annotation=config.linkerd.io/opaque-ports:25 annotation=mirror.linkerd.io/x:y annotation=evil/x:1"
+            .replace("1\n           annotation", "1 annotation")
+            .as_str(),
+    );
+    let plan = plan(&snapshot);
+    let writes = &plan.writes[&Key::new("test", "podinfo-east")];
+    let [Write::Create { object: service, .. }, Write::Create { object: endpoints, .. }] = writes.as_slice() else {
+        panic!("{writes:?}")
+    };
+    let labels = json!({
+        "mirror.linkerd.io/mirrored-service": "true", "mirror.linkerd.io/cluster-name": "east",
+        "app": "podinfo", "evil2/x": "1",
+    });
+    assert_eq!(service["metadata"]["labels"], labels);
+    assert_eq!(endpoints["metadata"]["labels"], labels);
+    assert_eq!(
+        service["metadata"]["annotations"],
+        json!({
+            "config.linkerd.io/opaque-ports": "25",
+            "mirror.linkerd.io/remote-resource-version": "4711",
+            "mirror.linkerd.io/remote-svc-fq-name": "podinfo.test.svc.cluster.local",
+        })
+    );
+    assert_eq!(
+        endpoints["metadata"]["annotations"],
+        json!({
+            "mirror.linkerd.io/remote-svc-fq-name": "podinfo.test.svc.cluster.local",
+            "mirror.linkerd.io/remote-gateway-identity": "gateway.identity",
+        })
+    );
+}
+
+#[test]
+fn an_unexported_or_deleted_service_loses_its_mirror() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         namespace test
+         remote test/private ports=http:80 ready unexported
+         local service test/private-east ours
+         local service test/gone-east ours
+         local endpoints test/gone-east ours",
+        "delete Service test/gone-east at 3
+         delete Endpoints test/gone-east at 3
+         delete Service test/private-east at 3",
+    );
+}
+
+#[test]
+fn a_service_without_ready_pods_has_a_mirror_without_endpoints() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         namespace test
+         remote test/podinfo ports=http:9898 empty",
+        "create Service test/podinfo-east ports http:9898
+         create Endpoints test/podinfo-east empty
+         test/podinfo is mirrored",
+    );
+}
+
+#[test]
+fn hand_made_endpoints_cannot_be_seen_so_they_count_as_ready() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         namespace test
+         remote test/external ports=http:80 empty hand-made",
+        "create Service test/external-east ports http:80
+         create Endpoints test/external-east ready [203.0.113.7] not ready [] ports http:4143
+         test/external is mirrored",
+    );
+}
+
+#[test]
+fn a_dead_gateway_makes_mirrors_not_ready_but_not_the_probe() {
+    check(
+        "link east gateway=203.0.113.7:4143 dead
+         probe probe-gateway-east
+         namespace test
+         remote test/podinfo ports=http:9898 ready
+         local service test/podinfo-east ours ports=http:9898
+         local endpoints test/podinfo-east ours filled",
+        "create Endpoints linkerd-multicluster/probe-gateway-east ready [203.0.113.7] not ready [] ports mc-probe:4191
+         patch Service test/podinfo-east at 3 ports http:9898
+         patch Endpoints test/podinfo-east at 3 ready [] not ready [203.0.113.7] ports http:4143
+         test/podinfo is mirrored",
+    );
+}
+
+#[test]
+fn a_foreign_service_with_the_mirrors_name_is_left_alone() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         namespace test
+         remote test/podinfo ports=http:9898 ready
+         local service test/podinfo-east ports=http:80",
+        "test/podinfo conflicts with test/podinfo-east",
+    );
+}
+
+#[test]
+fn a_missing_namespace_is_told_on_the_target() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         remote test/podinfo ports=http:9898 ready",
+        "test/podinfo has no namespace
+         event on test/podinfo",
+    );
+}
+
+#[test]
+fn names_that_get_too_long_and_services_without_ports_fail_alone() {
+    let long = "a".repeat(60);
+    check(
+        &format!(
+            "link east gateway=203.0.113.7:4143
+             namespace test
+             remote test/{long} ports=http:80 ready
+             remote test/nothing ready"
+        ),
+        &format!(
+            "test/{long} failed: Failed to create mirror service: \"{long}-east\" is 65 characters long; the limit is 63
+             test/nothing failed: Failed to create mirror service: the service exposes no ports"
+        ),
+    );
+}
+
+#[test]
+fn endpoints_keep_their_content_while_the_gateways_name_does_not_resolve() {
+    check(
+        "link east gateway=203.0.113.7:4143 unresolved
+         namespace test
+         remote test/podinfo ports=http:9898 ready
+         local service test/podinfo-east ours ports=http:9898
+         local endpoints test/podinfo-east ours filled",
+        "patch Service test/podinfo-east at 3 ports http:9898
+         test/podinfo failed: Failed to get gateway address: no such host",
+    );
+}
+
+#[test]
+fn while_the_target_is_silent_mirrors_stay_and_the_gateway_is_still_followed() {
+    check(
+        "link east gateway=203.0.113.9:4143 dead
+         no-remote
+         namespace test
+         local service test/podinfo-east ours ports=http:9898
+         local endpoints test/podinfo-east ours filled
+         local service test/idle-east ours ports=http:80
+         local endpoints test/idle-east ours",
+        "patch Endpoints test/idle-east at 3 empty
+         patch Endpoints test/podinfo-east at 3 ready [] not ready [203.0.113.9] ports http:4143",
+    );
+}
+
+#[test]
+fn without_its_link_everything_of_it_goes_and_nothing_else() {
+    let scenario = "
+         probe probe-gateway-east
+         namespace test
+         local service test/podinfo-east ours
+         local endpoints test/podinfo-east ours
+         local service test/other-east
+         local endpoints linkerd-multicluster/probe-gateway-east ours";
+    check(
+        scenario,
+        "delete Endpoints linkerd-multicluster/probe-gateway-east at 3
+         delete Service test/podinfo-east at 3
+         delete Endpoints test/podinfo-east at 3",
+    );
+}
+
+#[test]
+fn slices_are_written_where_nothing_copies_endpoints() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         slices
+         namespace test
+         remote test/podinfo ports=http:9898 ready",
+        "create Service test/podinfo-east ports http:9898
+         create Endpoints test/podinfo-east ready [203.0.113.7] not ready [] ports http:4143
+         create EndpointSlice test/podinfo-east-ipv4 203.0.113.7 ready=true
+         test/podinfo is mirrored",
+    );
+}

@@ -1,0 +1,186 @@
+//! The target cluster, as its credentials Secret lets us see it.
+//!
+//! Only what the Link's selector exports is watched, and only a bounded amount. A heartbeat tells a silent API server
+//! from a quiet one; whoever owns the session makes a new one when the server answers again, because the old
+//! connections may be dead without knowing it.
+//!
+//! The kubeconfig comes from a Secret that another cluster's administrator made: it may name no files of this pod
+//! and no programs to run, or it could send this pod's own credentials elsewhere.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Endpoints, Service};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Api, Client, Config};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::snapshot::{Remote, RemoteService, remote_endpoints, remote_service};
+use crate::observe::{Bell, Limit, Observed, chain};
+
+const EXPORTED_MAX: Limit = Limit(10_000);
+const HEARTBEAT: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteError {
+    #[error("the kubeconfig is not text")]
+    NotText,
+    #[error("reading the kubeconfig: {0}")]
+    Kubeconfig(#[from] KubeconfigError),
+    #[error("the kubeconfig has a {0}, which a link's credentials may not have")]
+    Forbidden(&'static str),
+    #[error("making a client: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// What distinguishes one session from another.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct SessionKey {
+    pub kubeconfig: Vec<u8>,
+    /// `None` selects nothing.
+    pub query: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    Up,
+    Down(String),
+    /// Was down and answers again.
+    Recovered,
+}
+
+pub(crate) struct Session {
+    pub key: SessionKey,
+    pub client: Client,
+    watches: Option<(Observed<RemoteService>, Observed<bool>)>,
+    reach: Arc<Mutex<Reach>>,
+    _heartbeat: AbortOnDropHandle<()>,
+}
+
+impl Session {
+    pub(crate) async fn start(key: SessionKey, bell: &Bell) -> Result<Self, RemoteError> {
+        let client = client(&key.kubeconfig).await?;
+        let watches = key.query.clone().map(|query| {
+            let services: Api<Service> = Api::all(client.clone());
+            // Kubernetes copies a Service's labels to its Endpoints, so one query selects both.
+            let endpoints: Api<Endpoints> = Api::all(client.clone());
+            (
+                Observed::start(services, Some(query.clone()), EXPORTED_MAX, bell.clone(), remote_service),
+                Observed::start(endpoints, Some(query), EXPORTED_MAX, bell.clone(), remote_endpoints),
+            )
+        });
+        let reach = Arc::new(Mutex::new(Reach::Up));
+        let heartbeat = tokio::spawn(heartbeat(client.clone(), reach.clone(), bell.clone()));
+        Ok(Self { key, client, watches, reach, _heartbeat: AbortOnDropHandle::new(heartbeat) })
+    }
+
+    /// The target's exports, once they are completely known.
+    pub(crate) fn view(&self) -> Option<Remote> {
+        match &self.watches {
+            Some((services, endpoints)) => Some(Remote { services: services.view()?, ready: endpoints.view()? }),
+            None => Some(Remote::default()),
+        }
+    }
+
+    pub(crate) fn reach(&self) -> Reach {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the target can't be listed although it answers: missing permissions, most likely.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let (services, endpoints) = self.watches.as_ref()?;
+        if services.view().is_some() && endpoints.view().is_some() {
+            return None;
+        }
+        services.trouble().or_else(|| endpoints.trouble())
+    }
+}
+
+async fn heartbeat(client: Client, reach: Arc<Mutex<Reach>>, bell: Bell) {
+    loop {
+        let answer = match tokio::time::timeout(TIMEOUT, client.apiserver_version()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(chain(&error)),
+            Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
+        };
+        let next = {
+            let mut reach = reach.lock().unwrap_or_else(PoisonError::into_inner);
+            let next = match (&*reach, answer) {
+                (Reach::Up, Ok(())) => Reach::Up,
+                (_, Ok(())) => Reach::Recovered,
+                (Reach::Down(first), Err(_)) => Reach::Down(first.clone()),
+                (_, Err(error)) => Reach::Down(error),
+            };
+            let changed = *reach != next;
+            *reach = next.clone();
+            changed.then_some(next)
+        };
+        if let Some(next) = next {
+            match &next {
+                Reach::Down(error) => tracing::warn!(error, "target cluster does not answer; mirrors stay as they are"),
+                _ => tracing::info!("target cluster answers again"),
+            }
+            bell.ring();
+        }
+        tokio::time::sleep(HEARTBEAT).await;
+    }
+}
+
+/// A client from a link's kubeconfig.
+pub(crate) async fn client(kubeconfig: &[u8]) -> Result<Client, RemoteError> {
+    let text = std::str::from_utf8(kubeconfig).map_err(|_| RemoteError::NotText)?;
+    let kubeconfig = Kubeconfig::from_yaml(text)?;
+    refuse_local_means(&kubeconfig)?;
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    config.connect_timeout = Some(TIMEOUT);
+    Ok(Client::try_from(config)?)
+}
+
+fn refuse_local_means(kubeconfig: &Kubeconfig) -> Result<(), RemoteError> {
+    for auth in kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref()) {
+        let forbidden = [
+            (auth.exec.is_some(), "program to run"),
+            (auth.auth_provider.is_some(), "auth provider"),
+            (auth.token_file.is_some(), "token file"),
+            (auth.client_key.is_some(), "client key file"),
+            (auth.client_certificate.is_some(), "client certificate file"),
+        ];
+        if let Some((_, what)) = forbidden.into_iter().find(|(is_set, _)| *is_set) {
+            return Err(RemoteError::Forbidden(what));
+        }
+    }
+    for cluster in kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref()) {
+        if cluster.certificate_authority.is_some() {
+            return Err(RemoteError::Forbidden("certificate authority file (inline it)"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kubeconfig(user: &str, cluster: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'{cluster}}}}}]\n\
+             users: [{{name: u, user: {{{user}}}}}]\n"
+        )
+    }
+
+    #[tokio::test]
+    async fn credentials_may_not_reach_into_this_pod() {
+        assert!(client(kubeconfig("token: t", "").as_bytes()).await.is_ok());
+        for (user, cluster, what) in [
+            ("tokenFile: /var/run/secrets/token", "", "token file"),
+            ("exec: {apiVersion: client.authentication.k8s.io/v1, command: sh}", "", "program to run"),
+            ("token: t", ", certificate-authority: /etc/passwd", "certificate authority file"),
+        ] {
+            let error = client(kubeconfig(user, cluster).as_bytes()).await.err().unwrap().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Turns what became of each exported Service into the Link's status.
+//!
+//! Pure. An entry whose meaning didn't change keeps its transition time; nothing is written when nothing changed.
+//! While the target doesn't answer, entries say so instead of pretending that they are current.
+
+use std::collections::BTreeMap;
+
+use hawser_crd::keys;
+use hawser_crd::link::{LinkCondition, LinkStatus, ObjectRef, ServiceStatus};
+
+use super::plan::Verdict;
+use crate::observe::Key;
+
+const TARGET_UNREACHABLE: &str = "TargetUnreachable";
+
+/// The status that `verdicts` call for, or `None` when the Link has it already.
+pub(crate) fn from_verdicts(previous: &LinkStatus, verdicts: &BTreeMap<Key, Verdict>, now: &str) -> Option<LinkStatus> {
+    let entries = verdicts.iter().map(|(key, verdict)| entry(key, condition(verdict), previous, now)).collect();
+    changed(previous, entries)
+}
+
+/// The status while the target doesn't answer: everything stays, and is in doubt.
+pub(crate) fn unreachable(previous: &LinkStatus, reason: &str, now: &str) -> Option<LinkStatus> {
+    let entries = previous
+        .mirror_services
+        .iter()
+        .map(|old| {
+            // The reason differs from attempt to attempt; the first one is worth as much as the last.
+            if old.conditions.first().is_some_and(|condition| condition.reason == TARGET_UNREACHABLE) {
+                return old.clone();
+            }
+            let key = Key::new(&old.remote_ref.namespace, &old.remote_ref.name);
+            let local_ref = old.conditions.first().and_then(|condition| condition.local_ref.clone());
+            let condition = LinkCondition {
+                type_: "Mirrored".into(),
+                status: "Unknown".into(),
+                reason: TARGET_UNREACHABLE.into(),
+                message: format!("The target cluster does not answer; mirrors are kept as they were: {reason}"),
+                local_ref,
+                ..Default::default()
+            };
+            entry(&key, condition, previous, now)
+        })
+        .collect();
+    changed(previous, entries)
+}
+
+fn changed(previous: &LinkStatus, mirror_services: Vec<ServiceStatus>) -> Option<LinkStatus> {
+    let status = LinkStatus { mirror_services, federated_services: previous.federated_services.clone() };
+    (status != *previous).then_some(status)
+}
+
+fn entry(key: &Key, mut condition: LinkCondition, previous: &LinkStatus, now: &str) -> ServiceStatus {
+    let remote_ref = ObjectRef::service(&key.namespace, &key.name);
+    let old = previous
+        .mirror_services
+        .iter()
+        .find(|old| old.remote_ref.name == key.name && old.remote_ref.namespace == key.namespace)
+        .and_then(|old| old.conditions.first());
+    condition.last_transition_time = match old {
+        Some(old) if old.status == condition.status && old.reason == condition.reason => {
+            // The schema's default would otherwise make every comparison fail.
+            if let (Some(new), Some(old)) = (&mut condition.local_ref, &old.local_ref) {
+                new.group.clone_from(&old.group);
+            }
+            old.last_transition_time.clone()
+        }
+        _ => now.to_owned(),
+    };
+    ServiceStatus {
+        controller_name: keys::SERVICE_MIRROR_CONTROLLER.into(),
+        remote_ref,
+        conditions: vec![condition],
+    }
+}
+
+fn condition(verdict: &Verdict) -> LinkCondition {
+    let (status, reason, message) = match verdict {
+        Verdict::Mirrored { .. } => ("True", "Mirrored", String::new()),
+        Verdict::MissingNamespace => ("False", "MissingNamespace", "Namespace does not exist".to_owned()),
+        Verdict::NameConflict { local } => {
+            ("False", "NameConflict", format!("{local} exists and does not belong to this link; it is left alone"))
+        }
+        Verdict::Failed(message) => ("False", "Error", message.clone()),
+    };
+    let local_ref = match verdict {
+        Verdict::Mirrored { local } => Some(ObjectRef::service(&local.namespace, &local.name)),
+        _ => None,
+    };
+    LinkCondition {
+        type_: "Mirrored".into(),
+        status: status.into(),
+        reason: reason.into(),
+        message,
+        local_ref,
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdicts(all: &[(&str, Verdict)]) -> BTreeMap<Key, Verdict> {
+        all.iter().map(|(name, verdict)| (Key::new("test", *name), verdict.clone())).collect()
+    }
+
+    fn mirrored() -> Verdict {
+        Verdict::Mirrored { local: Key::new("test", "web-east") }
+    }
+
+    #[test]
+    fn an_unchanged_status_is_not_written_and_keeps_its_times() {
+        let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
+        assert_eq!(from_verdicts(&first, &verdicts(&[("web", mirrored())]), "now"), None);
+        let second = from_verdicts(&first, &verdicts(&[("web", mirrored()), ("b", Verdict::MissingNamespace)]), "now");
+        let times: Vec<_> = second
+            .unwrap()
+            .mirror_services
+            .iter()
+            .map(|entry| (entry.remote_ref.name.clone(), entry.conditions[0].last_transition_time.clone()))
+            .collect();
+        assert_eq!(times, [("b".into(), "now".into()), ("web".into(), "then".into())]);
+    }
+
+    #[test]
+    fn the_last_entry_goes_too() {
+        let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
+        assert_eq!(from_verdicts(&first, &BTreeMap::new(), "now"), Some(LinkStatus::default()));
+    }
+
+    #[test]
+    fn a_silent_target_puts_every_entry_in_doubt_once() {
+        let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
+        let doubt = unreachable(&first, "timeout", "now").unwrap();
+        let condition = &doubt.mirror_services[0].conditions[0];
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("Unknown", "TargetUnreachable"));
+        assert_eq!(condition.local_ref.as_ref().unwrap().name, "web-east");
+        assert_eq!(unreachable(&doubt, "another timeout", "later"), None);
+    }
+
+    #[test]
+    fn a_name_conflict_is_told_with_the_name() {
+        let verdict = Verdict::NameConflict { local: Key::new("test", "web-east") };
+        let status = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", verdict)]), "now").unwrap();
+        let condition = &status.mirror_services[0].conditions[0];
+        assert_eq!(condition.reason, "NameConflict");
+        assert!(condition.message.starts_with("test/web-east exists"));
+    }
+}
