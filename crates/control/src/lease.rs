@@ -77,12 +77,16 @@ pub fn run(
         }
         if sender.send_replace(false) {
             // The next leader needn't wait for the lease to run out.
-            let release = json!({"spec": {"holderIdentity": ""}, "metadata": {"resourceVersion": election.version}});
-            let patch = leases.patch(&name, &PatchParams::default(), &Patch::Merge(release));
-            let _ = tokio::time::timeout(RETRY, patch).await;
+            let release =
+                json!({"spec": {"holderIdentity": ""}, "metadata": {"resourceVersion": election.version}});
+            let (params, release) = (PatchParams::default(), Patch::Merge(release));
+            let _ = tokio::time::timeout(RETRY, leases.patch(&name, &params, &release)).await;
         }
     });
-    Leadership { leads, task: AbortOnDropHandle::new(task) }
+    Leadership {
+        leads,
+        task: AbortOnDropHandle::new(task),
+    }
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +99,12 @@ struct Election {
 
 impl Election {
     /// Tries to get or keep the lease once.
-    async fn attempt(&mut self, leases: &Api<Lease>, name: &str, identity: &str) -> Result<bool, kube::Error> {
+    async fn attempt(
+        &mut self,
+        leases: &Api<Lease>,
+        name: &str,
+        identity: &str,
+    ) -> Result<bool, kube::Error> {
         let now = MicroTime(Timestamp::now());
         let Some(lease) = leases.get_opt(name).await? else {
             let lease: Lease = serde_json::from_value(json!({
@@ -116,7 +125,10 @@ impl Election {
         let holder = spec.holder_identity.unwrap_or_default();
         let mut write = json!({"renewTime": now, "leaseDurationSeconds": DURATION.as_secs()});
         if holder != identity {
-            let duration = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
+            let duration = spec
+                .lease_duration_seconds
+                .and_then(|s| u64::try_from(s).ok())
+                .map(Duration::from_secs);
             if !self.may_take(&holder, &version, duration.unwrap_or(DURATION), Instant::now()) {
                 return Ok(false);
             }
@@ -152,7 +164,9 @@ impl Election {
             Some(false) => self.renewed = None,
             None => {}
         }
-        let leads = self.renewed.is_some_and(|renewed| now.duration_since(renewed) < RENEW_DEADLINE);
+        let leads = self
+            .renewed
+            .is_some_and(|renewed| now.duration_since(renewed) < RENEW_DEADLINE);
         if !leads {
             self.renewed = None;
         }

@@ -4,12 +4,16 @@
 //! `hawser-core`. [`destination`] and [`policy`] answer proxies from the same kind of [`view`].
 
 pub mod destination;
+pub mod failover;
 pub mod follow;
 pub mod identity;
 pub mod injector;
 pub mod keys;
+pub mod lease;
 pub mod mesh;
+pub mod mirror;
 pub mod notes;
+pub mod observe;
 pub mod policy;
 pub mod ports;
 pub mod process;
@@ -40,6 +44,10 @@ enum Command {
     Policy(policy::Args),
     /// Gives new pods their proxy
     Injector(injector::Args),
+    /// Mirrors the services that a linked cluster exports
+    ServiceMirror(mirror::Args),
+    /// Moves traffic away from services that have no ready endpoints, and back
+    Failover(failover::Args),
 }
 
 /// Whether a program would accept these arguments (without its own name), so that whoever renders a manifest can test
@@ -78,6 +86,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             Command::Destination(args) => destination::run(args).await,
             Command::Policy(args) => policy::run(args).await,
             Command::Injector(args) => injector::run(args).await,
+            Command::ServiceMirror(args) => mirror::run(args).await,
+            Command::Failover(args) => failover::run(args).await,
         }
     });
     // Threads that are still busy (name look-ups, for instance) must not hold up the end.

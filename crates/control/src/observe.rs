@@ -32,7 +32,10 @@ pub struct Key {
 
 impl Key {
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     pub fn of<K: Resource>(object: &K) -> Self {
@@ -97,9 +100,16 @@ impl<T: Send + Sync + 'static> Observed<T> {
         K::DynamicType: Default,
     {
         let kind = K::kind(&K::DynamicType::default()).into_owned();
-        let state = Arc::new(Mutex::new(State { view: None, next: View::new(), trouble: None }));
-        let config =
-            watcher::Config { label_selector: labels, timeout: Some(WATCH_LIFETIME_SECONDS), ..Default::default() };
+        let state = Arc::new(Mutex::new(State {
+            view: None,
+            next: View::new(),
+            trouble: None,
+        }));
+        let config = watcher::Config {
+            label_selector: labels,
+            timeout: Some(WATCH_LIFETIME_SECONDS),
+            ..Default::default()
+        };
         let shared = Arc::clone(&state);
         let task = tokio::spawn(async move {
             let mut events = std::pin::pin!(watcher::watcher(api, config));
@@ -123,7 +133,10 @@ impl<T: Send + Sync + 'static> Observed<T> {
                 }
             }
         });
-        Self { state, _task: AbortOnDropHandle::new(task) }
+        Self {
+            state,
+            _task: AbortOnDropHandle::new(task),
+        }
     }
 
     /// The last complete view; `None` until there is one.
@@ -144,7 +157,12 @@ fn lock<T>(state: &Mutex<State<T>>) -> std::sync::MutexGuard<'_, State<T>> {
 
 impl<T> State<T> {
     /// Takes one event in; says whether the view may differ now.
-    fn absorb<K: Resource>(&mut self, event: Event<K>, limit: Limit, reduce: &impl Fn(K) -> Option<T>) -> bool {
+    fn absorb<K: Resource>(
+        &mut self,
+        event: Event<K>,
+        limit: Limit,
+        reduce: &impl Fn(K) -> Option<T>,
+    ) -> bool {
         match event {
             Event::Init => {
                 self.next.clear();
@@ -165,7 +183,10 @@ impl<T> State<T> {
             }
             Event::Delete(object) => {
                 self.trouble = None;
-                self.view.get_or_insert_default().remove(&Key::of(&object)).is_some()
+                self.view
+                    .get_or_insert_default()
+                    .remove(&Key::of(&object))
+                    .is_some()
             }
         }
     }
@@ -184,7 +205,10 @@ fn insert<K: Resource, T>(
             view.remove(&key);
         }
         Some(_) if view.len() >= limit.0 && !view.contains_key(&key) => {
-            return Some(format!("more than {} objects; {key} and others are ignored", limit.0));
+            return Some(format!(
+                "more than {} objects; {key} and others are ignored",
+                limit.0
+            ));
         }
         Some(reduced) => {
             view.insert(key, Arc::new(reduced));
@@ -221,7 +245,11 @@ mod tests {
     }
 
     fn state() -> State<String> {
-        State { view: None, next: View::new(), trouble: None }
+        State {
+            view: None,
+            next: View::new(),
+            trouble: None,
+        }
     }
 
     fn reduce(object: ConfigMap) -> Option<String> {
@@ -229,13 +257,21 @@ mod tests {
     }
 
     fn names(state: &State<String>) -> Option<Vec<String>> {
-        state.view.as_ref().map(|view| view.keys().map(|key| key.name.clone()).collect())
+        state
+            .view
+            .as_ref()
+            .map(|view| view.keys().map(|key| key.name.clone()).collect())
     }
 
     #[test]
     fn a_list_in_progress_does_not_disturb_the_view() {
         let mut state = state();
-        for event in [Event::Init, Event::InitApply(object("a")), Event::InitDone, Event::Init] {
+        for event in [
+            Event::Init,
+            Event::InitApply(object("a")),
+            Event::InitDone,
+            Event::Init,
+        ] {
             state.absorb(event, Limit(9), &reduce);
         }
         assert_eq!(names(&state), Some(vec!["a".into()]));
@@ -248,11 +284,19 @@ mod tests {
     #[test]
     fn more_objects_than_allowed_are_reported_and_not_kept() {
         let mut state = state();
-        for event in [Event::Init, Event::InitApply(object("a")), Event::InitApply(object("b")), Event::InitDone] {
+        for event in [
+            Event::Init,
+            Event::InitApply(object("a")),
+            Event::InitApply(object("b")),
+            Event::InitDone,
+        ] {
             state.absorb(event, Limit(1), &reduce);
         }
         assert_eq!(names(&state), Some(vec!["a".into()]));
-        assert_eq!(state.trouble.as_deref(), Some("more than 1 objects; test/b and others are ignored"));
+        assert_eq!(
+            state.trouble.as_deref(),
+            Some("more than 1 objects; test/b and others are ignored")
+        );
     }
 
     #[test]

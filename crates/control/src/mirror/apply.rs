@@ -43,21 +43,41 @@ async fn perform(client: &Client, write: &Write) -> Result<(), String> {
     let action = async {
         match write {
             Write::Create { kind, key, object } => {
-                let object: DynamicObject = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
-                let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() };
-                api(client, *kind, &key.namespace).create(&params, &object).await?;
+                let object: DynamicObject =
+                    serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+                let params = PostParams {
+                    field_manager: Some(FIELD_MANAGER.into()),
+                    ..Default::default()
+                };
+                api(client, *kind, &key.namespace)
+                    .create(&params, &object)
+                    .await?;
                 tracing::info!(?kind, object = %key, "created");
             }
             Write::Patch { kind, key, patch, .. } => {
-                let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() };
-                api(client, *kind, &key.namespace).patch(&key.name, &params, &Patch::Merge(patch)).await?;
+                let params = PatchParams {
+                    field_manager: Some(FIELD_MANAGER.into()),
+                    ..Default::default()
+                };
+                api(client, *kind, &key.namespace)
+                    .patch(&key.name, &params, &Patch::Merge(patch))
+                    .await?;
                 tracing::info!(?kind, object = %key, "updated");
             }
             Write::Delete { kind, key, version } => {
                 // Only the identity: a mirror that is to go may have changed since.
-                let preconditions = Preconditions { uid: Some(version.uid.clone()), resource_version: None };
-                let params = DeleteParams { preconditions: Some(preconditions), ..Default::default() };
-                match api(client, *kind, &key.namespace).delete(&key.name, &params).await {
+                let preconditions = Preconditions {
+                    uid: Some(version.uid.clone()),
+                    resource_version: None,
+                };
+                let params = DeleteParams {
+                    preconditions: Some(preconditions),
+                    ..Default::default()
+                };
+                match api(client, *kind, &key.namespace)
+                    .delete(&key.name, &params)
+                    .await
+                {
                     Ok(_) => tracing::info!(?kind, object = %key, "deleted"),
                     // Endpoints often go with their Service before we get there.
                     Err(kube::Error::Api(status)) if status.code == 404 => {}
@@ -91,7 +111,10 @@ pub(crate) fn settle(plan: &Plan, failures: &Failures) -> BTreeMap<Key, Verdict>
         },
         other => other.clone(),
     };
-    plan.verdicts.iter().map(|(key, verdict)| (key.clone(), settled(verdict))).collect()
+    plan.verdicts
+        .iter()
+        .map(|(key, verdict)| (key.clone(), settled(verdict)))
+        .collect()
 }
 
 /// Tells the users of the target's Service why it isn't mirrored here.
@@ -114,7 +137,9 @@ pub(crate) async fn event(target: &Client, cluster: &str, key: &Key, uid: &str, 
     match tokio::time::timeout(TIMEOUT, write).await {
         Ok(Ok(_)) => {}
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
-        Ok(Err(error)) => tracing::warn!(service = %key, error = chain(&error), "event on the target not written"),
+        Ok(Err(error)) => {
+            tracing::warn!(service = %key, error = chain(&error), "event on the target not written")
+        }
         Err(_) => tracing::warn!(service = %key, "event on the target not written: no answer"),
     }
 }

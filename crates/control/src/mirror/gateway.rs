@@ -46,23 +46,44 @@ impl Gateway {
         let is_dead = Arc::new(AtomicBool::new(false));
         let mut tasks = Vec::new();
         if !matches!(*lock(&addresses), Addresses::Resolved(_)) {
-            tasks.push(tokio::spawn(resolve(key.spec.hosts.clone(), addresses.clone(), bell.clone())));
+            tasks.push(tokio::spawn(resolve(
+                key.spec.hosts.clone(),
+                addresses.clone(),
+                bell.clone(),
+            )));
         }
         let labels = [("target_cluster_name", key.cluster.as_str())];
         let enabled = match (&key.probe, &key.probe_host) {
             (Some(probe), Some(host)) => {
                 let (host, port, path) = (host.clone(), probe.port, probe.path.clone());
                 let attempt = async move || probe::get(&host, port, &path).await;
-                let run =
-                    probe::run(key.cluster.clone(), Pace::of(probe), attempt, is_dead.clone(), metrics.clone(), bell);
+                let run = probe::run(
+                    key.cluster.clone(),
+                    Pace::of(probe),
+                    attempt,
+                    is_dead.clone(),
+                    metrics.clone(),
+                    bell,
+                );
                 tasks.push(tokio::spawn(run));
                 1.0
             }
             _ => 0.0,
         };
-        metrics.set("gateway_enabled", "Whether the gateway is probed", &labels, enabled);
+        metrics.set(
+            "gateway_enabled",
+            "Whether the gateway is probed",
+            &labels,
+            enabled,
+        );
         let tasks = tasks.into_iter().map(AbortOnDropHandle::new).collect();
-        Self { key, addresses, is_dead, metrics, _tasks: tasks }
+        Self {
+            key,
+            addresses,
+            is_dead,
+            metrics,
+            _tasks: tasks,
+        }
     }
 
     pub(crate) fn addresses(&self) -> Addresses {
@@ -77,7 +98,12 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         let label = ("target_cluster_name", self.key.cluster.as_str());
-        for name in ["gateway_enabled", "gateway_alive", "gateway_latency", "gateway_probe_latency_ms"] {
+        for name in [
+            "gateway_enabled",
+            "gateway_alive",
+            "gateway_latency",
+            "gateway_probe_latency_ms",
+        ] {
             self.metrics.forget(name, label);
         }
     }
@@ -156,7 +182,11 @@ mod tests {
 
     #[test]
     fn ip_addresses_need_no_resolution() {
-        let hosts = ["203.0.113.9".to_owned(), "203.0.113.10".to_owned(), "203.0.113.9".to_owned()];
+        let hosts = [
+            "203.0.113.9".to_owned(),
+            "203.0.113.10".to_owned(),
+            "203.0.113.9".to_owned(),
+        ];
         let expected = vec!["203.0.113.10".parse().unwrap(), "203.0.113.9".parse().unwrap()];
         assert_eq!(literal(&hosts), Addresses::Resolved(expected));
         assert_eq!(literal(&["gateway.example".to_owned()]), Addresses::Unknown);

@@ -13,7 +13,6 @@ mod remote;
 mod snapshot;
 mod status;
 
-
 use std::time::Duration;
 
 use hawser_crd::Link;
@@ -46,7 +45,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Mirrors the services that a linked cluster exports.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example: hawser-control service-mirror --namespace linkerd-multicluster --probe-service probe-gateway-east east")]
+#[command(
+    after_help = "Example: hawser-control service-mirror --namespace linkerd-multicluster --probe-service probe-gateway-east east"
+)]
 pub struct Args {
     #[command(flatten)]
     pub process: ProcessArgs,
@@ -82,9 +83,12 @@ pub struct Config {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start(keys::CONTROLLER_ADMIN_PORT, &args.process).await?;
     if args.enable_headless_services {
-        tracing::warn!("headless services are mirrored behind a cluster IP; per-pod mirrors are not available");
+        tracing::warn!(
+            "headless services are mirrored behind a cluster IP; per-pod mirrors are not available"
+        );
     }
-    let identity = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("service-mirror-{}", std::process::id()));
+    let identity =
+        std::env::var("HOSTNAME").unwrap_or_else(|_| format!("service-mirror-{}", std::process::id()));
     let config = Config {
         namespace: args.namespace,
         link: args.link,
@@ -101,7 +105,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         process.drain.clone(),
     );
     let leads = leadership.watch();
-    let work = mirror(process.client.clone(), config, process.metrics.clone(), leads, bell, process.drain.clone());
+    let work = mirror(
+        process.client.clone(),
+        config,
+        process.metrics.clone(),
+        leads,
+        bell,
+        process.drain.clone(),
+    );
     process
         .serve(async {
             work.await;
@@ -206,7 +217,9 @@ impl Controller {
 
     /// Looks at everything and does what is missing; says whether all of it succeeded.
     async fn reconcile(&mut self) -> bool {
-        let Some(links) = self.links.view() else { return true };
+        let Some(links) = self.links.view() else {
+            return true;
+        };
         let link = match links.get(&Key::new(&self.config.namespace, &self.config.link)) {
             None => None,
             Some(link) => match LinkView::read(link) {
@@ -218,16 +231,25 @@ impl Controller {
                 }
             },
         };
-        let cluster = link.as_ref().map_or(self.config.link.clone(), |link| link.cluster.to_string());
+        let cluster = link
+            .as_ref()
+            .map_or(self.config.link.clone(), |link| link.cluster.to_string());
         self.follow_local(&cluster);
         self.follow_gateway(link.as_ref());
         let unreachable = self.follow_remote(link.as_ref()).await;
         self.report(&cluster, unreachable.as_deref());
-        let Some(snapshot) = self.snapshot(link, unreachable) else { return true };
+        let Some(snapshot) = self.snapshot(link, unreachable) else {
+            return true;
+        };
         let plan = plan::plan(&snapshot);
         if !plan.writes.is_empty() {
             let labels = [("target_cluster_name", cluster.as_str())];
-            self.metrics.add("service_mirror_endpoint_repairs", "Times mirrors were written", &labels, 1.0);
+            self.metrics.add(
+                "service_mirror_endpoint_repairs",
+                "Times mirrors were written",
+                &labels,
+                1.0,
+            );
         }
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let failures = apply::apply(&self.client, plan.writes.clone()).await;
@@ -236,7 +258,9 @@ impl Controller {
                 apply::event(&session.client, &cluster, key, uid, &now).await;
             }
         }
-        let Some(link) = &snapshot.link else { return failures.is_empty() };
+        let Some(link) = &snapshot.link else {
+            return failures.is_empty();
+        };
         let status = match &snapshot.unreachable {
             Some(reason) => status::unreachable(&link.status, reason, &now),
             None if snapshot.remote.is_none() => None,
@@ -303,11 +327,19 @@ impl Controller {
         let secrets = self.secrets.view()?;
         let Some(secret) = secrets.get(&Key::new(&self.config.namespace, &link.credentials)) else {
             self.session = None;
-            return Some(format!("there is no secret {}/{} with its credentials", self.config.namespace, link.credentials));
+            return Some(format!(
+                "there is no secret {}/{} with its credentials",
+                self.config.namespace, link.credentials
+            ));
         };
-        let key = SessionKey { kubeconfig: secret.1.clone(), query: link.exported.query() };
-        let is_current =
-            self.session.as_ref().is_some_and(|session| session.key == key && session.reach() != Reach::Recovered);
+        let key = SessionKey {
+            kubeconfig: secret.1.clone(),
+            query: link.exported.query(),
+        };
+        let is_current = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.key == key && session.reach() != Reach::Recovered);
         if !is_current {
             self.session = None;
             match Session::start(key, &self.bell).await {
@@ -325,7 +357,12 @@ impl Controller {
     fn report(&self, cluster: &str, unreachable: Option<&str>) {
         let value = if unreachable.is_some() { 0.0 } else { 1.0 };
         let labels = [("target_cluster_name", cluster)];
-        self.metrics.set("target_cluster_reachable", "Whether the target's API server answers", &labels, value);
+        self.metrics.set(
+            "target_cluster_reachable",
+            "Whether the target's API server answers",
+            &labels,
+            value,
+        );
     }
 
     /// `None` while this cluster isn't completely known.
@@ -348,7 +385,10 @@ impl Controller {
             // An unreachable target's last view is as good as any until it answers again.
             remote: self.session.as_ref().and_then(Session::view),
             unreachable,
-            addresses: self.gateway.as_ref().map_or(Addresses::Unknown, Gateway::addresses),
+            addresses: self
+                .gateway
+                .as_ref()
+                .map_or(Addresses::Unknown, Gateway::addresses),
             gateway_is_dead: self.gateway.as_ref().is_some_and(Gateway::is_dead),
         })
     }
@@ -356,19 +396,21 @@ impl Controller {
     async fn write_status(&self, link: &LinkView, status: &hawser_crd::link::LinkStatus) -> bool {
         let links: Api<Link> = Api::namespaced(self.client.clone(), &self.config.namespace);
         let patch = json!({"metadata": {"resourceVersion": link.resource_version}, "status": status});
-        let write = links.patch_status(&self.config.link, &PatchParams::default(), &Patch::Merge(patch));
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let write = links.patch_status(&self.config.link, &params, &patch);
         match tokio::time::timeout(Duration::from_secs(10), write).await {
             Ok(Ok(_)) => true,
             // The Link changed meanwhile; its new version is on the way to us.
             Ok(Err(kube::Error::Api(error))) if error.code == 409 => true,
             Ok(Err(error)) => {
-                tracing::warn!(link = self.config.link, error = chain(&error), "status of the link not written");
+                tracing::warn!(
+                    link = self.config.link,
+                    error = chain(&error),
+                    "status of the link not written"
+                );
                 false
             }
             Err(_) => false,
         }
     }
 }
-
-#[cfg(test)]
-mod scenario_tests;

@@ -17,8 +17,8 @@ use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset};
 use serde_json::{Value, json};
 
 use super::snapshot::{
-    Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Map, Port, Remote, RemoteService, Snapshot, Version,
-    is_mirror_of,
+    Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Map, Port, Remote, RemoteService,
+    Snapshot, Version, is_mirror_of,
 };
 use crate::observe::Key;
 
@@ -54,7 +54,12 @@ pub(crate) enum Write {
     /// Fails if the object exists.
     Create { kind: Kind, key: Key, object: Value },
     /// A merge patch; fails if the object changed since.
-    Patch { kind: Kind, key: Key, version: Version, patch: Value },
+    Patch {
+        kind: Kind,
+        key: Key,
+        version: Version,
+        patch: Value,
+    },
     /// Fails if the object changed since.
     Delete { kind: Kind, key: Key, version: Version },
 }
@@ -79,10 +84,14 @@ impl Write {
 /// What became of an exported Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    Mirrored { local: Key },
+    Mirrored {
+        local: Key,
+    },
     MissingNamespace,
     /// A Service that isn't ours has the mirror's name.
-    NameConflict { local: Key },
+    NameConflict {
+        local: Key,
+    },
     Failed(String),
 }
 
@@ -121,7 +130,10 @@ fn was_skipped(link: &LinkView, key: &Key) -> bool {
     link.status.mirror_services.iter().any(|entry| {
         entry.remote_ref.name == key.name
             && entry.remote_ref.namespace == key.namespace
-            && entry.conditions.iter().any(|condition| condition.reason == "MissingNamespace")
+            && entry
+                .conditions
+                .iter()
+                .any(|condition| condition.reason == "MissingNamespace")
     })
 }
 
@@ -153,13 +165,24 @@ fn mirror_one(
         return Verdict::NameConflict { local };
     }
 
-    let mut writes: Vec<Write> =
-        service_write(&local, &mirror_service(link, key, service), found.map(AsRef::as_ref)).into_iter().collect();
+    let mut writes: Vec<Write> = service_write(
+        &local,
+        &mirror_service(link, key, service),
+        found.map(AsRef::as_ref),
+    )
+    .into_iter()
+    .collect();
     let verdict = match &snapshot.addresses {
         Addresses::Resolved(addresses) => {
             // Emptiness is about what the target could serve; liveness about whether we can get there.
             let is_empty = service.has_selector && !remote.ready.get(key).is_some_and(|ready| **ready);
-            let subsets = subsets(link, addresses, &service.ports, is_empty, snapshot.gateway_is_dead);
+            let subsets = subsets(
+                link,
+                addresses,
+                &service.ports,
+                is_empty,
+                snapshot.gateway_is_dead,
+            );
             let desired = Desired {
                 labels: endpoints_labels(link, &service.labels),
                 annotations: endpoints_annotations(link, fq_name(link, key)),
@@ -172,7 +195,9 @@ fn mirror_one(
         Addresses::Unknown if link.gateway.is_some() => {
             Verdict::Failed("Failed to get gateway address: it is being resolved".into())
         }
-        Addresses::Unknown => Verdict::Failed("Failed to get gateway address: the link has no gateway".into()),
+        Addresses::Unknown => {
+            Verdict::Failed("Failed to get gateway address: the link has no gateway".into())
+        }
     };
     plan.writes.entry(local).or_default().extend(writes);
     verdict
@@ -185,12 +210,16 @@ fn mirror_name(key: &Key, link: &LinkView) -> Result<String, hawser_core::NameEr
 
 /// The target can't be seen. Which mirrors exist stays as it is; where their gateway is and whether it lives, we know.
 fn refresh_without_remote(snapshot: &Snapshot, link: &LinkView, plan: &mut Plan) {
-    let Addresses::Resolved(addresses) = &snapshot.addresses else { return };
+    let Addresses::Resolved(addresses) = &snapshot.addresses else {
+        return;
+    };
     for (key, service) in &snapshot.services {
         if !is_mirror_of(&service.labels, link.cluster.as_str()) {
             continue;
         }
-        let Some(found) = snapshot.endpoints.get(key) else { continue };
+        let Some(found) = snapshot.endpoints.get(key) else {
+            continue;
+        };
         let is_empty = found.subsets.is_empty();
         let mut annotations = found.annotations.clone();
         if let Some(gateway) = &link.gateway {
@@ -199,9 +228,18 @@ fn refresh_without_remote(snapshot: &Snapshot, link: &LinkView, plan: &mut Plan)
         let desired = Desired {
             labels: found.labels.clone(),
             annotations,
-            subsets: subsets(link, addresses, &service.ports, is_empty, snapshot.gateway_is_dead),
+            subsets: subsets(
+                link,
+                addresses,
+                &service.ports,
+                is_empty,
+                snapshot.gateway_is_dead,
+            ),
         };
-        plan.writes.entry(key.clone()).or_default().extend(desired.writes(snapshot, key, Some(found)));
+        plan.writes
+            .entry(key.clone())
+            .or_default()
+            .extend(desired.writes(snapshot, key, Some(found)));
     }
 }
 
@@ -223,7 +261,11 @@ fn remove_all(snapshot: &Snapshot, plan: &mut Plan) {
         let key = Key::new(&snapshot.namespace, name);
         if let Some(found) = snapshot.endpoints.get(&key) {
             let version = found.version.clone();
-            plan.writes.entry(key.clone()).or_default().push(Write::Delete { kind: Kind::Endpoints, key, version });
+            plan.writes.entry(key.clone()).or_default().push(Write::Delete {
+                kind: Kind::Endpoints,
+                key,
+                version,
+            });
         }
     }
 }
@@ -232,14 +274,22 @@ fn remove(snapshot: &Snapshot, cluster: &str, keep: &dyn Fn(&Key) -> bool, plan:
     for (key, service) in &snapshot.services {
         if is_mirror_of(&service.labels, cluster) && !keep(key) {
             let version = service.version.clone();
-            let delete = Write::Delete { kind: Kind::Service, key: key.clone(), version };
+            let delete = Write::Delete {
+                kind: Kind::Service,
+                key: key.clone(),
+                version,
+            };
             plan.writes.entry(key.clone()).or_default().push(delete);
         }
     }
     for (key, endpoints) in &snapshot.endpoints {
         if is_mirror_of(&endpoints.labels, cluster) && !keep(key) {
             let version = endpoints.version.clone();
-            let delete = Write::Delete { kind: Kind::Endpoints, key: key.clone(), version };
+            let delete = Write::Delete {
+                kind: Kind::Endpoints,
+                key: key.clone(),
+                version,
+            };
             plan.writes.entry(key.clone()).or_default().push(delete);
         }
     }
@@ -248,7 +298,11 @@ fn remove(snapshot: &Snapshot, cluster: &str, keep: &dyn Fn(&Key) -> bool, plan:
         let service = labels.get(keys::LABEL_SERVICE_NAME).cloned().unwrap_or_default();
         if is_mirror_of(&labels, cluster) && !keep(&Key::new(&key.namespace, service)) {
             let version = slice.version.clone();
-            let delete = Write::Delete { kind: Kind::EndpointSlice, key: key.clone(), version };
+            let delete = Write::Delete {
+                kind: Kind::EndpointSlice,
+                key: key.clone(),
+                version,
+            };
             plan.writes.entry(key.clone()).or_default().push(delete);
         }
     }
@@ -256,10 +310,13 @@ fn remove(snapshot: &Snapshot, cluster: &str, keep: &dyn Fn(&Key) -> bool, plan:
 
 /// The probe's way to the gateway. Always ready: a gateway that nobody can reach could never be seen alive again.
 fn probe_endpoints(snapshot: &Snapshot, link: &LinkView, plan: &mut Plan) {
-    let (Some(name), Some(probe), Some(gateway)) = (&snapshot.probe_service, &link.probe, &link.gateway) else {
+    let (Some(name), Some(probe), Some(gateway)) = (&snapshot.probe_service, &link.probe, &link.gateway)
+    else {
         return;
     };
-    let Addresses::Resolved(addresses) = &snapshot.addresses else { return };
+    let Addresses::Resolved(addresses) = &snapshot.addresses else {
+        return;
+    };
     let key = Key::new(&snapshot.namespace, name);
     let found = snapshot.endpoints.get(&key).map(AsRef::as_ref);
     let cluster = link.cluster.to_string();
@@ -307,14 +364,23 @@ fn mirror_service(link: &LinkView, key: &Key, service: &RemoteService) -> Desire
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     annotations.insert(keys::REMOTE_SERVICE_FQ_NAME.into(), fq_name(link, key));
-    annotations.insert(keys::REMOTE_RESOURCE_VERSION.into(), service.resource_version.clone());
-    DesiredService { labels: endpoints_labels(link, &service.labels), annotations, ports: service.ports.clone() }
+    annotations.insert(
+        keys::REMOTE_RESOURCE_VERSION.into(),
+        service.resource_version.clone(),
+    );
+    DesiredService {
+        labels: endpoints_labels(link, &service.labels),
+        annotations,
+        ports: service.ports.clone(),
+    }
 }
 
 fn endpoints_labels(link: &LinkView, of_target: &Map) -> Map {
     let mut labels: Map = of_target
         .iter()
-        .filter(|(name, _)| !name.starts_with(keys::MIRROR_PREFIX) && !is_excluded(name, &link.excluded_labels))
+        .filter(|(name, _)| {
+            !name.starts_with(keys::MIRROR_PREFIX) && !is_excluded(name, &link.excluded_labels)
+        })
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     labels.insert(keys::MIRRORED_SERVICE.into(), "true".into());
@@ -324,7 +390,11 @@ fn endpoints_labels(link: &LinkView, of_target: &Map) -> Map {
 
 fn endpoints_annotations(link: &LinkView, fq_name: String) -> Map {
     let mut annotations = Map::from([(keys::REMOTE_SERVICE_FQ_NAME.into(), fq_name)]);
-    if let Some(gateway) = link.gateway.as_ref().filter(|gateway| !gateway.identity.is_empty()) {
+    if let Some(gateway) = link
+        .gateway
+        .as_ref()
+        .filter(|gateway| !gateway.identity.is_empty())
+    {
         annotations.insert(keys::REMOTE_GATEWAY_IDENTITY.into(), gateway.identity.clone());
     }
     annotations
@@ -353,13 +423,27 @@ fn subsets(
         return Vec::new();
     };
     let addresses: Vec<EndpointAddress> = addresses.iter().map(address).collect();
-    let ports = ports.iter().map(|port| endpoint_port(&port.name, &port.protocol, gateway.port)).collect();
-    let (ready, not_ready) = if gateway_is_dead { (None, Some(addresses)) } else { (Some(addresses), None) };
-    vec![EndpointSubset { addresses: ready, not_ready_addresses: not_ready, ports: Some(ports) }]
+    let ports = ports
+        .iter()
+        .map(|port| endpoint_port(&port.name, &port.protocol, gateway.port))
+        .collect();
+    let (ready, not_ready) = if gateway_is_dead {
+        (None, Some(addresses))
+    } else {
+        (Some(addresses), None)
+    };
+    vec![EndpointSubset {
+        addresses: ready,
+        not_ready_addresses: not_ready,
+        ports: Some(ports),
+    }]
 }
 
 fn address(ip: &IpAddr) -> EndpointAddress {
-    EndpointAddress { ip: ip.to_string(), ..Default::default() }
+    EndpointAddress {
+        ip: ip.to_string(),
+        ..Default::default()
+    }
 }
 
 fn endpoint_port(name: &str, protocol: &str, port: u16) -> EndpointPort {
@@ -384,7 +468,11 @@ fn service_write(key: &Key, desired: &DesiredService, found: Option<&LocalServic
             },
             "spec": {"ports": ports},
         });
-        return Some(Write::Create { kind: Kind::Service, key: key.clone(), object });
+        return Some(Write::Create {
+            kind: Kind::Service,
+            key: key.clone(),
+            object,
+        });
     };
     // Labels and annotations that others add don't make us write (two controllers would fight for ever); they go
     // with the next real update, which the recorded version of the target brings about.
@@ -399,7 +487,12 @@ fn service_write(key: &Key, desired: &DesiredService, found: Option<&LocalServic
         "metadata": metadata_patch(&found.version, (&found.labels, &desired.labels), (&found.annotations, &desired.annotations)),
         "spec": {"ports": ports, "selector": null},
     });
-    Some(Write::Patch { kind: Kind::Service, key: key.clone(), version: found.version.clone(), patch })
+    Some(Write::Patch {
+        kind: Kind::Service,
+        key: key.clone(),
+        version: found.version.clone(),
+        patch,
+    })
 }
 
 fn port_json(port: &Port) -> Value {
@@ -417,8 +510,16 @@ fn contains(found: &Map, desired: &Map) -> bool {
 /// Sets what is desired and nulls the rest, if the object is still the one we saw.
 fn metadata_patch(version: &Version, labels: (&Map, &Map), annotations: (&Map, &Map)) -> Value {
     let replace = |(found, desired): (&Map, &Map)| -> Value {
-        let gone = found.keys().filter(|key| !desired.contains_key(*key)).map(|key| (key.clone(), Value::Null));
-        gone.chain(desired.iter().map(|(key, value)| (key.clone(), value.clone().into()))).collect()
+        let gone = found
+            .keys()
+            .filter(|key| !desired.contains_key(*key))
+            .map(|key| (key.clone(), Value::Null));
+        gone.chain(
+            desired
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone().into())),
+        )
+        .collect()
     };
     json!({
         "uid": version.uid, "resourceVersion": version.resource_version,
@@ -454,7 +555,11 @@ impl Desired {
                 },
                 "subsets": self.subsets,
             });
-            return Some(Write::Create { kind: Kind::Endpoints, key: key.clone(), object });
+            return Some(Write::Create {
+                kind: Kind::Endpoints,
+                key: key.clone(),
+                object,
+            });
         };
         let is_current = found.labels == *labels
             && contains(&found.annotations, &self.annotations)
@@ -466,14 +571,33 @@ impl Desired {
             "metadata": metadata_patch(&found.version, (&found.labels, labels), (&found.annotations, &self.annotations)),
             "subsets": self.subsets,
         });
-        Some(Write::Patch { kind: Kind::Endpoints, key: key.clone(), version: found.version.clone(), patch })
+        Some(Write::Patch {
+            kind: Kind::Endpoints,
+            key: key.clone(),
+            version: found.version.clone(),
+            patch,
+        })
     }
 
-    fn slice_write(&self, service: &Key, key: Key, family: Family, found: Option<&LocalSlice>) -> Option<Write> {
-        let endpoints: Vec<Value> = self.subsets.iter().flat_map(|subset| slice_endpoints(subset, family)).collect();
+    fn slice_write(
+        &self,
+        service: &Key,
+        key: Key,
+        family: Family,
+        found: Option<&LocalSlice>,
+    ) -> Option<Write> {
+        let endpoints: Vec<Value> = self
+            .subsets
+            .iter()
+            .flat_map(|subset| slice_endpoints(subset, family))
+            .collect();
         if endpoints.is_empty() {
             let version = found?.version.clone();
-            return Some(Write::Delete { kind: Kind::EndpointSlice, key, version });
+            return Some(Write::Delete {
+                kind: Kind::EndpointSlice,
+                key,
+                version,
+            });
         }
         let ports: Vec<Value> = self
             .subsets
@@ -493,7 +617,11 @@ impl Desired {
                 },
                 "addressType": family.address_type(), "endpoints": endpoints, "ports": ports,
             });
-            return Some(Write::Create { kind: Kind::EndpointSlice, key, object });
+            return Some(Write::Create {
+                kind: Kind::EndpointSlice,
+                key,
+                object,
+            });
         };
         let found_json = serde_json::to_value(&found.slice).unwrap_or_default();
         let (found_labels, found_annotations) = (
@@ -511,7 +639,12 @@ impl Desired {
             "metadata": metadata_patch(&found.version, (&found_labels, &labels), (&found_annotations, &self.annotations)),
             "endpoints": endpoints, "ports": ports,
         });
-        Some(Write::Patch { kind: Kind::EndpointSlice, key, version: found.version.clone(), patch })
+        Some(Write::Patch {
+            kind: Kind::EndpointSlice,
+            key,
+            version: found.version.clone(),
+            patch,
+        })
     }
 }
 

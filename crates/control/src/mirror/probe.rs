@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use crate::observe::Bell;
 
 const LATENCY_BOUNDS_MS: &[f64] = &[
-    1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 100.0, 200.0, 300.0, 400.0, 500.0, 1000.0, 2000.0, 3000.0,
-    4000.0, 5000.0, 10000.0, 20000.0, 30000.0, 40000.0, 50000.0,
+    1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 100.0, 200.0, 300.0, 400.0, 500.0, 1000.0, 2000.0,
+    3000.0, 4000.0, 5000.0, 10000.0, 20000.0, 30000.0, 40000.0, 50000.0,
 ];
 
 /// What is known about a gateway.
@@ -45,7 +45,11 @@ pub(crate) struct Liveness {
 impl Liveness {
     /// Takes a probe's outcome in; returns the new state if it differs from the old one.
     pub(crate) fn observe(&mut self, success: bool, threshold: u32) -> Option<State> {
-        self.failures = if success { 0 } else { self.failures.saturating_add(1) };
+        self.failures = if success {
+            0
+        } else {
+            self.failures.saturating_add(1)
+        };
         let state = match success {
             true => State::Alive,
             false if self.failures >= threshold => State::Dead,
@@ -98,13 +102,19 @@ impl Pace {
     /// A far gateway is not a dead one: four times its usual latency is waited for.
     fn timeout(&self, latency: Option<Duration>) -> Duration {
         match latency {
-            Some(latency) if self.follows_latency => self.timeout.max(latency * 4).min(Duration::from_secs(30)),
+            Some(latency) if self.follows_latency => {
+                self.timeout.max(latency * 4).min(Duration::from_secs(30))
+            }
             _ => self.timeout,
         }
     }
 
     fn pause(&self, success: bool, took: Duration, jitter: f64) -> Duration {
-        let pause = if success { self.period } else { self.retry.saturating_sub(took) };
+        let pause = if success {
+            self.period
+        } else {
+            self.retry.saturating_sub(took)
+        };
         pause + self.period.mul_f64(jitter * 0.1)
     }
 }
@@ -153,7 +163,12 @@ pub(crate) async fn run(
             Ok(()) => {
                 latency = Some(latency.map_or(took, |old| (old * 7 + took) / 8));
                 let ms = took.as_secs_f64() * 1000.0;
-                metrics.set("gateway_latency", "Milliseconds of the last good probe", labels, ms.round());
+                metrics.set(
+                    "gateway_latency",
+                    "Milliseconds of the last good probe",
+                    labels,
+                    ms.round(),
+                );
                 let help = "Milliseconds of good probes";
                 metrics.observe("gateway_probe_latency_ms", help, labels, LATENCY_BOUNDS_MS, ms);
                 count(&metrics, &cluster, "true");
@@ -168,7 +183,12 @@ pub(crate) async fn run(
         }
         if let Some(state) = changed {
             let dead = state == State::Dead;
-            metrics.set("gateway_alive", "Whether the gateway answers", labels, if dead { 0.0 } else { 1.0 });
+            metrics.set(
+                "gateway_alive",
+                "Whether the gateway answers",
+                labels,
+                if dead { 0.0 } else { 1.0 },
+            );
             is_dead.store(dead, Ordering::Release);
             match &outcome {
                 Err(error) => tracing::warn!(cluster, %error, "gateway is dead"),
@@ -209,7 +229,6 @@ pub(crate) async fn get(host: &str, port: u16, path: &str) -> Result<(), ProbeEr
 mod tests {
     use super::*;
     use hawser_crd::link::LinkSpec;
-    use std::sync::Mutex;
 
     fn probe(period: &str) -> Probe {
         let mut spec = LinkSpec::default();
@@ -237,69 +256,62 @@ mod tests {
         assert_eq!(observe("+++"), "A..");
     }
 
-    /// How long after the gateway's last answer its death is known.
-    async fn death_known_after(pace: Pace, dies: ProbeOutcome) -> Duration {
-        let (is_dead, bell) = (Arc::new(AtomicBool::new(false)), Bell::default());
-        let last_answer = Arc::new(Mutex::new(Instant::now()));
-        let answers = Arc::new(AtomicBool::new(true));
-        let attempt = {
-            let (answers, last_answer) = (answers.clone(), last_answer.clone());
-            async move || {
-                if answers.swap(false, Ordering::Relaxed) {
-                    *last_answer.lock().unwrap() = Instant::now();
-                    return Ok(());
-                }
-                match dies {
-                    ProbeOutcome::Refused => Err(ProbeError::Connect(std::io::ErrorKind::ConnectionRefused.into())),
-                    ProbeOutcome::Silence => std::future::pending().await,
-                }
-            }
-        };
-        let metrics = Metrics::default();
-        let run = run("east".into(), pace, attempt, is_dead.clone(), metrics.clone(), bell.clone());
-        let dead = async {
-            while !is_dead.load(Ordering::Acquire) {
-                bell.rung().await;
-            }
-        };
-        tokio::select! { () = run => unreachable!("probing has no end"), () = dead => {} }
-        assert!(metrics.render().contains("gateway_alive{target_cluster_name=\"east\"} 0"), "{}", metrics.render());
-        last_answer.lock().unwrap().elapsed()
+    /// How long after its last answer a gateway's death is known at the latest, if every failing probe takes `each`.
+    fn death_known_after(pace: Pace, each: Duration) -> Duration {
+        let mut liveness = Liveness::default();
+        liveness.observe(true, pace.threshold);
+        let (mut elapsed, mut last) = (Duration::ZERO, (true, Duration::ZERO));
+        while liveness.state() != State::Dead {
+            let took = each.min(pace.timeout(Some(Duration::from_millis(20))));
+            elapsed += pace.pause(last.0, last.1, 1.0) + took;
+            last = (false, took);
+            liveness.observe(false, pace.threshold);
+        }
+        elapsed
     }
 
-    #[derive(Clone, Copy)]
-    enum ProbeOutcome {
-        Refused,
-        Silence,
-    }
+    const REFUSED: Duration = Duration::from_millis(1);
+    const SILENT: Duration = Duration::MAX;
 
-    #[tokio::test(start_paused = true)]
-    async fn with_default_timing_death_is_known_within_three_seconds() {
-        let pace = Pace::of(&probe("3s"));
-        for dies in [ProbeOutcome::Refused, ProbeOutcome::Silence] {
-            let took = death_known_after(pace, dies).await;
+    #[test]
+    fn with_default_timing_death_is_known_within_three_seconds() {
+        for each in [REFUSED, SILENT] {
+            let took = death_known_after(Pace::of(&probe("3s")), each);
             assert!(took < Duration::from_secs(3), "{took:?}");
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn timing_that_the_link_sets_is_kept() {
-        let took = death_known_after(Pace::of(&probe("10s")), ProbeOutcome::Refused).await;
-        assert!(took >= Duration::from_secs(30) && took <= Duration::from_secs(34), "{took:?}");
+    #[test]
+    fn timing_that_the_link_sets_is_kept() {
+        let took = death_known_after(Pace::of(&probe("10s")), REFUSED);
+        assert!(
+            took >= Duration::from_secs(30) && took <= Duration::from_secs(34),
+            "{took:?}"
+        );
     }
 
     #[test]
     fn a_far_gateway_is_waited_for() {
         let pace = Pace::of(&probe("3s"));
         assert_eq!(pace.timeout(None), Duration::from_millis(700));
-        assert_eq!(pace.timeout(Some(Duration::from_millis(20))), Duration::from_millis(700));
-        assert_eq!(pace.timeout(Some(Duration::from_millis(400))), Duration::from_millis(1600));
+        assert_eq!(
+            pace.timeout(Some(Duration::from_millis(20))),
+            Duration::from_millis(700)
+        );
+        assert_eq!(
+            pace.timeout(Some(Duration::from_millis(400))),
+            Duration::from_millis(1600)
+        );
     }
 
     #[tokio::test]
     async fn only_a_200_counts() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        for (answer, good) in [("HTTP/1.1 200 OK", true), ("HTTP/1.1 503 Service Unavailable", false), ("", false)] {
+        for (answer, good) in [
+            ("HTTP/1.1 200 OK", true),
+            ("HTTP/1.1 503 Service Unavailable", false),
+            ("", false),
+        ] {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let port = listener.local_addr().unwrap().port();
             let serve = async {
@@ -307,7 +319,10 @@ mod tests {
                 let mut buffer = [0; 1024];
                 let _ = socket.read(&mut buffer).await.unwrap();
                 if !answer.is_empty() {
-                    socket.write_all(format!("{answer}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+                    socket
+                        .write_all(format!("{answer}\r\ncontent-length: 0\r\n\r\n").as_bytes())
+                        .await
+                        .unwrap();
                 }
             };
             let (got, ()) = tokio::join!(get("127.0.0.1", port, "/ready"), serve);

@@ -66,19 +66,40 @@ impl Session {
             // Kubernetes copies a Service's labels to its Endpoints, so one query selects both.
             let endpoints: Api<Endpoints> = Api::all(client.clone());
             (
-                Observed::start(services, Some(query.clone()), EXPORTED_MAX, bell.clone(), remote_service),
-                Observed::start(endpoints, Some(query), EXPORTED_MAX, bell.clone(), remote_endpoints),
+                Observed::start(
+                    services,
+                    Some(query.clone()),
+                    EXPORTED_MAX,
+                    bell.clone(),
+                    remote_service,
+                ),
+                Observed::start(
+                    endpoints,
+                    Some(query),
+                    EXPORTED_MAX,
+                    bell.clone(),
+                    remote_endpoints,
+                ),
             )
         });
         let reach = Arc::new(Mutex::new(Reach::Up));
         let heartbeat = tokio::spawn(heartbeat(client.clone(), reach.clone(), bell.clone()));
-        Ok(Self { key, client, watches, reach, _heartbeat: AbortOnDropHandle::new(heartbeat) })
+        Ok(Self {
+            key,
+            client,
+            watches,
+            reach,
+            _heartbeat: AbortOnDropHandle::new(heartbeat),
+        })
     }
 
     /// The target's exports, once they are completely known.
     pub(crate) fn view(&self) -> Option<Remote> {
         match &self.watches {
-            Some((services, endpoints)) => Some(Remote { services: services.view()?, ready: endpoints.view()? }),
+            Some((services, endpoints)) => Some(Remote {
+                services: services.view()?,
+                ready: endpoints.view()?,
+            }),
             None => Some(Remote::default()),
         }
     }
@@ -118,7 +139,9 @@ async fn heartbeat(client: Client, reach: Arc<Mutex<Reach>>, bell: Bell) {
         };
         if let Some(next) = next {
             match &next {
-                Reach::Down(error) => tracing::warn!(error, "target cluster does not answer; mirrors stay as they are"),
+                Reach::Down(error) => {
+                    tracing::warn!(error, "target cluster does not answer; mirrors stay as they are")
+                }
                 _ => tracing::info!("target cluster answers again"),
             }
             bell.ring();
@@ -138,7 +161,11 @@ pub(crate) async fn client(kubeconfig: &[u8]) -> Result<Client, RemoteError> {
 }
 
 fn refuse_local_means(kubeconfig: &Kubeconfig) -> Result<(), RemoteError> {
-    for auth in kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref()) {
+    for auth in kubeconfig
+        .auth_infos
+        .iter()
+        .filter_map(|named| named.auth_info.as_ref())
+    {
         let forbidden = [
             (auth.exec.is_some(), "program to run"),
             (auth.auth_provider.is_some(), "auth provider"),
@@ -150,7 +177,11 @@ fn refuse_local_means(kubeconfig: &Kubeconfig) -> Result<(), RemoteError> {
             return Err(RemoteError::Forbidden(what));
         }
     }
-    for cluster in kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref()) {
+    for cluster in kubeconfig
+        .clusters
+        .iter()
+        .filter_map(|named| named.cluster.as_ref())
+    {
         if cluster.certificate_authority.is_some() {
             return Err(RemoteError::Forbidden("certificate authority file (inline it)"));
         }
@@ -176,10 +207,22 @@ mod tests {
         assert!(client(kubeconfig("token: t", "").as_bytes()).await.is_ok());
         for (user, cluster, what) in [
             ("tokenFile: /var/run/secrets/token", "", "token file"),
-            ("exec: {apiVersion: client.authentication.k8s.io/v1, command: sh}", "", "program to run"),
-            ("token: t", ", certificate-authority: /etc/passwd", "certificate authority file"),
+            (
+                "exec: {apiVersion: client.authentication.k8s.io/v1, command: sh}",
+                "",
+                "program to run",
+            ),
+            (
+                "token: t",
+                ", certificate-authority: /etc/passwd",
+                "certificate authority file",
+            ),
         ] {
-            let error = client(kubeconfig(user, cluster).as_bytes()).await.err().unwrap().to_string();
+            let error = client(kubeconfig(user, cluster).as_bytes())
+                .await
+                .err()
+                .unwrap()
+                .to_string();
             assert!(error.contains(what), "{error}");
         }
     }

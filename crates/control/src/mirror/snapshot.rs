@@ -171,8 +171,12 @@ pub(crate) struct LocalSlice {
 
 /// Whether labels say that an object mirrors something of `cluster`.
 pub(crate) fn is_mirror_of(labels: &Map, cluster: &str) -> bool {
-    labels.get(keys::MIRRORED_SERVICE).is_some_and(|value| value == "true")
-        && labels.get(keys::CLUSTER_NAME).is_some_and(|value| value == cluster)
+    labels
+        .get(keys::MIRRORED_SERVICE)
+        .is_some_and(|value| value == "true")
+        && labels
+            .get(keys::CLUSTER_NAME)
+            .is_some_and(|value| value == cluster)
 }
 
 pub(crate) fn namespace(namespace: Namespace) -> Option<()> {
@@ -194,7 +198,12 @@ pub(crate) fn remote_service(service: Service) -> Option<RemoteService> {
 
 pub(crate) fn remote_endpoints(endpoints: Endpoints) -> Option<bool> {
     let subsets = endpoints.subsets.unwrap_or_default();
-    Some(subsets.iter().any(|subset| subset.addresses.as_ref().is_some_and(|addresses| !addresses.is_empty())))
+    Some(subsets.iter().any(|subset| {
+        subset
+            .addresses
+            .as_ref()
+            .is_some_and(|addresses| !addresses.is_empty())
+    }))
 }
 
 /// Keeps Services that are ours or that a mirror of `cluster` could collide with.

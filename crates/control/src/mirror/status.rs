@@ -14,8 +14,15 @@ use crate::observe::Key;
 const TARGET_UNREACHABLE: &str = "TargetUnreachable";
 
 /// The status that `verdicts` call for, or `None` when the Link has it already.
-pub(crate) fn from_verdicts(previous: &LinkStatus, verdicts: &BTreeMap<Key, Verdict>, now: &str) -> Option<LinkStatus> {
-    let entries = verdicts.iter().map(|(key, verdict)| entry(key, condition(verdict), previous, now)).collect();
+pub(crate) fn from_verdicts(
+    previous: &LinkStatus,
+    verdicts: &BTreeMap<Key, Verdict>,
+    now: &str,
+) -> Option<LinkStatus> {
+    let entries = verdicts
+        .iter()
+        .map(|(key, verdict)| entry(key, condition(verdict), previous, now))
+        .collect();
     changed(previous, entries)
 }
 
@@ -26,16 +33,25 @@ pub(crate) fn unreachable(previous: &LinkStatus, reason: &str, now: &str) -> Opt
         .iter()
         .map(|old| {
             // The reason differs from attempt to attempt; the first one is worth as much as the last.
-            if old.conditions.first().is_some_and(|condition| condition.reason == TARGET_UNREACHABLE) {
+            if old
+                .conditions
+                .first()
+                .is_some_and(|condition| condition.reason == TARGET_UNREACHABLE)
+            {
                 return old.clone();
             }
             let key = Key::new(&old.remote_ref.namespace, &old.remote_ref.name);
-            let local_ref = old.conditions.first().and_then(|condition| condition.local_ref.clone());
+            let local_ref = old
+                .conditions
+                .first()
+                .and_then(|condition| condition.local_ref.clone());
             let condition = LinkCondition {
                 type_: "Mirrored".into(),
                 status: "Unknown".into(),
                 reason: TARGET_UNREACHABLE.into(),
-                message: format!("The target cluster does not answer; mirrors are kept as they were: {reason}"),
+                message: format!(
+                    "The target cluster does not answer; mirrors are kept as they were: {reason}"
+                ),
                 local_ref,
                 ..Default::default()
             };
@@ -46,7 +62,10 @@ pub(crate) fn unreachable(previous: &LinkStatus, reason: &str, now: &str) -> Opt
 }
 
 fn changed(previous: &LinkStatus, mirror_services: Vec<ServiceStatus>) -> Option<LinkStatus> {
-    let status = LinkStatus { mirror_services, federated_services: previous.federated_services.clone() };
+    let status = LinkStatus {
+        mirror_services,
+        federated_services: previous.federated_services.clone(),
+    };
     (status != *previous).then_some(status)
 }
 
@@ -78,9 +97,11 @@ fn condition(verdict: &Verdict) -> LinkCondition {
     let (status, reason, message) = match verdict {
         Verdict::Mirrored { .. } => ("True", "Mirrored", String::new()),
         Verdict::MissingNamespace => ("False", "MissingNamespace", "Namespace does not exist".to_owned()),
-        Verdict::NameConflict { local } => {
-            ("False", "NameConflict", format!("{local} exists and does not belong to this link; it is left alone"))
-        }
+        Verdict::NameConflict { local } => (
+            "False",
+            "NameConflict",
+            format!("{local} exists and does not belong to this link; it is left alone"),
+        ),
         Verdict::Failed(message) => ("False", "Error", message.clone()),
     };
     let local_ref = match verdict {
@@ -102,23 +123,39 @@ mod tests {
     use super::*;
 
     fn verdicts(all: &[(&str, Verdict)]) -> BTreeMap<Key, Verdict> {
-        all.iter().map(|(name, verdict)| (Key::new("test", *name), verdict.clone())).collect()
+        all.iter()
+            .map(|(name, verdict)| (Key::new("test", *name), verdict.clone()))
+            .collect()
     }
 
     fn mirrored() -> Verdict {
-        Verdict::Mirrored { local: Key::new("test", "web-east") }
+        Verdict::Mirrored {
+            local: Key::new("test", "web-east"),
+        }
     }
 
     #[test]
     fn an_unchanged_status_is_not_written_and_keeps_its_times() {
         let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
-        assert_eq!(from_verdicts(&first, &verdicts(&[("web", mirrored())]), "now"), None);
-        let second = from_verdicts(&first, &verdicts(&[("web", mirrored()), ("b", Verdict::MissingNamespace)]), "now");
+        assert_eq!(
+            from_verdicts(&first, &verdicts(&[("web", mirrored())]), "now"),
+            None
+        );
+        let second = from_verdicts(
+            &first,
+            &verdicts(&[("web", mirrored()), ("b", Verdict::MissingNamespace)]),
+            "now",
+        );
         let times: Vec<_> = second
             .unwrap()
             .mirror_services
             .iter()
-            .map(|entry| (entry.remote_ref.name.clone(), entry.conditions[0].last_transition_time.clone()))
+            .map(|entry| {
+                (
+                    entry.remote_ref.name.clone(),
+                    entry.conditions[0].last_transition_time.clone(),
+                )
+            })
             .collect();
         assert_eq!(times, [("b".into(), "now".into()), ("web".into(), "then".into())]);
     }
@@ -126,7 +163,10 @@ mod tests {
     #[test]
     fn the_last_entry_goes_too() {
         let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
-        assert_eq!(from_verdicts(&first, &BTreeMap::new(), "now"), Some(LinkStatus::default()));
+        assert_eq!(
+            from_verdicts(&first, &BTreeMap::new(), "now"),
+            Some(LinkStatus::default())
+        );
     }
 
     #[test]
@@ -134,14 +174,19 @@ mod tests {
         let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
         let doubt = unreachable(&first, "timeout", "now").unwrap();
         let condition = &doubt.mirror_services[0].conditions[0];
-        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("Unknown", "TargetUnreachable"));
+        assert_eq!(
+            (condition.status.as_str(), condition.reason.as_str()),
+            ("Unknown", "TargetUnreachable")
+        );
         assert_eq!(condition.local_ref.as_ref().unwrap().name, "web-east");
         assert_eq!(unreachable(&doubt, "another timeout", "later"), None);
     }
 
     #[test]
     fn a_name_conflict_is_told_with_the_name() {
-        let verdict = Verdict::NameConflict { local: Key::new("test", "web-east") };
+        let verdict = Verdict::NameConflict {
+            local: Key::new("test", "web-east"),
+        };
         let status = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", verdict)]), "now").unwrap();
         let condition = &status.mirror_services[0].conditions[0];
         assert_eq!(condition.reason, "NameConflict");
