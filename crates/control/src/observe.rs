@@ -82,15 +82,43 @@ pub struct Observed<T> {
     _task: AbortOnDropHandle<()>,
 }
 
-/// What to observe, and how much of it at most.
+/// How many objects a view holds at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit(pub usize);
+
+/// Which objects of a collection to observe.
+#[derive(Clone, Debug, Default)]
+pub struct Select {
+    labels: Option<String>,
+    fields: Option<String>,
+}
+
+impl Select {
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    pub fn labels(query: impl Into<String>) -> Self {
+        Self {
+            labels: Some(query.into()),
+            fields: None,
+        }
+    }
+
+    /// One object. Asking for it alone is what permissions on a single name require.
+    pub fn named(name: &str) -> Self {
+        Self {
+            labels: None,
+            fields: Some(format!("metadata.name={name}")),
+        }
+    }
+}
 
 impl<T: Send + Sync + 'static> Observed<T> {
     /// Starts to watch. `reduce` keeps what matters of an object, or nothing.
     pub fn start<K>(
         api: Api<K>,
-        labels: Option<String>,
+        select: Select,
         limit: Limit,
         bell: Bell,
         reduce: impl Fn(K) -> Option<T> + Send + 'static,
@@ -106,7 +134,8 @@ impl<T: Send + Sync + 'static> Observed<T> {
             trouble: None,
         }));
         let config = watcher::Config {
-            label_selector: labels,
+            label_selector: select.labels,
+            field_selector: select.fields,
             timeout: Some(WATCH_LIFETIME_SECONDS),
             ..Default::default()
         };

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::lease;
-use crate::observe::{Bell, Key, Limit, Observed, chain};
+use crate::observe::{Bell, Key, Limit, Observed, Select, chain};
 use crate::process::{Process, ProcessArgs};
 use plan::{Decision, Slice, Snapshot};
 
@@ -99,21 +99,21 @@ pub async fn failover(
 ) {
     let splits: Observed<TrafficSplit> = Observed::start(
         Api::all(client.clone()),
-        Some(selector),
+        Select::labels(selector),
         OBJECTS_MAX,
         bell.clone(),
         Some,
     );
     let endpoints: Observed<bool> = Observed::start::<Endpoints>(
         Api::all(client.clone()),
-        None,
+        Select::all(),
         OBJECTS_MAX,
         bell.clone(),
         plan::reduce_endpoints,
     );
     let slices: Observed<Slice> = Observed::start::<EndpointSlice>(
         Api::all(client.clone()),
-        None,
+        Select::all(),
         OBJECTS_MAX,
         bell.clone(),
         plan::reduce_slice,

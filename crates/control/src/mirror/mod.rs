@@ -28,9 +28,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::lease;
-use crate::observe::{Bell, Key, Limit, Observed, chain};
+use crate::observe::{Bell, Key, Limit, Observed, Select, chain};
 use crate::process::{Process, ProcessArgs};
 use gateway::{Gateway, GatewayKey};
+pub use remote::{Connect, RemoteError};
 use remote::{Reach, Session, SessionKey};
 use snapshot::{Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Snapshot};
 
@@ -108,6 +109,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let work = mirror(
         process.client.clone(),
         config,
+        remote::connector(),
         process.metrics.clone(),
         leads,
         bell,
@@ -127,12 +129,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 pub async fn mirror(
     client: Client,
     config: Config,
+    connect: Connect,
     metrics: Metrics,
     leads: tokio::sync::watch::Receiver<bool>,
     bell: Bell,
     shutdown: CancellationToken,
 ) {
-    let mut controller = Controller::new(client, config, metrics, bell);
+    let mut controller = Controller::new(client, config, connect, metrics, bell);
     let mut retry = RETRY_MIN;
     let mut next = Instant::now();
     loop {
@@ -161,10 +164,11 @@ pub async fn mirror(
 struct Controller {
     client: Client,
     config: Config,
+    connect: Connect,
     metrics: Metrics,
     bell: Bell,
     links: Observed<Link>,
-    secrets: Observed<(String, Vec<u8>)>,
+    credentials: Option<(String, Observed<Vec<u8>>)>,
     namespaces: Observed<()>,
     local: Option<Local>,
     session: Option<Session>,
@@ -180,27 +184,25 @@ struct Local {
 }
 
 impl Controller {
-    fn new(client: Client, config: Config, metrics: Metrics, bell: Bell) -> Self {
+    fn new(client: Client, config: Config, connect: Connect, metrics: Metrics, bell: Bell) -> Self {
         let own = &config.namespace;
         let links: Api<Link> = Api::namespaced(client.clone(), own);
-        let secrets: Api<Secret> = Api::namespaced(client.clone(), own);
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let name = config.link.clone();
         let this_link = move |link: Link| (link.metadata.name.as_deref() == Some(&name)).then_some(link);
-        // Other Secrets of the namespace are none of our business, and aren't kept.
-        let credentials = |secret: Secret| {
-            if secret.type_.as_deref() != Some(keys::KUBECONFIG_SECRET_TYPE) {
-                return None;
-            }
-            let kubeconfig = secret.data?.remove(keys::KUBECONFIG_SECRET_KEY)?.0;
-            Some((secret.metadata.resource_version.unwrap_or_default(), kubeconfig))
-        };
         Self {
-            links: Observed::start(links, None, LOCAL_MAX, bell.clone(), this_link),
-            secrets: Observed::start(secrets, None, LOCAL_MAX, bell.clone(), credentials),
-            namespaces: Observed::start(namespaces, None, LOCAL_MAX, bell.clone(), snapshot::namespace),
+            links: Observed::start(links, Select::all(), LOCAL_MAX, bell.clone(), this_link),
+            credentials: None,
+            namespaces: Observed::start(
+                namespaces,
+                Select::all(),
+                LOCAL_MAX,
+                bell.clone(),
+                snapshot::namespace,
+            ),
             client,
             config,
+            connect,
             metrics,
             bell,
             local: None,
@@ -277,16 +279,20 @@ impl Controller {
         if self.local.as_ref().is_some_and(|local| local.cluster == cluster) {
             return;
         }
-        let ours = Some(format!("{}={cluster}", keys::CLUSTER_NAME));
+        let ours = Select::labels(format!("{}={cluster}", keys::CLUSTER_NAME));
         let name = cluster.to_owned();
         let services: Api<Service> = Api::all(self.client.clone());
         let endpoints: Api<Endpoints> = Api::all(self.client.clone());
         let slices: Api<EndpointSlice> = Api::all(self.client.clone());
         self.local = Some(Local {
             cluster: cluster.to_owned(),
-            services: Observed::start(services, None, LOCAL_MAX, self.bell.clone(), move |service| {
-                snapshot::local_service(service, &name)
-            }),
+            services: Observed::start(
+                services,
+                Select::all(),
+                LOCAL_MAX,
+                self.bell.clone(),
+                move |service| snapshot::local_service(service, &name),
+            ),
             endpoints: Observed::start(
                 endpoints,
                 ours.clone(),
@@ -324,16 +330,15 @@ impl Controller {
             self.session = None;
             return None;
         };
-        let secrets = self.secrets.view()?;
-        let Some(secret) = secrets.get(&Key::new(&self.config.namespace, &link.credentials)) else {
+        self.follow_credentials(&link.credentials);
+        let secrets = self.credentials.as_ref()?.1.view()?;
+        let place = Key::new(&self.config.namespace, &link.credentials);
+        let Some(kubeconfig) = secrets.get(&place) else {
             self.session = None;
-            return Some(format!(
-                "there is no secret {}/{} with its credentials",
-                self.config.namespace, link.credentials
-            ));
+            return Some(format!("there is no secret {place} with its credentials"));
         };
         let key = SessionKey {
-            kubeconfig: secret.1.clone(),
+            kubeconfig: kubeconfig.as_ref().clone(),
             query: link.exported.query(),
         };
         let is_current = self
@@ -342,7 +347,7 @@ impl Controller {
             .is_some_and(|session| session.key == key && session.reach() != Reach::Recovered);
         if !is_current {
             self.session = None;
-            match Session::start(key, &self.bell).await {
+            match Session::start(key, &self.connect, &self.bell).await {
                 Ok(session) => self.session = Some(session),
                 Err(error) => return Some(error.to_string()),
             }
@@ -352,6 +357,31 @@ impl Controller {
             Reach::Down(error) => Some(error),
             _ => session.trouble(),
         }
+    }
+
+    /// Watches the one Secret that the Link names, so that a rotation is seen at once.
+    fn follow_credentials(&mut self, name: &str) {
+        if self
+            .credentials
+            .as_ref()
+            .is_some_and(|(followed, _)| followed == name)
+        {
+            return;
+        }
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.config.namespace);
+        let kubeconfig = |secret: Secret| {
+            let is_kubeconfig = secret.type_.as_deref() == Some(keys::KUBECONFIG_SECRET_TYPE);
+            let data = secret.data?.remove(keys::KUBECONFIG_SECRET_KEY)?;
+            is_kubeconfig.then_some(data.0)
+        };
+        let observed = Observed::start(
+            secrets,
+            Select::named(name),
+            LOCAL_MAX,
+            self.bell.clone(),
+            kubeconfig,
+        );
+        self.credentials = Some((name.to_owned(), observed));
     }
 
     fn report(&self, cluster: &str, unreachable: Option<&str>) {

@@ -259,7 +259,10 @@ fn remove_all(snapshot: &Snapshot, plan: &mut Plan) {
     remove(snapshot, &snapshot.link_name, &|_| false, plan);
     if let Some(name) = &snapshot.probe_service {
         let key = Key::new(&snapshot.namespace, name);
-        if let Some(found) = snapshot.endpoints.get(&key) {
+        let is_ours = |found: &&std::sync::Arc<LocalEndpoints>| {
+            found.labels.get(keys::CLUSTER_NAME) == Some(&snapshot.link_name)
+        };
+        if let Some(found) = snapshot.endpoints.get(&key).filter(is_ours) {
             let version = found.version.clone();
             plan.writes.entry(key.clone()).or_default().push(Write::Delete {
                 kind: Kind::Endpoints,

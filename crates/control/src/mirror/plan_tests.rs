@@ -17,7 +17,7 @@ use super::*;
 /// - `link CLUSTER gateway=HOST:PORT` with `dead`, `unresolved`; `no-remote`
 /// - `namespace NAME`
 /// - `remote NS/NAME ports=NAME:PORT,... ready|empty [label=K:V] [annotation=K:V] [unexported] [version=N]`
-/// - `local service|endpoints NS/NAME [ours]`
+/// - `local service|endpoints NS/NAME [ours|probing] [filled]`
 /// - `probe NAME`, `slices`
 fn snapshot(scenario: &str) -> Snapshot {
     let mut snapshot = Snapshot {
@@ -104,6 +104,9 @@ fn snapshot(scenario: &str) -> Snapshot {
             }
             "local" => {
                 let mut labels = Map::new();
+                if has("probing") {
+                    labels.insert(keys::CLUSTER_NAME.into(), snapshot.link_name.clone());
+                }
                 if has("ours") {
                     labels.insert(keys::MIRRORED_SERVICE.into(), "true".into());
                     labels.insert(keys::CLUSTER_NAME.into(), snapshot.link_name.clone());
@@ -517,7 +520,7 @@ fn without_its_link_everything_of_it_goes_and_nothing_else() {
          local service test/podinfo-east ours
          local endpoints test/podinfo-east ours
          local service test/other-east
-         local endpoints linkerd-multicluster/probe-gateway-east ours";
+         local endpoints linkerd-multicluster/probe-gateway-east probing";
     check(
         scenario,
         "delete Endpoints linkerd-multicluster/probe-gateway-east at 3

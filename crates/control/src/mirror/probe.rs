@@ -212,16 +212,15 @@ pub(crate) async fn get(host: &str, port: u16, path: &str) -> Result<(), ProbeEr
         .header(http::header::HOST, format!("{host}:{port}"))
         .header(http::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())?;
-    let response = async {
-        tokio::select! {
-            response = sender.send_request(request) => response.map(Some),
-            ended = connection => ended.map(|()| None),
-        }
+    let mut response = std::pin::pin!(sender.send_request(request));
+    let response = tokio::select! {
+        response = &mut response => response,
+        // A short answer and the end of its connection come together; then the answer is there already.
+        _ = connection => response.await,
     };
-    match response.await? {
-        Some(response) if response.status() == http::StatusCode::OK => Ok(()),
-        Some(response) => Err(ProbeError::Status(response.status())),
-        None => Err(ProbeError::Connect(std::io::ErrorKind::ConnectionAborted.into())),
+    match response?.status() {
+        http::StatusCode::OK => Ok(()),
+        status => Err(ProbeError::Status(status)),
     }
 }
 

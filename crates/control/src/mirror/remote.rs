@@ -7,6 +7,7 @@
 //! The kubeconfig comes from a Secret that another cluster's administrator made: it may name no files of this pod
 //! and no programs to run, or it could send this pod's own credentials elsewhere.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,14 +17,14 @@ use kube::{Api, Client, Config};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::snapshot::{Remote, RemoteService, remote_endpoints, remote_service};
-use crate::observe::{Bell, Limit, Observed, chain};
+use crate::observe::{Bell, Limit, Observed, Select, chain};
 
 const EXPORTED_MAX: Limit = Limit(10_000);
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RemoteError {
+pub enum RemoteError {
     #[error("the kubeconfig is not text")]
     NotText,
     #[error("reading the kubeconfig: {0}")]
@@ -32,6 +33,15 @@ pub(crate) enum RemoteError {
     Forbidden(&'static str),
     #[error("making a client: {0}")]
     Client(#[from] kube::Error),
+}
+
+/// Makes a client of the kubeconfig in a link's Secret.
+pub type Connect =
+    Arc<dyn Fn(Vec<u8>) -> Pin<Box<dyn Future<Output = Result<Client, RemoteError>> + Send>> + Send + Sync>;
+
+/// Connects over the network.
+pub(crate) fn connector() -> Connect {
+    Arc::new(|kubeconfig| Box::pin(async move { client(&kubeconfig).await }))
 }
 
 /// What distinguishes one session from another.
@@ -59,8 +69,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) async fn start(key: SessionKey, bell: &Bell) -> Result<Self, RemoteError> {
-        let client = client(&key.kubeconfig).await?;
+    pub(crate) async fn start(key: SessionKey, connect: &Connect, bell: &Bell) -> Result<Self, RemoteError> {
+        let client = connect(key.kubeconfig.clone()).await?;
         let watches = key.query.clone().map(|query| {
             let services: Api<Service> = Api::all(client.clone());
             // Kubernetes copies a Service's labels to its Endpoints, so one query selects both.
@@ -68,14 +78,14 @@ impl Session {
             (
                 Observed::start(
                     services,
-                    Some(query.clone()),
+                    Select::labels(query.clone()),
                     EXPORTED_MAX,
                     bell.clone(),
                     remote_service,
                 ),
                 Observed::start(
                     endpoints,
-                    Some(query),
+                    Select::labels(query),
                     EXPORTED_MAX,
                     bell.clone(),
                     remote_endpoints,
