@@ -1,1 +1,9 @@
-//! placeholder
+//! Starts and stops a whole sandbox.
+//!
+//! [`enter`] makes the private namespaces, [`control`] is how other processes talk to a running sandbox, and
+//! [`doctor`] says what a machine lacks. Which clusters, images and networks make up a sandbox is the assembly's
+//! business, which runs inside.
+
+pub mod control;
+pub mod doctor;
+pub mod enter;
