@@ -1,0 +1,140 @@
+//! Nodes that stopped reporting, and pods that no node will ever end.
+//!
+//! Only what others rely on: taints that keep new pods away, readiness that is withdrawn so that traffic goes
+//! elsewhere, and clean-up. Pods of a lost node are not evicted: with the node's address gone they serve nobody, and
+//! with a single node there is nowhere to go.
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+
+use super::plan::{Manner, Plan, Reference, View, Write, set_condition};
+use super::pods::{after, is_ready, is_terminating};
+use super::snapshot::{Key, Resource, Target};
+
+/// As in Kubernetes: four missed heartbeats.
+const GRACE_SECONDS: i64 = 40;
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+
+pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
+    for node in view
+        .snapshot
+        .nodes
+        .values()
+        .filter(|node| node.metadata.deletion_timestamp.is_none())
+    {
+        plan_node(view, plan, node);
+    }
+    for pod in view.snapshot.pods.values() {
+        let node_name = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        let unless = match node_name {
+            None if is_terminating(pod) => Vec::new(),
+            Some(name) if !view.snapshot.nodes.contains_key(&Key::new("", name)) => {
+                let target = Target {
+                    resource: Resource::of::<Node>(),
+                    key: Key::new("", name),
+                };
+                vec![Reference {
+                    target,
+                    uid: String::new(),
+                }]
+            }
+            _ => continue,
+        };
+        let target = Target::of(&**pod);
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        plan.act(
+            &target,
+            Write::Delete {
+                target: target.clone(),
+                uid,
+                unless,
+                manner: Manner::AtOnce,
+            },
+        );
+    }
+}
+
+fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
+    let scope = Target::of(node);
+    let lease = view
+        .snapshot
+        .leases
+        .get(&Key::new("kube-node-lease", &scope.key.name));
+    let renewed = lease
+        .and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref())
+        .map(|time| time.0);
+    // A node without a lease speaks for itself.
+    let lost = renewed.is_some_and(|renewed| plan.has_come(after(renewed, GRACE_SECONDS)));
+    let status = node
+        .status
+        .as_ref()
+        .map(|status| json!(status))
+        .unwrap_or_default();
+    let mut conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    if lost {
+        let told = ("NodeStatusUnknown", "Kubelet stopped posting node status.");
+        if set_condition(&mut conditions, plan.now, "Ready", "Unknown", told) {
+            let patch = json!({ "status": { "conditions": conditions } });
+            plan.act(
+                &scope,
+                Write::Patch {
+                    target: scope.clone(),
+                    subresource: Some("status"),
+                    patch,
+                },
+            );
+        }
+        for pod in view
+            .snapshot
+            .pods
+            .values()
+            .filter(|pod| is_on(pod, &scope.key.name) && is_ready(pod))
+        {
+            let target = Target::of(&**pod);
+            let mut conditions = json!(pod.status)["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let told = ("NodeNotReady", "The node stopped reporting.");
+            set_condition(&mut conditions, plan.now, "Ready", "False", told);
+            let patch = json!({ "status": { "conditions": conditions } });
+            plan.act(
+                &target,
+                Write::Patch {
+                    target: target.clone(),
+                    subresource: Some("status"),
+                    patch,
+                },
+            );
+        }
+    }
+    let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
+    let wanted = match ready.and_then(|ready| ready["status"].as_str()) {
+        Some("True") => None,
+        Some("Unknown") => Some(UNREACHABLE),
+        _ => Some(NOT_READY),
+    };
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let ours = |key: &str| key == NOT_READY || key == UNREACHABLE;
+    let (present, mut kept): (Vec<_>, Vec<_>) = taints.partition(|taint| ours(&taint.key));
+    if present.iter().map(|taint| taint.key.as_str()).eq(wanted) {
+        return;
+    }
+    let mut taints: Vec<Value> = kept.drain(..).map(|taint| json!(taint)).collect();
+    taints.extend(wanted.map(|key| json!({ "key": key, "effect": "NoSchedule" })));
+    let version = &node.metadata.resource_version;
+    let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
+    plan.act(
+        &scope,
+        Write::Patch {
+            target: scope.clone(),
+            subresource: None,
+            patch,
+        },
+    );
+}
+
+fn is_on(pod: &Pod, node: &str) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node)
+}
