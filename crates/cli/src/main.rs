@@ -8,6 +8,7 @@ mod demo;
 mod install;
 mod problem;
 mod programs;
+mod sandbox;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ struct Cli {
 enum Command {
     Demo(demo::DemoArgs),
     Install(install::InstallArgs),
+    Sandbox(sandbox::SandboxArgs),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Install(args) => install::run(args),
+        Command::Sandbox(args) => sandbox::run(args),
     };
     match outcome {
         Ok(code) => code,

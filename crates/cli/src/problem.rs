@@ -27,8 +27,16 @@ impl Problem {
 
     /// The same failure, seen from a step of the demo.
     pub(crate) fn during(self, step: &str, logs: &str) -> Self {
-        let what = if self.what == step { self.what } else { format!("{step}: {}", self.what) };
-        Self { what, why: self.why, attempt: format!("{}; logs are in {logs}", self.attempt) }
+        let what = if self.what == step {
+            self.what
+        } else {
+            format!("{step}: {}", self.what)
+        };
+        Self {
+            what,
+            why: self.why,
+            attempt: format!("{}; logs are in {logs}", self.attempt),
+        }
     }
 
     #[expect(clippy::print_stderr, reason = "this is the command line's voice")]

@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -113,6 +113,14 @@ pub fn start(request: &Request, attachment: Attachment) -> Result<Entered, Enter
         .mode(0o700)
         .create(dir)
         .map_err(state(dir))?;
+    let owned = fs::metadata(dir).and_then(|found| {
+        // In a shared /tmp somebody else may have made it first, to be told secrets.
+        if found.uid() != Uid::effective().as_raw() || found.mode() & 0o077 != 0 {
+            return Err(io::Error::other("the directory is not ours alone (owner, mode 0700)"));
+        }
+        Ok(())
+    });
+    owned.map_err(state(dir))?;
     let written = dir.join(REQUEST);
     let json = serde_json::to_vec_pretty(request).map_err(io::Error::other);
     json.and_then(|json| fs::write(&written, json))
