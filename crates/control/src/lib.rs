@@ -17,6 +17,8 @@ pub mod observe;
 pub mod policy;
 pub mod ports;
 pub mod process;
+#[cfg(test)]
+mod testing;
 pub mod values;
 pub mod view;
 
