@@ -83,8 +83,15 @@ impl Watched {
         }
         let view = Arc::new(View::default());
         let mut watches = Watches::start(&view, &client, feeds);
-        tokio::time::timeout(Duration::from_secs(10), watches.listed()).await.expect("watches list within seconds");
-        Self { client, view, drain: CancellationToken::new(), _watches: watches }
+        tokio::time::timeout(Duration::from_secs(10), watches.listed())
+            .await
+            .expect("watches list within seconds");
+        Self {
+            client,
+            view,
+            drain: CancellationToken::new(),
+            _watches: watches,
+        }
     }
 
     pub(crate) async fn create(&self, yaml: &str) {
@@ -95,7 +102,14 @@ impl Watched {
 
     /// Merge-patches one object.
     pub(crate) async fn patch(&self, path: &str, patch: Value) {
-        request(&self.client, "PATCH", path, "application/merge-patch+json", &patch).await;
+        request(
+            &self.client,
+            "PATCH",
+            path,
+            "application/merge-patch+json",
+            &patch,
+        )
+        .await;
     }
 
     pub(crate) async fn delete(&self, path: &str) {
@@ -106,7 +120,11 @@ impl Watched {
 /// Creates an object; its status, if it has one, is written as its own request, as controllers do.
 async fn create(client: &Client, document: Value) {
     let api_version = document["apiVersion"].as_str().unwrap_or_default();
-    let root = if api_version.contains('/') { format!("/apis/{api_version}") } else { format!("/api/{api_version}") };
+    let root = if api_version.contains('/') {
+        format!("/apis/{api_version}")
+    } else {
+        format!("/api/{api_version}")
+    };
     let kind = document["kind"].as_str().unwrap_or_default().to_lowercase();
     let plural = match kind.as_str() {
         "endpoints" => kind,
@@ -119,7 +137,10 @@ async fn create(client: &Client, document: Value) {
     };
     request(client, "POST", &collection, "application/json", &document).await;
     if document["status"].is_object() {
-        let path = format!("{collection}/{}/status", document["metadata"]["name"].as_str().unwrap_or_default());
+        let path = format!(
+            "{collection}/{}/status",
+            document["metadata"]["name"].as_str().unwrap_or_default()
+        );
         let status = json!({"status": document["status"]});
         request(client, "PATCH", &path, "application/merge-patch+json", &status).await;
     }

@@ -13,7 +13,6 @@ use tonic::{Code, Status};
 
 use super::*;
 use crate::testing::{Watched, mesh, view};
-use crate::view::watch::Feed;
 
 const WEB: &str = "
 apiVersion: v1
@@ -73,7 +72,11 @@ subsets: [{addresses: [{ip: 203.0.113.7}], ports: [{name: http, port: 4143, prot
 ";
 
 fn socket(address: Option<&linkerd2_proxy_api::net::TcpAddress>) -> String {
-    address.cloned().and_then(|address| SocketAddr::try_from(address).ok()).map(|a| a.to_string()).unwrap_or_default()
+    address
+        .cloned()
+        .and_then(|address| SocketAddr::try_from(address).ok())
+        .map(|a| a.to_string())
+        .unwrap_or_default()
 }
 
 fn show_address(address: &WeightedAddr) -> String {
@@ -122,12 +125,25 @@ fn show(update: &Update) -> String {
 }
 
 fn get(yaml: &str, path: &str) -> Vec<String> {
-    let Ok(Target::Service { service, instance, port }) = Target::parse(path, "cluster.local") else {
+    let Ok(Target::Service {
+        service,
+        instance,
+        port,
+    }) = Target::parse(path, "cluster.local")
+    else {
         panic!("{path} is not a service")
     };
     let mesh = mesh();
     let found = view(yaml).read(|state| {
-        endpoints::resolve(&mesh, state, &service, instance.as_deref(), port, &Asker::default(), &mut Default::default())
+        endpoints::resolve(
+            &mesh,
+            state,
+            &service,
+            instance.as_deref(),
+            port,
+            &Asker::default(),
+            &mut Default::default(),
+        )
     });
     endpoints::updates(None, &found).iter().map(show).collect()
 }
@@ -136,30 +152,45 @@ fn profile_for(yaml: &str, path: &str, asker: &str) -> Result<DestinationProfile
     let target = Target::parse(path, "cluster.local").expect("a valid path");
     let mesh = mesh();
     view(yaml).read(|state| {
-        profile::profile(&mesh, state, &target, &Asker::parse(asker), &mut Default::default())
+        profile::profile(
+            &mesh,
+            state,
+            &target,
+            &Asker::parse(asker),
+            &mut Default::default(),
+        )
     })
 }
 
 #[test]
 fn a_meshed_pod_is_dialled_at_its_proxy_with_its_identity() {
-    assert_eq!(get(WEB, "web.test.svc.cluster.local:80"), [
-        "add {\"namespace\": \"test\", \"service\": \"web\"} 10.42.0.5:8080 \
+    assert_eq!(
+        get(WEB, "web.test.svc.cluster.local:80"),
+        [
+            "add {\"namespace\": \"test\", \"service\": \"web\"} 10.42.0.5:8080 \
          id=web.test.serviceaccount.identity.linkerd.cluster.local \
          sni=web.test.serviceaccount.identity.linkerd.cluster.local h2 transport=4143 control_plane_ns=linkerd \
          deployment=web pod=web-abc-1 pod_template_hash=abc serviceaccount=web"
-    ]);
+        ]
+    );
 }
 
 #[test]
 fn a_port_where_the_server_speaks_first_is_opaque() {
     let found = get(WEB, "web.test.svc.cluster.local:3306").join("");
-    assert!(found.contains("10.42.0.5:3306") && found.contains(" opaque transport=4143"), "{found}");
+    assert!(
+        found.contains("10.42.0.5:3306") && found.contains(" opaque transport=4143"),
+        "{found}"
+    );
 }
 
 #[test]
 fn a_skipped_port_has_no_identity_and_the_admin_port_no_transport_header() {
     let found = get(WEB, "web.test.svc.cluster.local:9000").join("");
-    assert!(found.contains("10.42.0.5:9000") && !found.contains("id="), "{found}");
+    assert!(
+        found.contains("10.42.0.5:9000") && !found.contains("id="),
+        "{found}"
+    );
     let found = get(WEB, "web.test.svc.cluster.local:4191").join("");
     assert!(found.contains("id=") && !found.contains("transport="), "{found}");
 }
@@ -178,17 +209,26 @@ spec: {podSelector: {matchLabels: {pod-template-hash: abc}}, port: http, proxyPr
 
 #[test]
 fn a_mirrored_service_is_reached_through_its_gateway() {
-    assert_eq!(get(MIRROR, "web-east.test.svc.cluster.local:80"), [
-        "add {\"namespace\": \"test\", \"service\": \"web-east\", \"target_cluster\": \"east\", \
+    assert_eq!(
+        get(MIRROR, "web-east.test.svc.cluster.local:80"),
+        [
+            "add {\"namespace\": \"test\", \"service\": \"web-east\", \"target_cluster\": \"east\", \
          \"target_service\": \"web\", \"target_service_namespace\": \"test\"} 203.0.113.7:4143 \
          id=gateway.example h2 authority=web.test.svc.east.example:80"
-    ]);
+        ]
+    );
 }
 
 #[test]
 fn what_does_not_exist_is_said_at_once() {
-    assert_eq!(get(WEB, "nothing.test.svc.cluster.local:80"), ["no endpoints, exists=false"]);
-    assert_eq!(get(WEB, "web-0.web.test.svc.cluster.local:80"), ["no endpoints, exists=true"]);
+    assert_eq!(
+        get(WEB, "nothing.test.svc.cluster.local:80"),
+        ["no endpoints, exists=false"]
+    );
+    assert_eq!(
+        get(WEB, "web-0.web.test.svc.cluster.local:80"),
+        ["no endpoints, exists=true"]
+    );
 }
 
 #[test]
@@ -197,16 +237,31 @@ fn a_service_has_a_name_and_a_pod_has_itself() {
     assert_eq!(service.fully_qualified_name, "web.test.svc.cluster.local");
     assert!(!service.opaque_protocol && service.endpoint.is_none() && service.dst_overrides.is_empty());
     assert!(profile_for(WEB, "10.96.0.10:3306", "").unwrap().opaque_protocol);
-    assert_eq!(profile_for(WEB, "10.96.0.10:81", "").unwrap().fully_qualified_name, "", "not a port of the service");
+    assert_eq!(
+        profile_for(WEB, "10.96.0.10:81", "")
+            .unwrap()
+            .fully_qualified_name,
+        "",
+        "not a port of the service"
+    );
 
     let pod = profile_for(WEB, "10.42.0.5:8080", "").unwrap();
     assert_eq!(pod.fully_qualified_name, "");
     assert!(show_address(&pod.endpoint.unwrap()).starts_with("10.42.0.5:8080 id=web.test."));
     let plain = profile_for(WEB, "10.42.0.9:80", "").unwrap();
-    assert_eq!(show_address(&plain.endpoint.unwrap()), "10.42.0.9:80 pod=plain serviceaccount=default");
+    assert_eq!(
+        show_address(&plain.endpoint.unwrap()),
+        "10.42.0.9:80 pod=plain serviceaccount=default"
+    );
 
-    assert!(profile_for(WEB, "10.42.0.77:80", "").unwrap().endpoint.is_none(), "nothing of the cluster has it");
-    assert!(profile_for(WEB, "192.0.2.1:80", "").unwrap().endpoint.is_some(), "outside of the cluster");
+    assert!(
+        profile_for(WEB, "10.42.0.77:80", "").unwrap().endpoint.is_none(),
+        "nothing of the cluster has it"
+    );
+    assert!(
+        profile_for(WEB, "192.0.2.1:80", "").unwrap().endpoint.is_some(),
+        "outside of the cluster"
+    );
 }
 
 fn overrides(weights: &str) -> Vec<(String, u32)> {
@@ -219,17 +274,24 @@ spec: {{service: web, backends: [{weights}]}}
 "
     );
     let profile = profile_for(&split, "10.96.0.10:80", "").unwrap();
-    profile.dst_overrides.into_iter().map(|dst| (dst.authority, dst.weight)).collect()
+    profile
+        .dst_overrides
+        .into_iter()
+        .map(|dst| (dst.authority, dst.weight))
+        .collect()
 }
 
 #[test]
 fn a_split_overrides_the_destination_unless_all_weights_are_zero() {
     let authority = |service: &str| format!("{service}.test.svc.cluster.local.:80");
-    assert_eq!(overrides("{service: web, weight: 1}, {service: web-east, weight: 500m}"), [
-        (authority("web"), 10_000),
-        (authority("web-east"), 5_000)
-    ]);
-    assert_eq!(overrides("{service: web, weight: 0}, {service: web-east, weight: '0'}"), []);
+    assert_eq!(
+        overrides("{service: web, weight: 1}, {service: web-east, weight: 500m}"),
+        [(authority("web"), 10_000), (authority("web-east"), 5_000)]
+    );
+    assert_eq!(
+        overrides("{service: web, weight: 0}, {service: web-east, weight: '0'}"),
+        []
+    );
 }
 
 const GATEWAY: &str = "
@@ -245,77 +307,74 @@ status: {phase: Running, podIP: 10.42.0.50, podIPs: [{ip: 10.42.0.50}]}
 
 #[test]
 fn a_gateway_is_told_only_of_exported_services() {
-    let exported = WEB.replace("{name: web, namespace: test}", "{name: web, namespace: test, labels: {mirror.linkerd.io/exported: 'true'}}");
+    let exported = WEB.replace(
+        "{name: web, namespace: test}",
+        "{name: web, namespace: test, labels: {mirror.linkerd.io/exported: 'true'}}",
+    );
     let gateway = r#"{"ns":"mc", "nodeName":"n", "pod":"gateway"}"#;
     let path = "web.test.svc.cluster.local:80";
     let ask = |yaml: &str, path: &str, asker: &str| {
         profile_for(&format!("{yaml}---{GATEWAY}"), path, asker).map(|profile| profile.fully_qualified_name)
     };
     let refused = ask(WEB, path, gateway).unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (
-        Code::FailedPrecondition,
-        "service test/web is not exported to other clusters"
-    ));
-    assert_eq!(ask(&exported, path, gateway).unwrap(), "web.test.svc.cluster.local");
-    assert_eq!(ask(WEB, path, r#"{"ns":"test","pod":"plain"}"#).unwrap(), "web.test.svc.cluster.local");
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (
+            Code::FailedPrecondition,
+            "service test/web is not exported to other clusters"
+        )
+    );
+    assert_eq!(
+        ask(&exported, path, gateway).unwrap(),
+        "web.test.svc.cluster.local"
+    );
+    assert_eq!(
+        ask(WEB, path, r#"{"ns":"test","pod":"plain"}"#).unwrap(),
+        "web.test.svc.cluster.local"
+    );
 }
 
 #[tokio::test]
 async fn proxies_follow_the_cluster_through_its_watches() {
-    let cluster = Watched::start(&FEEDS[..4], &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: test}}\n---{WEB}")).await;
+    let cluster = Watched::start(
+        &FEEDS[..4],
+        &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: test}}\n---{WEB}"),
+    )
+    .await;
     let server = server(cluster.view.clone(), Arc::new(mesh()), cluster.drain.clone());
     let mut client = DestinationClient::new(server);
-    let request = GetDestination { path: "web.test.svc.cluster.local:80".into(), ..GetDestination::default() };
+    let request = GetDestination {
+        path: "web.test.svc.cluster.local:80".into(),
+        ..GetDestination::default()
+    };
     let mut updates = client.get(request).await.unwrap().into_inner();
     let mut next = async || {
-        let update = timeout(Duration::from_secs(5), updates.message()).await.expect("changes come promptly");
-        show(&update.unwrap().expect("the stream goes on")).split_whitespace().take(6).collect::<Vec<_>>().join(" ")
+        let update = timeout(Duration::from_secs(5), updates.message())
+            .await
+            .expect("changes come promptly");
+        show(&update.unwrap().expect("the stream goes on"))
+            .split_whitespace()
+            .take(6)
+            .collect::<Vec<_>>()
+            .join(" ")
     };
-    assert_eq!(next().await, "add {\"namespace\": \"test\", \"service\": \"web\"} 10.42.0.5:8080");
+    assert_eq!(
+        next().await,
+        "add {\"namespace\": \"test\", \"service\": \"web\"} 10.42.0.5:8080"
+    );
 
     let slice = "/apis/discovery.k8s.io/v1/namespaces/test/endpointslices/web-1";
-    let endpoint = |pod: &str, ip: &str| {
-        json!({"addresses": [ip], "conditions": {"ready": true}, "targetRef": {"kind": "Pod", "name": pod, "namespace": "test"}})
-    };
-    cluster.patch(slice, json!({"endpoints": [endpoint("plain", "10.42.0.9")]})).await;
-    assert_eq!(next().await, "add {\"namespace\": \"test\", \"service\": \"web\"} 10.42.0.9:8080");
+    let endpoint = |pod: &str, ip: &str| json!({"addresses": [ip], "conditions": {"ready": true}, "targetRef": {"kind": "Pod", "name": pod, "namespace": "test"}});
+    cluster
+        .patch(slice, json!({"endpoints": [endpoint("plain", "10.42.0.9")]}))
+        .await;
+    assert_eq!(
+        next().await,
+        "add {\"namespace\": \"test\", \"service\": \"web\"} 10.42.0.9:8080"
+    );
     assert_eq!(next().await, "remove 10.42.0.5:8080");
     cluster.patch(slice, json!({"endpoints": []})).await;
     assert_eq!(next().await, "no endpoints, exists=true");
     cluster.delete("/api/v1/namespaces/test/services/web").await;
     assert_eq!(next().await, "no endpoints, exists=false");
-}
-
-#[tokio::test]
-async fn a_split_takes_effect_as_soon_as_its_kind_is_defined() {
-    let cluster = Watched::start(&[Feed::Services, Feed::TrafficSplits], "
-apiVersion: v1
-kind: Namespace
-metadata: {name: test}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: test}
-spec: {ports: [{name: http, port: 80}]}
-").await;
-    let server = server(cluster.view.clone(), Arc::new(mesh()), cluster.drain.clone());
-    let mut client = DestinationClient::new(server);
-    let request = GetDestination { path: "web.test.svc.cluster.local:80".into(), ..GetDestination::default() };
-    let mut profiles = client.get_profile(request).await.unwrap().into_inner();
-    let mut next = async || {
-        let profile = timeout(Duration::from_secs(10), profiles.message()).await.expect("changes come promptly");
-        profile.unwrap().expect("the stream goes on").dst_overrides.iter().map(|dst| dst.weight).collect::<Vec<_>>()
-    };
-    assert_eq!(next().await, [0; 0]);
-    let definition = hawser_crd::manifests::traffic_splits();
-    cluster.create(&definition.to_string()).await;
-    cluster.create("
-apiVersion: split.smi-spec.io/v1alpha2
-kind: TrafficSplit
-metadata: {name: web, namespace: test}
-spec: {service: web, backends: [{service: web, weight: 1}, {service: other, weight: 3}]}
-").await;
-    assert_eq!(next().await, [10_000, 30_000]);
-    cluster.delete("/apis/split.smi-spec.io/v1alpha2/namespaces/test/trafficsplits/web").await;
-    assert_eq!(next().await, [0; 0]);
 }

@@ -1,1 +1,459 @@
+//! Who gets a proxy, and what it looks like.
 
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::cli::{self, Manual, Options, Outcome};
+use super::*;
+use crate::values::Values;
+
+fn values() -> Values {
+    Values {
+        identity_trust_anchors_pem: "ANCHORS".into(),
+        ..Values::default()
+    }
+}
+
+fn namespace(annotations: &[(&str, &str)]) -> Namespace {
+    let annotations = annotations
+        .iter()
+        .map(|(name, value)| ((*name).into(), (*value).into()))
+        .collect();
+    Namespace {
+        name: "emojivoto".into(),
+        annotations,
+    }
+}
+
+fn pod(annotations: Value) -> Value {
+    json!({
+        "metadata": {"generateName": "web-", "labels": {"app": "web"}, "annotations": annotations},
+        "spec": {
+            "containers": [{"name": "app", "image": "app", "ports": [
+                {"name": "http", "containerPort": 8080}, {"name": "db", "containerPort": 3306},
+                {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+            ]}],
+            "initContainers": [{"name": "migrate", "image": "app"}],
+            "volumes": [{"name": "own"}],
+        },
+    })
+}
+
+fn inject_with(values: &Values, pod: &Value, annotations: &[(&str, &str)]) -> Result<Value, Skip> {
+    let namespace = namespace(annotations);
+    let owner = Owner {
+        kind: "deployment".into(),
+        name: "web".into(),
+    };
+    let injection = Injection {
+        values,
+        control_plane_namespace: "linkerd",
+        namespace: &namespace,
+        owner: Some(&owner),
+        component: Component::None,
+    };
+    let injected = injection.apply(pod);
+    // The webhook's patch must lead to the same.
+    let mut patched = pod.clone();
+    let (patch, outcome) = injection.patch(pod);
+    if outcome.is_ok() {
+        json_patch::patch(&mut patched, &patch).expect("the patch applies");
+        assert_eq!(Ok(&patched), injected.as_ref());
+    }
+    injected
+}
+
+fn injected(pod_annotations: Value) -> Value {
+    inject_with(
+        &values(),
+        &pod(pod_annotations),
+        &[(crate::keys::INJECT, "enabled")],
+    )
+    .expect("a proxy")
+}
+
+fn env(pod: &Value) -> BTreeMap<String, String> {
+    let proxy = pod["spec"]["initContainers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|c| c["name"] == "linkerd-proxy");
+    let entries = proxy.unwrap()["env"].as_array().unwrap().iter();
+    entries
+        .map(|entry| {
+            let value = entry["value"]
+                .as_str()
+                .map_or_else(|| entry["valueFrom"].to_string(), str::to_owned);
+            (
+                entry["name"].as_str().unwrap().replace("LINKERD2_PROXY_", ""),
+                value,
+            )
+        })
+        .collect()
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|item| item["name"].as_str())
+        .collect()
+}
+
+#[test]
+fn the_pods_own_annotation_comes_before_its_namespaces() {
+    let decide = |on_pod: Option<&str>, on_namespace: Option<&str>| {
+        let pod = pod(on_pod.map_or(json!({}), |value| json!({"linkerd.io/inject": value})));
+        let on_namespace: Vec<_> = on_namespace
+            .map(|value| (crate::keys::INJECT, value))
+            .into_iter()
+            .collect();
+        inject::decide(&pod, &namespace(&on_namespace))
+    };
+    let invalid = |value: &str| Err(Skip::InvalidAnnotation { value: value.into() });
+    for (on_pod, on_namespace, expected) in [
+        (None, None, Err(Skip::NotAsked)),
+        (None, Some("enabled"), Ok(Mode::Enabled)),
+        (None, Some("ingress"), Ok(Mode::Ingress)),
+        (None, Some("disabled"), Err(Skip::DisabledOnNamespace)),
+        (Some("enabled"), None, Ok(Mode::Enabled)),
+        (Some("enabled"), Some("disabled"), Ok(Mode::Enabled)),
+        (Some("ingress"), Some("enabled"), Ok(Mode::Ingress)),
+        (Some("disabled"), Some("enabled"), Err(Skip::DisabledOnPod)),
+        (Some("yes"), Some("enabled"), invalid("yes")),
+        (None, Some("true"), invalid("true")),
+        (Some("enabled"), Some("true"), invalid("true")),
+    ] {
+        assert_eq!(
+            decide(on_pod, on_namespace),
+            expected,
+            "{on_pod:?} {on_namespace:?}"
+        );
+    }
+}
+
+#[test]
+fn pods_that_cannot_have_a_proxy_are_left_alone() {
+    let refused = |change: fn(&mut Value)| {
+        let mut pod = pod(json!({"linkerd.io/inject": "enabled"}));
+        change(&mut pod);
+        inject_with(&values(), &pod, &[]).unwrap_err()
+    };
+    assert_eq!(
+        refused(|pod| pod["spec"]["hostNetwork"] = json!(true)),
+        Skip::HostNetwork
+    );
+    assert_eq!(
+        refused(|pod| pod["spec"]["containers"][0]["name"] = json!("istio-proxy")),
+        Skip::SidecarExists
+    );
+    let again = inject_with(
+        &values(),
+        &injected(json!({})),
+        &[(crate::keys::INJECT, "enabled")],
+    );
+    assert_eq!(again, Err(Skip::SidecarExists));
+}
+
+#[test]
+fn the_proxy_starts_after_the_redirect_and_before_everything_else() {
+    let pod = injected(json!({}));
+    assert_eq!(
+        names(&pod["spec"]["initContainers"]),
+        ["linkerd-init", "linkerd-proxy", "migrate"]
+    );
+    assert_eq!(names(&pod["spec"]["containers"]), ["app"]);
+    assert_eq!(
+        names(&pod["spec"]["volumes"]),
+        [
+            "own",
+            "linkerd-proxy-init-xtables-lock",
+            "linkerd-identity-token",
+            "linkerd-identity-end-entity"
+        ]
+    );
+    let proxy = &pod["spec"]["initContainers"][1];
+    assert_eq!(proxy["restartPolicy"], "Always");
+    assert_eq!(
+        proxy["startupProbe"]["httpGet"],
+        json!({"path": "/ready", "port": 4191})
+    );
+    assert_eq!(names(&proxy["ports"]), ["linkerd-proxy", "linkerd-admin"]);
+    assert_eq!(
+        proxy["securityContext"],
+        json!({
+            "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": true,
+            "runAsNonRoot": true, "runAsUser": 2102, "seccompProfile": {"type": "RuntimeDefault"},
+        })
+    );
+    let args: Vec<&str> = pod["spec"]["initContainers"][0]["args"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert_eq!(
+        args.join(" "),
+        "--incoming-proxy-port 4143 --outgoing-proxy-port 4140 --proxy-uid 2102 \
+        --inbound-ports-to-ignore 4190,4191,4567,4568 --outbound-ports-to-ignore 4567,4568 --ipv6=false"
+    );
+}
+
+#[test]
+fn the_pod_says_whose_it_is() {
+    let pod = injected(json!({}));
+    assert_eq!(
+        pod["metadata"]["labels"],
+        json!({
+            "app": "web", "linkerd.io/control-plane-ns": "linkerd", "linkerd.io/workload-ns": "emojivoto",
+            "linkerd.io/proxy-deployment": "web",
+        })
+    );
+    let annotations = &pod["metadata"]["annotations"];
+    assert_eq!(
+        annotations["config.linkerd.io/opaque-ports"], "3306",
+        "the default list, as far as it is exposed"
+    );
+    assert_eq!(annotations["linkerd.io/proxy-version"], crate::values::VERSION);
+    assert_eq!(
+        annotations["linkerd.io/trust-root-sha256"],
+        "d2d87757fbdcea5f1c866509546bb41c6ed6a8294e77232eb25ab9fb0d5acc86"
+    );
+}
+
+#[test]
+fn the_environment_is_what_a_proxy_expects() {
+    let env = env(&injected(json!({})));
+    for (name, expected) in [
+        ("IDENTITY_TRUST_ANCHORS", "ANCHORS"),
+        (
+            "IDENTITY_LOCAL_NAME",
+            "$(_pod_sa).$(_pod_ns).serviceaccount.identity.linkerd.cluster.local",
+        ),
+        (
+            "IDENTITY_SVC_ADDR",
+            "linkerd-identity-headless.linkerd.svc.cluster.local.:8080",
+        ),
+        (
+            "IDENTITY_SVC_NAME",
+            "linkerd-identity.linkerd.serviceaccount.identity.linkerd.cluster.local",
+        ),
+        (
+            "DESTINATION_SVC_ADDR",
+            "linkerd-dst-headless.linkerd.svc.cluster.local.:8086",
+        ),
+        (
+            "DESTINATION_SVC_NAME",
+            "linkerd-destination.linkerd.serviceaccount.identity.linkerd.cluster.local",
+        ),
+        (
+            "POLICY_SVC_ADDR",
+            "linkerd-policy.linkerd.svc.cluster.local.:8090",
+        ),
+        (
+            "POLICY_SVC_NAME",
+            "linkerd-destination.linkerd.serviceaccount.identity.linkerd.cluster.local",
+        ),
+        ("POLICY_WORKLOAD", r#"{"ns":"$(_pod_ns)", "pod":"$(_pod_name)"}"#),
+        ("INBOUND_LISTEN_ADDR", "0.0.0.0:4143"),
+        ("OUTBOUND_LISTEN_ADDRS", "127.0.0.1:4140"),
+        ("INBOUND_PORTS", "3306,8080"),
+        ("INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION", "3306"),
+        ("INBOUND_DEFAULT_POLICY", "all-unauthenticated"),
+        ("INBOUND_IPS", r#"{"fieldRef":{"fieldPath":"status.podIPs"}}"#),
+        ("DESTINATION_PROFILE_SUFFIXES", "svc.cluster.local."),
+    ] {
+        assert_eq!(env.get(name).map(String::as_str), Some(expected), "{name}");
+    }
+    for absent in [
+        "INBOUND_GATEWAY_SUFFIXES",
+        "INGRESS_MODE",
+        "HAWSER_PROXY_MARK",
+        "CORES_MAX",
+    ] {
+        assert_eq!(env.get(absent), None, "{absent}");
+    }
+}
+
+#[test]
+fn annotations_configure_the_proxy_and_bad_ones_change_nothing() {
+    let mut values = values();
+    values.proxy.mark = 7;
+    let annotations = json!({
+        "config.linkerd.io/enable-gateway": "true",
+        "config.linkerd.io/proxy-require-identity-inbound-ports": "4143",
+        "config.linkerd.io/default-inbound-policy": "all-authenticated",
+        "config.linkerd.io/opaque-ports": "http,9000-9002",
+        "config.linkerd.io/skip-outbound-ports": "25",
+        "config.linkerd.io/proxy-cpu-limit": "1500m",
+        "config.linkerd.io/inbound-port": "nonsense",
+    });
+    let pod = inject_with(
+        &values,
+        &pod(annotations),
+        &[
+            (crate::keys::INJECT, "ingress"),
+            ("config.linkerd.io/proxy-log-level", "debug"),
+        ],
+    )
+    .unwrap();
+    let env = env(&pod);
+    for (name, expected) in [
+        ("INBOUND_GATEWAY_SUFFIXES", "svc.cluster.local."),
+        ("INBOUND_PORTS", "3306,4143,8080"),
+        ("INBOUND_DEFAULT_POLICY", "all-authenticated"),
+        ("INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION", "8080,9000-9002"),
+        ("INBOUND_LISTEN_ADDR", "0.0.0.0:4143"),
+        ("INGRESS_MODE", "true"),
+        ("CORES_MAX", "2"),
+        ("HAWSER_PROXY_MARK", "7"),
+        ("LOG", "debug,[{headers}]=off,[{request}]=off"),
+    ] {
+        assert_eq!(env.get(name).map(String::as_str), Some(expected), "{name}");
+    }
+    assert_eq!(
+        pod["metadata"]["annotations"]["config.linkerd.io/proxy-log-level"], "debug",
+        "copied down"
+    );
+    let args = pod["spec"]["initContainers"][0]["args"].to_string();
+    assert!(
+        args.contains(r#""--proxy-mark","7""#) && args.contains(r#""--outbound-ports-to-ignore","25""#),
+        "{args}"
+    );
+}
+
+#[test]
+fn without_native_sidecars_the_proxy_is_the_first_container() {
+    let pod = injected(json!({"config.linkerd.io/proxy-enable-native-sidecar": "false"}));
+    assert_eq!(names(&pod["spec"]["initContainers"]), ["linkerd-init", "migrate"]);
+    assert_eq!(names(&pod["spec"]["containers"]), ["linkerd-proxy", "app"]);
+    assert_eq!(pod["spec"]["containers"][0].get("restartPolicy"), None);
+}
+
+#[test]
+fn services_and_skipped_pods_inherit_opaque_ports() {
+    let values = values();
+    let with = |annotations: &[(&str, &str)], object: &Value, service: bool| {
+        let namespace = namespace(annotations);
+        let injection = Injection {
+            values: &values,
+            control_plane_namespace: "linkerd",
+            namespace: &namespace,
+            owner: None,
+            component: Component::None,
+        };
+        let patch = if service {
+            injection.patch_service(object)
+        } else {
+            injection.patch(object).0
+        };
+        let mut patched = object.clone();
+        json_patch::patch(&mut patched, &patch).expect("the patch applies");
+        patched["metadata"]["annotations"][crate::keys::OPAQUE_PORTS]
+            .as_str()
+            .map(str::to_owned)
+    };
+    let service = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 3306}, {"port": 80}]}});
+    let from_namespace = [(crate::keys::OPAQUE_PORTS, "1234")];
+    assert_eq!(with(&[], &service, true).as_deref(), Some("3306"));
+    assert_eq!(with(&from_namespace, &service, true).as_deref(), Some("1234"));
+    assert_eq!(
+        with(
+            &[],
+            &json!({"metadata": {}, "spec": {"ports": [{"port": 80}]}}),
+            true
+        ),
+        None
+    );
+    assert_eq!(
+        with(&from_namespace, &pod(json!({})), false).as_deref(),
+        Some("1234")
+    );
+}
+
+fn deployment() -> Value {
+    let mut template = pod(Value::Null);
+    template["metadata"]
+        .as_object_mut()
+        .unwrap()
+        .retain(|name, _| name == "labels");
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "emojivoto"},
+        "spec": {"template": template}})
+}
+
+#[test]
+fn inject_only_annotates_and_does_so_once() {
+    let (once, reports) = cli::inject(deployment(), &Options::default());
+    assert_eq!(
+        once["spec"]["template"]["metadata"]["annotations"],
+        json!({"linkerd.io/inject": "enabled"})
+    );
+    assert_eq!(
+        reports[0].to_string(),
+        "deployment \"web\" annotated (UDP ports are not carried by the mesh)"
+    );
+    assert_eq!(cli::inject(once.clone(), &Options::default()).0, once);
+    assert_eq!(cli::uninject(once).0, deployment());
+}
+
+#[test]
+fn manual_injection_renders_and_uninject_takes_it_away() {
+    let manual = Manual {
+        values: values(),
+        control_plane_namespace: "linkerd".into(),
+    };
+    let options = Options {
+        manual: Some(manual),
+        ..Options::default()
+    };
+    let (rendered, reports) = cli::inject(deployment(), &options);
+    assert_eq!(reports[0].outcome, Outcome::Injected);
+    assert_eq!(
+        names(&rendered["spec"]["template"]["spec"]["initContainers"])[..2],
+        ["linkerd-init", "linkerd-proxy"]
+    );
+    assert_eq!(
+        cli::inject(rendered.clone(), &options).0,
+        rendered,
+        "twice is once"
+    );
+    let mut cleaned = cli::uninject(rendered).0;
+    // The opaque ports that injection found out are the user's from then on.
+    cleaned["spec"]["template"]["metadata"]
+        .as_object_mut()
+        .unwrap()
+        .remove("annotations");
+    assert_eq!(cleaned, deployment());
+}
+
+#[test]
+fn lists_are_done_item_by_item_and_unknown_kinds_left_alone() {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        deployment(), {"kind": "ConfigMap", "metadata": {"name": "c"}}, {"kind": "Namespace", "metadata": {"name": "n"}},
+    ]});
+    let (list, reports) = cli::inject(
+        list,
+        &Options {
+            ingress: true,
+            ..Options::default()
+        },
+    );
+    let outcomes: Vec<_> = reports.into_iter().map(|report| report.outcome).collect();
+    assert_eq!(
+        outcomes,
+        [
+            Outcome::Annotated,
+            Outcome::Skipped(Skip::UnsupportedKind),
+            Outcome::Annotated
+        ]
+    );
+    assert_eq!(
+        list["items"][1],
+        json!({"kind": "ConfigMap", "metadata": {"name": "c"}})
+    );
+    assert_eq!(
+        list["items"][2]["metadata"]["annotations"]["linkerd.io/inject"],
+        "ingress"
+    );
+}
