@@ -52,6 +52,7 @@ pub enum Reason {
     Invalid,
     NotSupported,
     Duplicate,
+    NotFound,
     Forbidden,
     TypeInvalid,
     TooLong,
@@ -66,6 +67,7 @@ impl Reason {
             Self::Invalid => "FieldValueInvalid",
             Self::NotSupported => "FieldValueNotSupported",
             Self::Duplicate => "FieldValueDuplicate",
+            Self::NotFound => "FieldValueNotFound",
             Self::Forbidden => "FieldValueForbidden",
             Self::TypeInvalid => "FieldValueTypeInvalid",
             Self::TooLong => "FieldValueTooLong",
@@ -80,6 +82,7 @@ impl Reason {
             Self::Invalid | Self::TypeInvalid => "Invalid value",
             Self::NotSupported => "Unsupported value",
             Self::Duplicate => "Duplicate value",
+            Self::NotFound => "Not found",
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
             Self::TooMany => "Too many",
@@ -147,6 +150,23 @@ impl Cause {
             Reason::Duplicate,
             at,
             format!("{}: {}", Reason::Duplicate.title(), shown(value)),
+        )
+    }
+
+    pub fn not_found(at: &Path, value: &Value) -> Self {
+        Self::new(
+            Reason::NotFound,
+            at,
+            format!("{}: {}", Reason::NotFound.title(), shown(value)),
+        )
+    }
+
+    /// For values that Go prints in its own syntax: `map[string]string{"a":"b"}`.
+    pub fn invalid_shown(at: &Path, shown: &str, detail: &str) -> Self {
+        Self::new(
+            Reason::Invalid,
+            at,
+            with_detail(format!("{}: {shown}", Reason::Invalid.title()), detail),
         )
     }
 

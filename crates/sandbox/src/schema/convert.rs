@@ -18,6 +18,7 @@ impl Schema {
     pub fn prune(&self, object: &mut Value) -> Vec<String> {
         let mut unknown = Vec::new();
         prune(self.root(), object, &Path::root(), &mut unknown);
+        unknown.sort_unstable();
         unknown
     }
 
@@ -34,7 +35,7 @@ impl Schema {
 fn prune(at: At<'_>, value: &mut Value, path: &Path, unknown: &mut Vec<String>) {
     match (at.shape(), value) {
         (Shape::Object { fields, rest }, Value::Object(object)) => {
-            let keeps_nulls = at.node.constraints.is_some();
+            let keeps_nulls = at.node.custom;
             object.retain(|key, value| {
                 let known = fields.get(key);
                 match (known, rest) {
@@ -64,7 +65,7 @@ fn prune(at: At<'_>, value: &mut Value, path: &Path, unknown: &mut Vec<String>) 
                 }
             }
         }
-        (Shape::Scalar(scalar), value) if at.node.constraints.is_none() => normalise(*scalar, value),
+        (Shape::Scalar(scalar), value) if !at.node.custom => normalise(*scalar, value),
         _ => {}
     }
 }
@@ -85,12 +86,12 @@ fn normalise(scalar: Scalar, value: &mut Value) {
 }
 
 /// `metav1.Time`: whole seconds, UTC.
-pub fn time_text(time: Timestamp) -> String {
+pub(super) fn time_text(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// `metav1.MicroTime`: always six digits.
-pub fn micro_time_text(time: Timestamp) -> String {
+pub(super) fn micro_time_text(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 

@@ -10,9 +10,12 @@
 mod cause;
 mod convert;
 mod crd;
+mod defaults;
+mod names;
 pub mod quantity;
 mod registry;
 mod tree;
+mod validation;
 
 pub mod apply;
 pub mod patch;
@@ -20,3 +23,4 @@ pub mod patch;
 pub use cause::{Cause, Path, Reason};
 pub use registry::{Registry, ResourceType, Subresource, builtin};
 pub use tree::Schema;
+pub use validation::matches as selector_matches;

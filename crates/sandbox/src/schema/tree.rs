@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
 
-use super::crd::Constraints;
+use super::crd::Custom;
 
 pub(super) type NodeId = usize;
 
@@ -24,8 +24,8 @@ pub(super) struct Node {
     pub atomic: bool,
     pub nullable: bool,
     pub default: Option<Value>,
-    /// What only CRD schemas can demand.
-    pub constraints: Option<Box<Constraints>>,
+    /// Part of a CRD's schema, where nulls and types are the validation's business.
+    pub custom: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -123,7 +123,7 @@ impl Node {
             atomic: false,
             nullable: false,
             default: None,
-            constraints: None,
+            custom: false,
         }
     }
 }
@@ -408,7 +408,14 @@ fn read_type(
 pub struct Schema {
     tree: Arc<Tree>,
     root: NodeId,
-    builtin: Option<&'static str>,
+    form: Form,
+}
+
+#[derive(Clone, Debug)]
+enum Form {
+    /// The name of the definition: `core.v1.Pod`.
+    Builtin(&'static str),
+    Custom(Arc<Custom>),
 }
 
 impl Schema {
@@ -421,15 +428,15 @@ impl Schema {
         Some(Self {
             tree: Arc::clone(&table.tree),
             root: table.names[name],
-            builtin: Some(name),
+            form: Form::Builtin(name),
         })
     }
 
-    pub(super) fn custom(tree: Tree, root: NodeId) -> Self {
+    pub(super) fn of_crd(tree: Tree, root: NodeId, custom: Custom) -> Self {
         Self {
             tree: Arc::new(tree),
             root,
-            builtin: None,
+            form: Form::Custom(Arc::new(custom)),
         }
     }
 
@@ -439,7 +446,17 @@ impl Schema {
 
     /// The name of the definition (`core.v1.Pod`), if this is a built-in kind.
     pub(super) fn builtin_name(&self) -> Option<&'static str> {
-        self.builtin
+        match self.form {
+            Form::Builtin(name) => Some(name),
+            Form::Custom(_) => None,
+        }
+    }
+
+    pub(super) fn as_custom(&self) -> Option<&Custom> {
+        match &self.form {
+            Form::Builtin(_) => None,
+            Form::Custom(custom) => Some(custom),
+        }
     }
 }
 
