@@ -17,6 +17,8 @@ mod deployments;
 mod endpoints;
 mod garbage;
 mod jobs;
+#[cfg(test)]
+mod live;
 mod load_balancers;
 mod mirroring;
 mod namespaces;

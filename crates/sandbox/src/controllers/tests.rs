@@ -7,7 +7,7 @@ use super::plan::{Write, plan};
 use super::snapshot::{Change, Resource, Snapshot};
 use crate::kubelet::ClusterAddresses;
 
-fn addresses() -> ClusterAddresses {
+pub(super) fn addresses() -> ClusterAddresses {
     ClusterAddresses {
         name: "west".into(),
         pods: "10.42.0.0/16".parse().unwrap(),

@@ -254,7 +254,7 @@ where
 async fn kinds(client: Client, whole: &BTreeSet<Resource>) -> Result<BTreeSet<Resource>, kube::Error> {
     let events = Resource::of::<CoreEvent>();
     let mut kinds = BTreeSet::new();
-    for group in Discovery::new(client).run().await?.groups() {
+    for group in Discovery::new(client).run_aggregated().await?.groups() {
         for (kind, capabilities) in group.recommended_resources() {
             let resource = Resource {
                 api_version: kind.api_version.into(),
