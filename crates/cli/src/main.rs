@@ -5,6 +5,7 @@
 //! composes; what commands do is in the modules and crates that they name.
 
 mod demo;
+mod inject;
 mod install;
 mod problem;
 mod programs;
@@ -39,8 +40,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    Inject(inject::InjectArgs),
     Install(install::InstallArgs),
     Sandbox(sandbox::SandboxArgs),
+    Uninject(inject::UninjectArgs),
+    Upgrade(install::UpgradeArgs),
 }
 
 fn main() -> ExitCode {
@@ -51,8 +55,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args);
     let outcome = match cli.command {
         Command::Demo(args) => demo::run(args),
+        Command::Inject(args) => inject::inject(args),
         Command::Install(args) => install::run(args),
         Command::Sandbox(args) => sandbox::run(args),
+        Command::Uninject(args) => inject::uninject(args),
+        Command::Upgrade(args) => install::upgrade(args),
     };
     match outcome {
         Ok(code) => code,

@@ -5,6 +5,7 @@
 
 pub(crate) mod credentials;
 pub(crate) mod manifests;
+mod upgrade;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use hawser_control::values::{self, Values};
 use serde_json::Value;
 
 use self::credentials::Files;
+pub(crate) use self::upgrade::{UpgradeArgs, run as upgrade};
 use crate::problem::Problem;
 
 /// Render the control plane: hawser install | kubectl apply -f -
