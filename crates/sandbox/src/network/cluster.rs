@@ -1,0 +1,724 @@
+//! One cluster's node namespace: bridge, leg on the segment between clusters, pods.
+//!
+//! A pod has a `/32` address and routes everything through the node. Were pods on-link to each other, answers of a
+//! Service's backend would take the short way over the bridge, past the node that must translate them back.
+//!
+//! Knows no Services; see [`super::services`].
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hawser_nft::{
+    Action, ApplyError, Batch, Chain, Family, Hook, Kind, Match, Protocol, Rule, Table, Verdict, priority,
+    state, status,
+};
+use ipnet::{IpNet, Ipv4Net};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkMessage};
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+
+use super::netns::NetNs;
+use super::pool::{Pool, gateway};
+use super::wan::{Wan, WanError};
+use crate::kubelet::ClusterAddresses;
+
+/// The segment between clusters (RFC 5737 documentation addresses: nobody's).
+const WAN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(203, 0, 113, 0), 24);
+/// Addresses per cluster on the segment; the upper half are for LoadBalancers.
+const WAN_PREFIX: u8 = 27;
+
+const BRIDGE: &str = "pods0";
+const LEG: &str = "wan0";
+const LOCAL_TABLE: u32 = 255;
+
+/// Why a network could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("network of cluster {cluster}: {what}")]
+    Namespace {
+        cluster: String,
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("network of cluster {cluster}: {what}")]
+    Link {
+        cluster: String,
+        what: &'static str,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("network of cluster {cluster}: packet filter rules")]
+    Rules {
+        cluster: String,
+        #[source]
+        source: ApplyError,
+    },
+    #[error("network of cluster {cluster}: the leg to other clusters")]
+    Wan {
+        cluster: String,
+        #[source]
+        source: WanError,
+    },
+    #[error("cluster {cluster} has no free pod address")]
+    NoAddress { cluster: String },
+    #[error("a sandbox has at most {max} clusters")]
+    TooManyClusters { max: usize },
+}
+
+/// A pod's network, ready for its first process.
+#[derive(Clone, Debug)]
+pub struct PodNetwork {
+    pub netns: NetNs,
+    pub ip: Ipv4Addr,
+}
+
+/// What each cluster of a sandbox is reached by. The same names in the same order give the same addresses.
+pub fn plan_addresses(clusters: &[String]) -> Result<Vec<ClusterAddresses>, NetworkError> {
+    let blocks: Vec<Ipv4Net> = WAN
+        .subnets(WAN_PREFIX)
+        .expect("the segment is larger than a block")
+        .collect();
+    if clusters.len() > blocks.len() {
+        return Err(NetworkError::TooManyClusters { max: blocks.len() });
+    }
+    let plan = |(name, block): (&String, Ipv4Net)| {
+        let upper = block
+            .subnets(WAN_PREFIX + 1)
+            .expect("a block has halves")
+            .last()
+            .expect("two halves");
+        let node = gateway(block);
+        let services = Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16);
+        ClusterAddresses {
+            name: name.clone(),
+            pods: Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16),
+            services,
+            node,
+            load_balancers: upper,
+            api: SocketAddr::from((node, 6443)),
+            dns: Ipv4Addr::from(u32::from(services.network()) + 10),
+            domain: "cluster.local".into(),
+        }
+    };
+    Ok(clusters.iter().zip(blocks).map(plan).collect())
+}
+
+/// The network of one cluster. Dropping it, with all pods' namespaces, removes it.
+#[derive(Debug)]
+pub struct ClusterNetwork {
+    addresses: ClusterAddresses,
+    node: NetNs,
+    links: Handle,
+    bridge: u32,
+    pods: Mutex<Pods>,
+}
+
+#[derive(Debug)]
+struct Pods {
+    pool: Pool,
+    by_uid: BTreeMap<String, PodNetwork>,
+}
+
+impl ClusterNetwork {
+    /// Makes the node namespace and connects it to the segment.
+    pub async fn create(addresses: ClusterAddresses, wan: &Wan) -> Result<Arc<Self>, NetworkError> {
+        let cluster = addresses.name.clone();
+        let namespace = |what| {
+            let cluster = cluster.clone();
+            move |source| NetworkError::Namespace {
+                cluster,
+                what,
+                source,
+            }
+        };
+        let link = |what| {
+            let cluster = cluster.clone();
+            move |source| NetworkError::Link {
+                cluster,
+                what,
+                source,
+            }
+        };
+
+        let node = NetNs::create().map_err(namespace("making the node's namespace"))?;
+        // Answers come back the way they went through address translation, so paths may look asymmetric; and a
+        // router that tells pods of a shorter way would break that translation.
+        for (parameter, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/default/send_redirects", "0"),
+            ("ipv6/conf/default/disable_ipv6", "1"),
+        ] {
+            optional(node.set(parameter, value)).map_err(namespace("setting network parameters"))?;
+        }
+        let links = connect(&node).map_err(namespace("opening a route socket"))?;
+
+        wan.attach(&addresses.name, &node, LEG)
+            .await
+            .map_err(|source| NetworkError::Wan {
+                cluster: cluster.clone(),
+                source,
+            })?;
+        links
+            .link()
+            .add(LinkBridge::new(BRIDGE).up().build())
+            .execute()
+            .await
+            .map_err(link("adding the bridge"))?;
+        // The bridge would otherwise hand frames to the packet filter a second time, before they are routed.
+        optional(node.set("bridge/bridge-nf-call-iptables", "0"))
+            .map_err(namespace("keeping the packet filter off the bridge"))?;
+        let index = |name: &'static str| {
+            let (node, error) = (node.clone(), namespace("finding an interface's index"));
+            move || {
+                node.run(|| nix::net::if_::if_nametoindex(name))
+                    .map_err(|errno| error(errno.into()))
+            }
+        };
+        let (bridge, leg, lo) = (index(BRIDGE)(), index(LEG)(), index("lo")());
+        let (bridge, leg, lo) = (bridge?, leg?, lo?);
+        for interface in [lo, leg] {
+            up(&links, interface)
+                .await
+                .map_err(link("bringing up an interface"))?;
+        }
+        let pods = addresses.pods;
+        for (interface, address, prefix) in [
+            (bridge, gateway(pods), pods.prefix_len()),
+            (leg, addresses.node, WAN.prefix_len()),
+        ] {
+            address_on(&links, interface, address, prefix)
+                .await
+                .map_err(link("giving the node an address"))?;
+        }
+        // The node answers for all LoadBalancer addresses; services without endpoints then refuse by themselves.
+        let load_balancers = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(
+                addresses.load_balancers.network(),
+                addresses.load_balancers.prefix_len(),
+            )
+            .output_interface(lo)
+            .kind(RouteType::Local)
+            .scope(RouteScope::Host)
+            .pref_source(addresses.node)
+            .table_id(LOCAL_TABLE)
+            .build();
+        // Only for connections that the node itself opens: without a route the kernel gives up before translation.
+        let services = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(addresses.services.network(), addresses.services.prefix_len())
+            .output_interface(bridge)
+            .scope(RouteScope::Link)
+            .build();
+        for route in [load_balancers, services] {
+            links
+                .route()
+                .add(route)
+                .execute()
+                .await
+                .map_err(link("adding a route"))?;
+        }
+        let rules = filter(&addresses);
+        node.run(|| Batch::new().replace(&rules).apply())
+            .map_err(|source| NetworkError::Rules {
+                cluster: cluster.clone(),
+                source,
+            })?;
+
+        let pods = Pods {
+            pool: Pool::new(addresses.pods),
+            by_uid: BTreeMap::new(),
+        };
+        Ok(Arc::new(Self {
+            addresses,
+            node,
+            links,
+            bridge,
+            pods: Mutex::new(pods),
+        }))
+    }
+
+    pub fn addresses(&self) -> &ClusterAddresses {
+        &self.addresses
+    }
+
+    /// The node's own namespace.
+    pub fn node(&self) -> &NetNs {
+        &self.node
+    }
+
+    /// The node's address as pods see it, and their gateway.
+    pub fn gateway(&self) -> Ipv4Addr {
+        gateway(self.addresses.pods)
+    }
+
+    /// The pod's network, made at the first call.
+    pub async fn add_pod(&self, uid: &str) -> Result<PodNetwork, NetworkError> {
+        let ip = {
+            let mut pods = self.lock();
+            if let Some(pod) = pods.by_uid.get(uid) {
+                return Ok(pod.clone());
+            }
+            pods.pool.take().ok_or_else(|| NetworkError::NoAddress {
+                cluster: self.addresses.name.clone(),
+            })?
+        };
+        match self.make_pod(ip).await {
+            Ok(netns) => {
+                let pod = PodNetwork { netns, ip };
+                let previous = self.lock().by_uid.insert(uid.to_owned(), pod.clone());
+                // Two calls for one pod at once: the later one wins, the earlier one's address is returned.
+                if let Some(previous) = previous {
+                    self.unmake_pod(previous.ip).await;
+                }
+                Ok(pod)
+            }
+            Err(error) => {
+                self.unmake_pod(ip).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the pod off the network. Its namespace ends with its last process.
+    pub async fn remove_pod(&self, uid: &str) {
+        let pod = self.lock().by_uid.remove(uid);
+        if let Some(pod) = pod {
+            self.unmake_pod(pod.ip).await;
+        }
+    }
+
+    async fn make_pod(&self, ip: Ipv4Addr) -> Result<NetNs, NetworkError> {
+        let cluster = &self.addresses.name;
+        let namespace = |what| {
+            move |source| NetworkError::Namespace {
+                cluster: cluster.clone(),
+                what,
+                source,
+            }
+        };
+        let link = |what| {
+            move |source| NetworkError::Link {
+                cluster: cluster.clone(),
+                what,
+                source,
+            }
+        };
+
+        let pod = NetNs::create().map_err(namespace("making a pod's namespace"))?;
+        // Containers may listen on low ports whatever their user is, as under other container runtimes.
+        for (parameter, value) in [
+            ("ipv6/conf/default/disable_ipv6", "1"),
+            ("ipv4/ip_unprivileged_port_start", "0"),
+        ] {
+            optional(pod.set(parameter, value)).map_err(namespace("setting a pod's network parameters"))?;
+        }
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name("eth0")
+            .setns_by_fd(pod.fd().as_raw_fd())
+            .up()
+            .build();
+        let pair = veth(&interface_of(ip), peer).controller(self.bridge).up().build();
+        self.links
+            .link()
+            .add(pair)
+            .execute()
+            .await
+            .map_err(link("adding a pod's interface"))?;
+
+        let links = connect(&pod).map_err(namespace("opening a pod's route socket"))?;
+        let eth0 = pod
+            .run(|| nix::net::if_::if_nametoindex("eth0"))
+            .map_err(|errno| namespace("finding a pod's interface")(errno.into()))?;
+        for interface in [1, eth0] {
+            up(&links, interface)
+                .await
+                .map_err(link("bringing up a pod's interface"))?;
+        }
+        address_on(&links, eth0, ip, 32)
+            .await
+            .map_err(link("giving a pod its address"))?;
+        let route = || RouteMessageBuilder::<Ipv4Addr>::new().output_interface(eth0);
+        let to_gateway = route()
+            .destination_prefix(self.gateway(), 32)
+            .scope(RouteScope::Link)
+            .build();
+        let default = route().gateway(self.gateway()).build();
+        for route in [to_gateway, default] {
+            links
+                .route()
+                .add(route)
+                .execute()
+                .await
+                .map_err(link("adding a pod's routes"))?;
+        }
+        Ok(pod)
+    }
+
+    /// Removes whatever was made for the address.
+    async fn unmake_pod(&self, ip: Ipv4Addr) {
+        let name = interface_of(ip);
+        if let Ok(index) = self.node.run(|| nix::net::if_::if_nametoindex(name.as_str()))
+            && let Err(error) = self.links.link().del(index).execute().await
+        {
+            tracing::warn!(cluster = self.addresses.name, interface = name, %error, "removing a pod's interface");
+        }
+        self.lock().pool.give_back(ip);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Pods> {
+        // Every change under the lock is a single insertion or removal, so a panicked holder leaves it whole.
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Interface names have at most 15 bytes; a pod's address makes a unique one.
+fn interface_of(ip: Ipv4Addr) -> String {
+    format!("pod{:08x}", u32::from(ip))
+}
+
+/// Not every kernel has every parameter; where it is absent its effect is absent too.
+fn optional(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// A route socket in the namespace. Ends when its handles are dropped.
+pub(super) fn connect(namespace: &NetNs) -> io::Result<Handle> {
+    let runtime = tokio::runtime::Handle::current();
+    let (connection, handle, _) = namespace.run(|| {
+        let _inside = runtime.enter();
+        rtnetlink::new_connection()
+    })?;
+    runtime.spawn(connection);
+    Ok(handle)
+}
+
+pub(super) fn veth(name: &str, peer: LinkMessage) -> LinkMessageBuilder<LinkUnspec> {
+    LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+        .name(name)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+}
+
+pub(super) async fn up(links: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
+    let message = LinkUnspec::new_with_index(index).up().build();
+    links.link().set(message).execute().await
+}
+
+async fn address_on(
+    links: &Handle,
+    index: u32,
+    address: Ipv4Addr,
+    prefix: u8,
+) -> Result<(), rtnetlink::Error> {
+    links.address().add(index, address.into(), prefix).execute().await
+}
+
+/// What may cross the node, whichever Services there are.
+fn filter(addresses: &ClusterAddresses) -> Table {
+    let one = |address: Ipv4Addr| IpNet::from(IpNet::V4(Ipv4Net::new_assert(address, 32)));
+    let wan = || Rule::new().when(Match::InputInterface(LEG.into()));
+    let known = Match::ConnectionState(state::ESTABLISHED | state::RELATED);
+    let tcp = || Match::Protocol(Protocol::Tcp);
+    // After translation a packet to a service address can only be one that no Service with endpoints wanted.
+    let unclaimed = || {
+        let to = || Rule::new().when(Match::Destination(addresses.services.into()));
+        [
+            to().comment("no such service or no endpoints")
+                .when(tcp())
+                .then(Action::RejectWithReset),
+            to().comment("no such service or no endpoints")
+                .then(Action::RejectWithPortUnreachable),
+        ]
+    };
+    let chain = |name, hook| Chain::base(name, Kind::Filter, hook, priority::FILTER);
+    Table::new(Family::Ip, "hawser-node")
+        .chain(
+            chain("forward", Hook::Forward)
+                .rules(unclaimed())
+                .rule(
+                    wan()
+                        .comment("answers")
+                        .when(known.clone())
+                        .verdict(Verdict::Accept),
+                )
+                .rule(
+                    wan()
+                        .comment("to a load balancer address")
+                        .when(Match::ConnectionStatus(status::DNAT))
+                        .verdict(Verdict::Accept),
+                )
+                .rule(wan().comment("other clusters see no pods").verdict(Verdict::Drop)),
+        )
+        .chain(chain("output", Hook::Output).rules(unclaimed()))
+        .chain(
+            chain("input", Hook::Input)
+                .rule(wan().comment("answers").when(known).verdict(Verdict::Accept))
+                .rule(
+                    wan()
+                        .when(Match::Protocol(Protocol::Icmp))
+                        .verdict(Verdict::Accept),
+                )
+                .rule(
+                    wan()
+                        .comment("API server")
+                        .when(tcp())
+                        .when(Match::Destination(one(addresses.node)))
+                        .when(Match::DestinationPorts(vec![
+                            addresses.api.port()..=addresses.api.port(),
+                        ]))
+                        .verdict(Verdict::Accept),
+                )
+                .rule(
+                    wan()
+                        .comment("no endpoints")
+                        .when(tcp())
+                        .when(Match::Destination(addresses.load_balancers.into()))
+                        .then(Action::RejectWithReset),
+                )
+                .rule(wan().verdict(Verdict::Drop)),
+        )
+        .chain(
+            Chain::base("postrouting", Kind::Nat, Hook::Postrouting, priority::SNAT).rule(
+                Rule::new()
+                    .comment("pods appear as their node")
+                    .when(Match::OutputInterface(LEG.into()))
+                    .when(Match::Source(addresses.pods.into()))
+                    .then(Action::Masquerade),
+            ),
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::network::services::tests::snapshot;
+    use crate::network::snapshot::Snapshot;
+    use crate::network::testing::in_namespaces;
+
+    #[test]
+    fn clusters_share_pod_and_service_networks_and_split_the_segment() {
+        let plan = plan_addresses(&["west".into(), "east".into()]).expect("two fit");
+        let shown: Vec<String> = plan
+            .iter()
+            .map(|a| {
+                format!(
+                    "{} {} {} {} {} {}",
+                    a.name, a.pods, a.services, a.api, a.load_balancers, a.dns
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "west 10.42.0.0/16 10.43.0.0/16 203.0.113.1:6443 203.0.113.16/28 10.43.0.10",
+                "east 10.42.0.0/16 10.43.0.0/16 203.0.113.33:6443 203.0.113.48/28 10.43.0.10",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_sandbox_of_too_many_clusters_is_refused() {
+        let names: Vec<String> = (0..9).map(|number| format!("c{number}")).collect();
+        let error = plan_addresses(&names).expect_err("the segment holds eight");
+        assert_eq!(error.to_string(), "a sandbox has at most 8 clusters");
+    }
+
+    async fn serve(namespace: &NetNs, at: &str, answer: &'static str) {
+        let listener = namespace
+            .listen(at.parse().expect("an address"))
+            .await
+            .expect("listening");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+    }
+
+    async fn ask(namespace: &NetNs, to: &str) -> Result<String, io::ErrorKind> {
+        let to = to.parse().expect("an address");
+        let connection = tokio::time::timeout(Duration::from_millis(700), namespace.connect(to)).await;
+        let mut stream = connection
+            .map_err(|_| io::ErrorKind::TimedOut)?
+            .map_err(|error| error.kind())?;
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .await
+            .map_err(|error| error.kind())?;
+        Ok(answer)
+    }
+
+    fn services(address: &str, to: Ipv4Addr) -> Arc<Snapshot> {
+        Arc::new(snapshot(&format!(
+            "
+kind: Service
+metadata: {{namespace: default, name: web}}
+spec: {{clusterIP: 10.43.0.7, ports: [{{port: 80}}]}}
+status: {{loadBalancer: {{ingress: [{{ip: {address}}}]}}}}
+---
+kind: EndpointSlice
+metadata: {{namespace: default, name: web-x, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv4
+ports: [{{name: '', port: 8080}}]
+endpoints:
+- {{addresses: [{to}]}}
+"
+        )))
+    }
+
+    async fn in_two_clusters() {
+        let wan = Wan::new();
+        let plan = plan_addresses(&["west".into(), "east".into()]).expect("two fit");
+        let mut clusters = Vec::new();
+        for addresses in plan {
+            clusters.push(ClusterNetwork::create(addresses, &wan).await.expect("a network"));
+        }
+        let (west, east) = (&clusters[0], &clusters[1]);
+        let server = west.add_pod("server").await.expect("a pod");
+        let client = west.add_pod("client").await.expect("a pod");
+        let again = west.add_pod("client").await.expect("the same pod");
+        assert_eq!(client.ip, again.ip);
+        serve(&server.netns, "0.0.0.0:8080", "west").await;
+        assert_eq!(
+            ask(&client.netns, "10.42.0.2:8080").await.as_deref(),
+            Ok("west"),
+            "pod to pod"
+        );
+        assert_eq!(
+            ask(west.node(), "10.42.0.2:8080").await.as_deref(),
+            Ok("west"),
+            "node to pod"
+        );
+        assert_eq!(
+            ask(&client.netns, "10.43.0.7:80").await,
+            Err(io::ErrorKind::ConnectionRefused)
+        );
+        assert_eq!(
+            ask(west.node(), "10.43.0.7:80").await,
+            Err(io::ErrorKind::ConnectionRefused)
+        );
+
+        let (sender, receiver) = tokio::sync::watch::channel(services("203.0.113.16", server.ip));
+        let run = super::super::services::run(receiver, Arc::clone(west), Default::default());
+        let run = tokio::spawn(run);
+        while ask(&client.netns, "10.43.0.7:80").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(
+            ask(&client.netns, "10.43.0.7:80").await.as_deref(),
+            Ok("west"),
+            "cluster address"
+        );
+        assert_eq!(
+            ask(&server.netns, "10.43.0.7:80").await.as_deref(),
+            Ok("west"),
+            "itself"
+        );
+        assert_eq!(
+            ask(west.node(), "10.43.0.7:80").await.as_deref(),
+            Ok("west"),
+            "from the node"
+        );
+        assert_eq!(
+            ask(&client.netns, "203.0.113.16:80").await.as_deref(),
+            Ok("west"),
+            "own load balancer"
+        );
+        assert_eq!(
+            ask(west.node(), "203.0.113.16:80").await.as_deref(),
+            Ok("west"),
+            "from the node"
+        );
+
+        let stranger = east.add_pod("stranger").await.expect("a pod");
+        assert_eq!(stranger.ip, server.ip, "addresses overlap on purpose");
+        assert_eq!(
+            ask(&stranger.netns, "203.0.113.16:80").await.as_deref(),
+            Ok("west"),
+            "between clusters"
+        );
+        assert_eq!(
+            ask(&stranger.netns, "203.0.113.17:80").await,
+            Err(io::ErrorKind::ConnectionRefused)
+        );
+        serve(west.node(), "203.0.113.1:6443", "api").await;
+        serve(west.node(), "203.0.113.1:22", "ssh").await;
+        assert_eq!(
+            ask(&stranger.netns, "203.0.113.1:6443").await.as_deref(),
+            Ok("api")
+        );
+        assert_eq!(
+            ask(&stranger.netns, "203.0.113.1:22").await,
+            Err(io::ErrorKind::TimedOut)
+        );
+        assert_eq!(
+            ask(&stranger.netns, "10.42.0.3:8080").await,
+            Err(io::ErrorKind::HostUnreachable)
+        );
+        assert_eq!(
+            ask(&stranger.netns, "192.0.2.1:80").await,
+            Err(io::ErrorKind::NetworkUnreachable)
+        );
+        let here = NetNs::current().expect("our own namespace");
+        assert_eq!(
+            ask(&here, "203.0.113.16:80").await,
+            Err(io::ErrorKind::NetworkUnreachable)
+        );
+
+        wan.set("west", "east", |condition| condition.cut = true)
+            .expect("both are there");
+        assert_eq!(
+            ask(&stranger.netns, "203.0.113.16:80").await,
+            Err(io::ErrorKind::TimedOut)
+        );
+        wan.set("east", "west", |condition| {
+            *condition = super::super::wan::Condition {
+                delay: Duration::from_millis(60),
+                ..Default::default()
+            };
+        })
+        .expect("both are there");
+        let started = std::time::Instant::now();
+        assert_eq!(
+            ask(&stranger.netns, "203.0.113.16:80").await.as_deref(),
+            Ok("west"),
+            "healed but slow"
+        );
+        assert!(
+            started.elapsed() >= Duration::from_millis(120),
+            "a round trip is two delays"
+        );
+
+        west.remove_pod("server").await;
+        assert_eq!(
+            ask(&client.netns, "10.43.0.7:80").await,
+            Err(io::ErrorKind::TimedOut)
+        );
+        sender.send_replace(Arc::default());
+        while ask(&client.netns, "10.43.0.7:80").await != Err(io::ErrorKind::ConnectionRefused) {
+            tokio::task::yield_now().await;
+        }
+        run.abort();
+    }
+
+    #[test]
+    fn packets_go_where_services_say_and_nowhere_else() {
+        in_namespaces(
+            "network::cluster::tests::packets_go_where_services_say_and_nowhere_else",
+            in_two_clusters(),
+        );
+    }
+}
