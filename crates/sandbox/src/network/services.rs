@@ -207,7 +207,7 @@ fn endpoints_of(slices: &[Arc<EndpointSlice>], port: &ServicePort) -> Vec<Socket
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn snapshot(objects: &str) -> Snapshot {
