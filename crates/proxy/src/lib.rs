@@ -1,1 +1,35 @@
-//! placeholder
+//! The data plane: a proxy beside each pod, and the same proxy as a gateway between clusters.
+//!
+//! A connection's story is accept → decide → connect → forward: [`outbound`] tells it for the pod's own connections,
+//! [`inbound`] for those to the pod, [`gateway`] joins the two. What they decide by are immutable snapshots that
+//! [`discover`] makes of the control plane's answers. Workers share nothing that needs a lock on that path; the
+//! control plane's client, identity and the admin port live on a thread of their own.
+//!
+//! The crate doesn't know Kubernetes: it speaks the proxy API and reads its environment (`spec/proxy.md`).
+
+mod admin;
+mod answer;
+mod balance;
+mod body;
+mod config;
+mod control_client;
+mod detect;
+mod discover;
+mod gateway;
+mod header;
+mod http_rules;
+mod identity;
+mod inbound;
+pub mod init;
+mod live;
+mod metrics;
+mod outbound;
+mod process;
+mod route;
+mod snapshot;
+mod transport;
+mod worker;
+
+pub use config::{Config, Env, Invalid};
+pub use process::{Proxy, Seams, StartError, main};
+pub use transport::{FromKernel, OriginalDst};

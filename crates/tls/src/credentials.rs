@@ -158,6 +158,22 @@ impl Credentials {
     }
 }
 
+/// A configuration without a certificate of our own that accepts only `expected`: how a process reaches the identity
+/// service for its first certificate.
+pub fn anonymous_client(anchors: &TrustAnchors, expected: &Identity) -> Arc<ClientConfig> {
+    let verifier = ServerIdentity {
+        anchors: anchors.clone(),
+        expected: expected.clone(),
+    };
+    let config = ClientConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&version::TLS13])
+        .unwrap_or_else(|_| unreachable!("the mesh's suites are TLS 1.3 suites"))
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
 fn server_config(
     certified: &Arc<CertifiedKey>,
     anchors: &TrustAnchors,

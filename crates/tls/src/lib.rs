@@ -15,7 +15,7 @@ pub use anchors::TrustAnchors;
 pub use authority::{
     Created, Issued, Issuer, Validity, check_csr, create_issuer, create_root, create_server, is_csr,
 };
-pub use credentials::{Credentials, provider};
+pub use credentials::{Credentials, anonymous_client, provider};
 pub use key::{PrivateKey, csr};
 pub use verify::{Refusal, peer_identity, refusal};
 

@@ -1,0 +1,170 @@
+//! Answers that the proxy makes itself (`spec/proxy.md` 4.11), and why.
+//!
+//! Every refusal or failure is a [`Why`]; its status, gRPC code, metric label and wording follow from it here and
+//! nowhere else.
+
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
+
+use crate::body::{Body, OnEnd};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    Malformed(&'static str),
+    Internal(&'static str),
+    BadGateway(&'static str),
+    ConnectTimeout,
+    FailFast,
+    RequestTimeout,
+    Overloaded,
+    Denied,
+    Loop,
+    NoRoute,
+    GatewayDomain,
+    NotExported,
+    IdentityRequired,
+    Injected {
+        status: u16,
+        grpc: Option<u32>,
+        message: String,
+    },
+    Redirected {
+        status: u16,
+        location: String,
+    },
+}
+
+impl Why {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::BadGateway(_) | Self::IdentityRequired => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::FailFast | Self::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Denied | Self::NotExported => StatusCode::FORBIDDEN,
+            Self::Loop => StatusCode::LOOP_DETECTED,
+            Self::NoRoute | Self::GatewayDomain => StatusCode::NOT_FOUND,
+            Self::Injected { status, .. } | Self::Redirected { status, .. } => {
+                StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+        }
+    }
+
+    fn grpc(&self) -> u32 {
+        match self {
+            Self::Malformed(_) => 3,
+            Self::Internal(_) => 13,
+            Self::BadGateway(_) | Self::IdentityRequired | Self::Overloaded => 14,
+            Self::ConnectTimeout | Self::FailFast | Self::RequestTimeout => 4,
+            Self::Denied | Self::NotExported => 7,
+            Self::Loop => 10,
+            Self::NoRoute | Self::GatewayDomain | Self::Redirected { .. } => 5,
+            Self::Injected { grpc, .. } => grpc.unwrap_or(9),
+        }
+    }
+
+    fn closes(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed(_)
+                | Self::Internal(_)
+                | Self::BadGateway(_)
+                | Self::IdentityRequired
+                | Self::ConnectTimeout
+                | Self::FailFast
+                | Self::Overloaded
+                | Self::Loop
+        )
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        match self {
+            Self::Malformed(what) | Self::Internal(what) | Self::BadGateway(what) => what,
+            Self::ConnectTimeout => "connect timed out",
+            Self::FailFast => "service in fail-fast",
+            Self::RequestTimeout => "request timed out",
+            Self::Overloaded => "service unavailable",
+            Self::Denied => "unauthorized request on route",
+            Self::Loop => "gateway loop detected",
+            Self::NoRoute => "no route found for request",
+            Self::GatewayDomain => "gateway domain invalid",
+            Self::NotExported => "service is not exported by this gateway",
+            Self::IdentityRequired => "endpoint does not have the required identity",
+            Self::Injected { message, .. } => message,
+            Self::Redirected { .. } => "redirected",
+        }
+    }
+
+    /// The `error` label of `*_http_errors_total`.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::FailFast => "failfast",
+            Self::Overloaded => "loadshed",
+            Self::Loop => "gateway loop",
+            Self::GatewayDomain | Self::NotExported => "gateway domain invalid",
+            Self::BadGateway(_) => "i/o",
+            Self::IdentityRequired => "identity required",
+            Self::RequestTimeout => "response timeout",
+            _ => "unexpected",
+        }
+    }
+
+    /// The answer, in the request's terms. `tell` adds the headers that explain it.
+    pub(crate) fn response<E: OnEnd>(
+        &self,
+        version: Version,
+        request: &RequestKind,
+        tell: bool,
+    ) -> Response<Body<E>> {
+        let mut response = Response::new(Body::empty());
+        *response.version_mut() = version;
+        let message = HeaderValue::from_str(self.message());
+        let message = message.unwrap_or_else(|_| HeaderValue::from_static("unexpected error"));
+        let headers = response.headers_mut();
+        if tell {
+            headers.insert("l5d-proxy-error", message.clone());
+            if self.closes() {
+                headers.insert("l5d-proxy-connection", HeaderValue::from_static("close"));
+            }
+        }
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        if request.grpc {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", self.grpc().into());
+            if tell {
+                headers.insert("grpc-message", message);
+            }
+            return response;
+        }
+        if version < Version::HTTP_2 && self.closes() && !request.upgraded {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Self::Redirected { location, .. } = self
+            && let Ok(location) = HeaderValue::from_str(location)
+        {
+            headers.insert(header::LOCATION, location);
+        }
+        *response.status_mut() = self.status();
+        response
+    }
+}
+
+/// What of a request decides the form of its answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RequestKind {
+    pub(crate) grpc: bool,
+    /// It is HTTP/1 carried in HTTP/2, whose connection is not the client's.
+    pub(crate) upgraded: bool,
+}
+
+impl RequestKind {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let grpc = headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
+        Self {
+            grpc,
+            upgraded: headers.contains_key(crate::http_rules::ORIG_PROTO),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The gateway: an authenticated client and a name become an outbound target, and nothing else (`spec/proxy.md` 7).
+//!
+//! Whether the name may be entered at all is the control plane's answer: an export it doesn't confirm is refused with
+//! an audit line. Authorization is that of the gateway's own port.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_core::authz::Client;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, header};
+use hyper::body::Incoming;
+
+use crate::answer::{RequestKind, Why};
+use crate::config::within;
+use crate::http_rules as rules;
+use crate::inbound::http::Connection;
+use crate::inbound::{Accepted, Refusal, source_metrics, tcp as inbound_tcp};
+use crate::outbound::http::{ResponseBody, exchange};
+use crate::outbound::{KnownTarget, tcp as outbound_tcp};
+use crate::snapshot::{Outbound, ProfileAnswer, Target};
+use crate::transport::Conn;
+use crate::worker::{Http, Worker, serve_http};
+
+const FORWARDED: HeaderName = header::FORWARDED;
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A direct connection whose header names a service.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    conn: Conn,
+    accepted: Accepted,
+    name: &str,
+    port: u16,
+    http: Option<Http>,
+) -> Result<(), Refusal> {
+    let config = worker.shared.config.clone();
+    let suffixes = config
+        .inbound
+        .gateway_suffixes
+        .as_ref()
+        .ok_or(Refusal::NotAGateway)?;
+    let target: Arc<str> = format!("{name}:{port}").into();
+    let conn = conn.counted(source_metrics(worker, accepted.target, &accepted.labels));
+    let policy = worker.inbound.policy(worker, accepted.target.port());
+    let known = within(name, suffixes).then(|| worker.outbound.target(worker, Target::Name(target.clone())));
+    match http {
+        None => {
+            inbound_tcp::permit(worker, &accepted, &policy)?;
+            let known = known.ok_or(Refusal::GatewayDomain)?;
+            let outbound = answer(&known).await.ok_or(Refusal::GatewayDomain)?;
+            match outbound.profile {
+                ProfileAnswer::Known => {}
+                ProfileAnswer::Missing => return Err(Refusal::GatewayDomain),
+                ProfileAnswer::NotExported => {
+                    audit(&accepted, &target);
+                    return Err(Refusal::NotExported);
+                }
+            }
+            tokio::select! {
+                ended = outbound_tcp::forward(worker, conn, &known) => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "Connection closed");
+                    }
+                }
+                () = inbound_tcp::revoked(&accepted, &policy) => inbound_tcp::terminated(worker, &accepted, &policy),
+            }
+        }
+        Some(version) => {
+            let gateway = Rc::new(Gateway {
+                connection: Connection::new(worker, accepted, policy),
+                known,
+                own_id: config.identity.name.as_str().into(),
+                target,
+            });
+            let drain = worker.shared.drain.clone();
+            let served = serve_http(conn, version, &config.inbound.http2, &drain, move |request| {
+                let gateway = gateway.clone();
+                async move { gateway.handle(request).await }
+            });
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "Connection closed");
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn answer(known: &KnownTarget) -> Option<Arc<Outbound>> {
+    tokio::time::timeout(DISCOVERY_TIMEOUT, known.live.first())
+        .await
+        .ok()
+}
+
+/// Who wanted in where there is no door.
+fn audit(accepted: &Accepted, target: &str) {
+    tracing::info!(
+        client = ?accepted.client,
+        client.addr = %accepted.client_addr,
+        target,
+        "Gateway refused: service is not exported"
+    );
+}
+
+struct Gateway {
+    connection: Rc<Connection>,
+    /// `None` outside the gateway's suffixes.
+    known: Option<Rc<KnownTarget>>,
+    own_id: Box<str>,
+    target: Arc<str>,
+}
+
+impl Gateway {
+    async fn handle(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+        let kind = RequestKind::of(request.headers());
+        let received = request.version();
+        if let Err(what) = rules::check(&request) {
+            return self
+                .connection
+                .answer(&Why::Malformed(what), received, &kind, false);
+        }
+        let carried = rules::from_http2(&mut request);
+        let version = request.version();
+        match self.forward(request).await {
+            Ok(mut response) => {
+                if carried {
+                    rules::answer_to_http2(&mut response);
+                }
+                response
+            }
+            Err(why) => self.connection.answer(&why, version, &kind, carried),
+        }
+    }
+
+    async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, Why> {
+        let Connection { worker, accepted, .. } = &*self.connection;
+        request.headers_mut().remove(rules::CLIENT_ID);
+        self.connection.permit(&request)?.requests.inc();
+        let Client::Authenticated(client) = &accepted.client else {
+            return Err(Why::Denied);
+        };
+        if client.as_str() == &*self.own_id || passed_before(request.headers(), &self.own_id) {
+            return Err(Why::Loop);
+        }
+        let known = self.known.as_ref().ok_or(Why::GatewayDomain)?;
+        let outbound = answer(known).await.ok_or(Why::GatewayDomain)?;
+        match outbound.profile {
+            ProfileAnswer::Known => {}
+            ProfileAnswer::Missing => return Err(Why::GatewayDomain),
+            ProfileAnswer::NotExported => {
+                audit(accepted, &self.target);
+                return Err(Why::NotExported);
+            }
+        }
+        let host = self.target.strip_suffix(":80").unwrap_or(&self.target);
+        let forwarded = format!("by={};for={client};host={host};proto=https", self.own_id);
+        if let Ok(forwarded) = HeaderValue::from_str(&forwarded) {
+            request.headers_mut().append(FORWARDED, forwarded);
+        }
+        if request.version() < Version::HTTP_2
+            && let Ok(host) = HeaderValue::from_str(host)
+        {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        exchange(worker, Some(&outbound), request).await
+    }
+}
+
+/// Is there a `by=<us>` in any element of any `forwarded` header, in any of its legal forms (RFC 7239)?
+fn passed_before(headers: &HeaderMap, own_id: &str) -> bool {
+    headers.get_all(FORWARDED).iter().any(|value| {
+        let text = value.to_str().unwrap_or_default();
+        split_unquoted(text).any(|pair| {
+            pair.split_once('=').is_some_and(|(name, value)| {
+                name.trim().eq_ignore_ascii_case("by") && unquoted(value.trim()).eq_ignore_ascii_case(own_id)
+            })
+        })
+    })
+}
+
+/// Pairs of all elements; separators inside quotes don't separate.
+fn split_unquoted(text: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |c| {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            _ => return !quoted && matches!(c, ';' | ','),
+        }
+        false
+    })
+}
+
+fn unquoted(value: &str) -> String {
+    let Some(inner) = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')) else {
+        return value.to_owned();
+    };
+    let mut out = String::with_capacity(inner.len());
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        out.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_is_found_in_every_legal_form() {
+        let own = "gw.mesh.example";
+        for (value, looped) in [
+            ("by=gw.mesh.example;for=a", true),
+            ("for=a;by=other, for=b; BY=\"GW.mesh.example\" ;proto=https", true),
+            ("by=\"gw\\.mesh.example\"", true),
+            ("by=other;for=gw.mesh.example", false),
+            ("for=\"x;by=gw.mesh.example\"", false),
+            ("by=gw.mesh.example.evil", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(FORWARDED, HeaderValue::from_static(value));
+            assert_eq!(passed_before(&headers, own), looped, "{value}");
+        }
+    }
+}

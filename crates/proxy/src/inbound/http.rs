@@ -1,0 +1,340 @@
+//! HTTP to the application: every request is authorized by the policy of its moment.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hawser_core::authz::{Client, Source, authorize};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+
+use crate::answer::{RequestKind, Why};
+use crate::body::{Body, RequestBody, grpc_status};
+use crate::http_rules as rules;
+use crate::live::Live;
+use crate::metrics::{Counter, Labels};
+use crate::outbound::http::{Done, ResponseBody};
+use crate::outbound::peer::{ConnectError, Peer, Sender};
+use crate::outbound::telemetry::{Grpc, HttpMetrics, ResponseEnd};
+use crate::route;
+use crate::snapshot::Inbound;
+use crate::transport::Conn;
+use crate::worker::{Http, Worker, join_upgraded, serve_http};
+
+use super::{Accepted, Refusal, server_labels, target_labels};
+
+/// How long to wait before an application that refused is tried again.
+const RETRY_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// One client connection and what its requests share.
+pub(crate) struct Connection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) accepted: Accepted,
+    pub(crate) policy: Arc<Live<Inbound>>,
+    client_id: Option<HeaderValue>,
+    /// Handles of the routes and authorizations that this connection has used.
+    resolved: RefCell<Vec<Resolved>>,
+}
+
+struct Resolved {
+    server: Source,
+    route: Source,
+    by: Source,
+    allowed: Arc<Counter>,
+    http: Rc<HttpMetrics>,
+}
+
+impl Connection {
+    pub(crate) fn new(worker: &Rc<Worker>, accepted: Accepted, policy: Arc<Live<Inbound>>) -> Rc<Self> {
+        let client_id = match &accepted.client {
+            Client::Authenticated(id) => HeaderValue::from_str(id.as_str()).ok(),
+            Client::Plain | Client::Anonymous => None,
+        };
+        Rc::new(Self {
+            worker: worker.clone(),
+            accepted,
+            policy,
+            client_id,
+            resolved: RefCell::default(),
+        })
+    }
+
+    /// An explanation goes only to clients that we know.
+    pub(crate) fn answer(
+        &self,
+        why: &Why,
+        version: Version,
+        kind: &RequestKind,
+        carried: bool,
+    ) -> Response<ResponseBody> {
+        let labels = Labels::new()
+            .with("target_addr", self.accepted.target)
+            .with("error", why.label());
+        self.worker
+            .metrics
+            .counter("inbound_http_errors_total", labels)
+            .inc();
+        let mut response = why.response(version, kind, self.client_id.is_some());
+        if carried {
+            rules::answer_to_http2(&mut response);
+        }
+        response
+    }
+
+    /// May this request pass? Returns the counters of its route.
+    pub(crate) fn permit<B>(&self, request: &Request<B>) -> Result<Rc<HttpMetrics>, Why> {
+        let policy = self.policy.load();
+        let policy = policy
+            .as_deref()
+            .filter(|policy| !policy.invalid)
+            .ok_or(Why::Internal("unexpected error"))?;
+        let host = rules::host_of(request);
+        let route = route::best(
+            &policy.routes,
+            |r| &r.matches,
+            host,
+            request.method(),
+            request.uri(),
+            request.headers(),
+        );
+        let Some(route) = route else {
+            self.worker
+                .metrics
+                .counter("inbound_http_route_not_found_total", self.labels(policy))
+                .inc();
+            return Err(Why::NoRoute);
+        };
+        match authorize(
+            &route.authorizations,
+            self.accepted.client_addr.ip(),
+            &self.accepted.client,
+        ) {
+            Ok(by) => {
+                if &*by.source.name == "audit" {
+                    tracing::info!(server = %policy.server.name, client = ?self.accepted.client, "Request allowed");
+                }
+                Ok(self.resolve(policy, &route.source, &by.source))
+            }
+            Err(denial) => {
+                let labels = route_labels(&self.labels(policy), &route.source);
+                self.worker
+                    .metrics
+                    .counter("inbound_http_authz_deny_total", labels)
+                    .inc();
+                tracing::info!(
+                    server = %policy.server.name,
+                    route = %route.source.name,
+                    client = ?self.accepted.client,
+                    client.addr = %self.accepted.client_addr,
+                    why = denial.as_str(),
+                    "Request denied"
+                );
+                Err(Why::Denied)
+            }
+        }
+    }
+
+    fn labels(&self, policy: &Inbound) -> Labels {
+        let target = self.accepted.target;
+        server_labels(
+            &target_labels(target, &self.accepted.labels),
+            target.port(),
+            &policy.server,
+        )
+    }
+
+    fn resolve(&self, policy: &Inbound, route: &Source, by: &Source) -> Rc<HttpMetrics> {
+        let mut resolved = self.resolved.borrow_mut();
+        let known = resolved
+            .iter()
+            .find(|r| r.route == *route && r.by == *by && r.server == policy.server);
+        if let Some(known) = known {
+            known.allowed.inc();
+            return known.http.clone();
+        }
+        let labels = route_labels(&self.labels(policy), route)
+            .with("authz_group", &by.group)
+            .with("authz_kind", &by.kind)
+            .with("authz_name", &by.name);
+        let allowed = self
+            .worker
+            .metrics
+            .counter("inbound_http_authz_allow_total", labels.clone());
+        allowed.inc();
+        let http = HttpMetrics::new(&self.worker.metrics, labels);
+        resolved.push(Resolved {
+            server: policy.server.clone(),
+            route: route.clone(),
+            by: by.clone(),
+            allowed,
+            http: http.clone(),
+        });
+        http
+    }
+}
+
+fn route_labels(labels: &Labels, route: &Source) -> Labels {
+    labels
+        .with("route_group", &route.group)
+        .with("route_kind", &route.kind)
+        .with("route_name", &route.name)
+}
+
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    conn: Conn,
+    accepted: Accepted,
+    version: Http,
+    policy: Arc<Live<Inbound>>,
+) -> Result<(), Refusal> {
+    let connection = Connection::new(worker, accepted, policy);
+    let app = worker.inbound.app(connection.accepted.target);
+    let config = worker.shared.config.clone();
+    let drain = worker.shared.drain.clone();
+    let ended = serve_http(conn, version, &config.inbound.http2, &drain, move |request| {
+        let (connection, app) = (connection.clone(), app.clone());
+        async move { handle(&connection, &app, request).await }
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%error, "Connection closed");
+    }
+    Ok(())
+}
+
+async fn handle(
+    connection: &Connection,
+    app: &Rc<Peer>,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let kind = RequestKind::of(request.headers());
+    let received = request.version();
+    if let Err(what) = rules::check(&request) {
+        return connection.answer(&Why::Malformed(what), received, &kind, false);
+    }
+    let carried = rules::from_http2(&mut request);
+    let version = request.version();
+    // Nobody but us says who the client is.
+    request.headers_mut().remove(rules::CLIENT_ID);
+    let metrics = match connection.permit(&request) {
+        Ok(metrics) => metrics,
+        Err(why) => return connection.answer(&why, version, &kind, carried),
+    };
+    if let Some(id) = &connection.client_id {
+        request.headers_mut().insert(rules::CLIENT_ID, id.clone());
+    }
+    match forward(&connection.worker, app, request, metrics).await {
+        Ok(mut response) => {
+            if carried {
+                rules::answer_to_http2(&mut response);
+            }
+            response
+        }
+        Err(why) => connection.answer(&why, version, &kind, carried),
+    }
+}
+
+/// Hands a request to the application.
+async fn forward(
+    worker: &Rc<Worker>,
+    app: &Rc<Peer>,
+    mut request: Request<Incoming>,
+    metrics: Rc<HttpMetrics>,
+) -> Result<Response<ResponseBody>, Why> {
+    let version = request.version();
+    let is_connect = request.method() == Method::CONNECT;
+    let upgrade = rules::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    if upgrade.is_none() {
+        rules::strip_hop_by_hop(request.headers_mut());
+    }
+    let mut request = request.map(RequestBody::incoming);
+    let started_at = Instant::now();
+    metrics.requests.inc();
+    let failed = |why: Why| {
+        metrics.response(StatusCode::BAD_GATEWAY, Grpc::No, false, started_at.elapsed());
+        Err(why)
+    };
+    let mut fresh = false;
+    let (mut response, busy, h1) = loop {
+        let sender = match sender(worker, app, version, fresh, started_at).await {
+            Ok(sender) => sender,
+            Err(why) => return failed(why),
+        };
+        let mut busy = app.busy();
+        let (sent, h1) = match sender {
+            Sender::H2(mut sender) => (sender.try_send_request(request).await, None),
+            Sender::H1(mut sender) => (sender.try_send_request(request).await, Some(sender)),
+        };
+        match sent {
+            Ok(response) => {
+                busy.rtt = Some(started_at.elapsed());
+                break (response, busy, h1);
+            }
+            Err(mut error) => match error.take_message() {
+                // It was closed under us, and nothing was sent.
+                Some(unsent) if !fresh => {
+                    request = unsent;
+                    fresh = true;
+                }
+                _ => {
+                    tracing::debug!(error = %error.into_error(), "The application failed a request");
+                    return failed(Why::BadGateway("client error (SendRequest)"));
+                }
+            },
+        }
+    };
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || (is_connect && response.status().is_success());
+    match upgrade {
+        Some(client) if switched => {
+            if let Some(server) = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() {
+                join_upgraded(worker, client, server);
+            }
+            if is_connect {
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                response.headers_mut().remove(header::TRANSFER_ENCODING);
+            }
+        }
+        _ => rules::strip_hop_by_hop(response.headers_mut()),
+    }
+    response.headers_mut().remove(rules::PROXY_ERROR);
+    response.headers_mut().remove(rules::PROXY_CONNECTION);
+    response.headers_mut().remove(rules::ORIG_PROTO);
+    let end = ResponseEnd {
+        metrics,
+        status: response.status(),
+        grpc: grpc_status(response.headers()),
+        is_grpc: RequestKind::of(response.headers()).grpc,
+        started_at,
+        finish: Some(Done::new(busy, h1)),
+    };
+    Ok(response.map(|body| Body::observed(body, end)))
+}
+
+/// HTTP/1 fails at once; HTTP/2 waits a little for an application that is just starting.
+async fn sender(
+    worker: &Rc<Worker>,
+    app: &Rc<Peer>,
+    version: Version,
+    fresh: bool,
+    since: Instant,
+) -> Result<Sender, Why> {
+    loop {
+        let error = if version == Version::HTTP_2 {
+            match app.h2(worker).await {
+                Ok(sender) => return Ok(Sender::H2(sender)),
+                Err(error) => error,
+            }
+        } else {
+            match app.h1(worker, fresh).await {
+                Ok(sender) => return Ok(Sender::H1(sender)),
+                Err(ConnectError::Timeout) => return Err(Why::ConnectTimeout),
+                Err(error) => return Err(Why::BadGateway(error.as_str())),
+            }
+        };
+        if since.elapsed() >= worker.shared.config.inbound.failfast || error == ConnectError::Forbidden {
+            return Err(Why::FailFast);
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
+}

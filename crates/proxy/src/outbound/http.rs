@@ -1,0 +1,388 @@
+//! HTTP to the world: each request is routed, balanced, sent and answered on its own.
+//!
+//! The connection that a request came on decides nothing but its version. Requests to meshed endpoints share one
+//! HTTP/2 connection per endpoint and worker, whatever they came as.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::uri::Authority;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+use rand::Rng as _;
+
+use crate::answer::{RequestKind, Why};
+use crate::body::{Body, RequestBody, grpc_status};
+use crate::http_rules as rules;
+use crate::metrics::Labels;
+use crate::route::{self, Filter, HttpRoute, PathChange};
+use crate::snapshot::{Distribution, EndpointTls, Hint, Outbound, Protocol};
+use crate::transport::Conn;
+use crate::worker::{Http, Worker, join_upgraded, serve_http};
+
+use super::KnownTarget;
+use super::balancer::Patience;
+use super::peer::{Busy, H1Sender, Peer, Sender};
+use super::telemetry::{Finish, ResponseEnd};
+
+pub(crate) type ResponseBody = Body<ResponseEnd<Done>>;
+
+/// Settles a response: the load of its endpoint, and its HTTP/1 connection if it had one.
+pub(crate) struct Done {
+    busy: Busy,
+    h1: Option<H1Sender>,
+}
+
+impl Finish for Done {
+    fn finish(mut self, complete: bool, _: Duration) {
+        // What was cut short says nothing about the connection's state.
+        if complete && let Some(sender) = self.h1.take() {
+            self.busy.peer().keep_h1(sender);
+        }
+    }
+}
+
+impl Done {
+    pub(crate) fn new(busy: Busy, h1: Option<H1Sender>) -> Self {
+        Self { busy, h1 }
+    }
+}
+
+/// Serves one client connection.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    conn: Conn,
+    version: Http,
+    known: Rc<KnownTarget>,
+) -> Result<(), hyper::Error> {
+    let drain = worker.shared.drain.clone();
+    let config = worker.shared.config.clone();
+    let last = RefCell::new(known.live.get());
+    let client = Rc::new((worker.clone(), known, last));
+    serve_http(conn, version, &config.outbound.http2, &drain, move |request| {
+        let client = client.clone();
+        async move {
+            let (worker, known, last) = &*client;
+            let kind = RequestKind::of(request.headers());
+            let version = request.version();
+            let outbound = current(known, last);
+            match exchange(worker, outbound.as_deref(), request).await {
+                Ok(response) => response,
+                Err(why) => {
+                    count(worker, &why);
+                    tracing::debug!(error = why.message(), "Request failed");
+                    why.response(
+                        version,
+                        &kind,
+                        worker.shared.config.outbound.informational_headers,
+                    )
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// What is known now; a target that turned opaque keeps its HTTP policy for connections that are HTTP already.
+fn current(known: &KnownTarget, last: &RefCell<Option<Arc<Outbound>>>) -> Option<Arc<Outbound>> {
+    let now = known.live.load();
+    let mut last = last.borrow_mut();
+    if let Some(now) = &*now
+        && !matches!(now.protocol, Protocol::Opaque(_))
+        && last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, now))
+    {
+        *last = Some(now.clone());
+    }
+    last.clone()
+}
+
+pub(crate) fn count(worker: &Worker, why: &Why) {
+    worker
+        .metrics
+        .counter(
+            "outbound_http_errors_total",
+            Labels::new().with("error", why.label()),
+        )
+        .inc();
+}
+
+/// Sends one request along its route and returns the answer, or says why there is none.
+pub(crate) async fn exchange(
+    worker: &Rc<Worker>,
+    outbound: Option<&Outbound>,
+    mut request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Why> {
+    rules::check(&request).map_err(Why::Malformed)?;
+    let outbound = outbound.ok_or(Why::Internal("unexpected error"))?;
+    let routes = match &outbound.protocol {
+        Protocol::Detect { http, .. } | Protocol::Http1(http) | Protocol::Http2(http) => http,
+        Protocol::Opaque(_) | Protocol::Refused => return Err(Why::Internal("unexpected error")),
+    };
+    let upgrade = rules::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    if upgrade.is_none() {
+        rules::strip_hop_by_hop(request.headers_mut());
+    }
+    let required = request.headers_mut().remove(rules::REQUIRE_ID);
+    request.headers_mut().remove(rules::DST_OVERRIDE);
+
+    let host = rules::host_of(&request);
+    let route = route::best(
+        routes,
+        |r| &r.matches,
+        host,
+        request.method(),
+        request.uri(),
+        request.headers(),
+    );
+    let route = route.ok_or(Why::NoRoute)?;
+    for filter in &route.filters {
+        apply(filter, &mut request)?;
+    }
+    let is_connect = request.method() == Method::CONNECT;
+    let sending = send(
+        worker,
+        outbound,
+        route,
+        request.map(RequestBody::incoming),
+        upgrade.is_some(),
+        required.as_ref(),
+    );
+    let mut response = match route.request_timeout {
+        None => sending.await?,
+        Some(limit) => tokio::time::timeout(limit, sending)
+            .await
+            .map_err(|_| Why::RequestTimeout)??,
+    };
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || (is_connect && response.status().is_success());
+    match upgrade {
+        Some(client) if switched => {
+            let server = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+            if let Some(server) = server {
+                join_upgraded(worker, client, server);
+            }
+            if is_connect {
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                response.headers_mut().remove(header::TRANSFER_ENCODING);
+            }
+        }
+        _ => rules::strip_hop_by_hop(response.headers_mut()),
+    }
+    for filter in &route.filters {
+        if let Filter::ResponseHeaders(change) = filter {
+            change.apply(response.headers_mut());
+        }
+    }
+    Ok(response)
+}
+
+fn apply(filter: &Filter, request: &mut Request<Incoming>) -> Result<(), Why> {
+    match filter {
+        Filter::RequestHeaders(change) => change.apply(request.headers_mut()),
+        Filter::ResponseHeaders(_) => {}
+        Filter::Fail {
+            status,
+            grpc,
+            message,
+            numerator,
+            denominator,
+        } => {
+            if rand::rng().random_range(0..*denominator) < *numerator {
+                return Err(Why::Injected {
+                    status: *status,
+                    grpc: *grpc,
+                    message: message.clone(),
+                });
+            }
+        }
+        Filter::Redirect {
+            scheme,
+            host,
+            path,
+            port,
+            status,
+        } => {
+            let uri = request.uri();
+            let scheme = scheme.as_deref().or(uri.scheme_str()).unwrap_or("http");
+            let host = host.as_deref().unwrap_or_else(|| rules::host_of(request));
+            let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+            let path = match path {
+                None => uri.path().to_owned(),
+                Some(PathChange::Full(path)) => path.clone(),
+                Some(PathChange::Prefix(prefix, replacement)) => {
+                    let rest = uri.path().strip_prefix(prefix.trim_end_matches('/'));
+                    let rest = rest.ok_or(Why::Internal("redirect of a path without its prefix"))?;
+                    format!("{}{rest}", replacement.trim_end_matches('/'))
+                }
+            };
+            let port = port.filter(|port| !matches!((scheme, port), ("http", 80) | ("https", 443)));
+            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            return Err(Why::Redirected {
+                status: *status,
+                location: format!("{scheme}://{host}{port}{path}{query}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What must be put back if another endpoint is tried.
+struct Original {
+    uri: http::Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+}
+
+async fn send(
+    worker: &Rc<Worker>,
+    outbound: &Outbound,
+    route: &HttpRoute,
+    mut request: Request<RequestBody>,
+    upgrade: bool,
+    required: Option<&HeaderValue>,
+) -> Result<Response<ResponseBody>, Why> {
+    let failfast = worker.shared.config.outbound.http_failfast;
+    let original = Original {
+        uri: request.uri().clone(),
+        version: request.version(),
+        host: request.headers().get(header::HOST).cloned(),
+    };
+    let attempts = match &route.backends {
+        Distribution::FirstAvailable(all) => all.len(),
+        Distribution::RandomAvailable(all) => all.len(),
+    };
+    // Once per backend that might do, and twice more for connections that close just as they are used.
+    let mut attempts = attempts.max(1) + 2;
+    let mut fresh = false;
+    loop {
+        attempts -= 1;
+        let chosen = worker
+            .outbound
+            .choose(worker, &route.backends, outbound.authority.as_ref(), failfast)
+            .await?;
+        let (balancer, patience) = chosen;
+        let patience = if attempts == 0 {
+            Patience::Wait(failfast)
+        } else {
+            patience
+        };
+        let by_h2 = |peer: &Peer| !upgrade && (original.version == Version::HTTP_2 || carried(peer));
+        let acquired = balancer.acquire(
+            worker,
+            patience,
+            |peer| !by_h2(peer),
+            |peer| async move {
+                if by_h2(&peer) {
+                    peer.h2(worker).await.map(Sender::H2)
+                } else {
+                    peer.h1(worker, fresh).await.map(Sender::H1)
+                }
+            },
+        );
+        let (peer, sender) = match acquired.await {
+            Ok(acquired) => acquired,
+            Err(_) if attempts > 0 && patience == Patience::None => continue,
+            Err(why) => return Err(why),
+        };
+        if let Some(required) = required {
+            let id = match &peer.endpoint.tls {
+                EndpointTls::Mutual { id, .. } => Some(id.as_str().as_bytes()),
+                _ => None,
+            };
+            if id != Some(required.as_bytes()) {
+                return Err(Why::IdentityRequired);
+            }
+        }
+        let metrics = peer.http_metrics(worker);
+        prepare(&mut request, &peer, matches!(sender, Sender::H2(_)));
+        let started_at = Instant::now();
+        let mut busy = peer.busy();
+        let (sent, h1) = match sender {
+            Sender::H2(mut sender) => (sender.try_send_request(request).await, None),
+            Sender::H1(mut sender) => (sender.try_send_request(request).await, Some(sender)),
+        };
+        match sent {
+            Ok(mut response) => {
+                metrics.requests.inc();
+                busy.rtt = Some(started_at.elapsed());
+                if original.version < Version::HTTP_2 {
+                    rules::answer_from_http2(&mut response, original.version);
+                }
+                tidy(response.headers_mut(), &peer);
+                let is_grpc = RequestKind::of(response.headers()).grpc;
+                let end = ResponseEnd {
+                    metrics,
+                    status: response.status(),
+                    grpc: grpc_status(response.headers()),
+                    is_grpc,
+                    started_at,
+                    finish: Some(Done::new(busy, h1)),
+                };
+                return Ok(response.map(|body| Body::observed(body, end)));
+            }
+            Err(mut error) => match error.take_message() {
+                // Nothing was sent: trying again is safe, whatever the method.
+                Some(unsent) if attempts > 0 => {
+                    request = unsent;
+                    restore(&mut request, &original);
+                    fresh = true;
+                }
+                _ => {
+                    metrics.requests.inc();
+                    let error = error.into_error();
+                    tracing::debug!(endpoint = %peer.endpoint.addr, %error, "Request failed");
+                    let grpc = super::telemetry::Grpc::No;
+                    metrics.response(StatusCode::BAD_GATEWAY, grpc, false, started_at.elapsed());
+                    return Err(Why::BadGateway("client error (SendRequest)"));
+                }
+            },
+        }
+    }
+}
+
+/// Is HTTP/1 carried in HTTP/2 to this endpoint?
+fn carried(peer: &Peer) -> bool {
+    peer.endpoint.hint == Hint::H2 && matches!(peer.endpoint.tls, EndpointTls::Mutual { .. })
+}
+
+/// Writes the request as this endpoint wants it.
+fn prepare(request: &mut Request<RequestBody>, peer: &Peer, h2: bool) {
+    if h2 {
+        rules::to_http2(request);
+    }
+    if let Some((name, port)) = &peer.endpoint.authority {
+        let authority = match port {
+            // The port that goes without saying is not said.
+            None | Some(80) => Authority::try_from(name.as_str()),
+            Some(port) => Authority::try_from(format!("{name}:{port}")),
+        };
+        request.headers_mut().remove(header::HOST);
+        request.headers_mut().remove(rules::DST_CANONICAL);
+        if let Ok(authority) = authority {
+            if !h2 && let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+                request.headers_mut().insert(header::HOST, host);
+            } else {
+                rules::set_authority(request, Some(authority));
+            }
+        }
+    }
+}
+
+fn restore(request: &mut Request<RequestBody>, original: &Original) {
+    *request.uri_mut() = original.uri.clone();
+    *request.version_mut() = original.version;
+    request.headers_mut().remove(rules::ORIG_PROTO);
+    if let Some(host) = &original.host {
+        request.headers_mut().insert(header::HOST, host.clone());
+    }
+}
+
+/// Takes out what only proxies say to each other. A stranger's words about the mesh are not repeated.
+fn tidy(headers: &mut http::HeaderMap, peer: &Peer) {
+    headers.remove(rules::PROXY_CONNECTION);
+    if !matches!(peer.endpoint.tls, EndpointTls::Mutual { .. }) {
+        headers.remove(rules::PROXY_ERROR);
+    }
+}

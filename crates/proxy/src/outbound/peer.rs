@@ -1,0 +1,342 @@
+//! One endpoint as one worker knows it: its load, its connections, and whether it can be reached.
+//!
+//! HTTP/2 to an endpoint is one connection per worker, made once however many requests wait for it; HTTP/1 is a small
+//! stack of idle connections. Balancing is [`super::balancer`]'s business.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use futures::future::{LocalBoxFuture, Shared};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rand::Rng as _;
+use rustls_pki_types::ServerName;
+use tokio_rustls::TlsConnector;
+
+use crate::balance::Load;
+use crate::body::RequestBody;
+use crate::header::{Header, Session};
+use crate::metrics::Labels;
+use crate::snapshot::{Endpoint, EndpointTls, Hint};
+use crate::transport::{self, Conn, TcpMetrics};
+use crate::worker::{HEAD_MAX, LocalExecutor, Worker};
+
+use super::telemetry::HttpMetrics;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectError {
+    Refused,
+    Timeout,
+    Tls,
+    /// We would be talking to ourselves, or in the clear to someone who should be verified.
+    Forbidden,
+}
+
+impl ConnectError {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "client error (Connect)",
+            Self::Timeout => "connect timed out",
+            Self::Tls => "TLS handshake failed",
+            Self::Forbidden => "endpoint may not be connected to",
+        }
+    }
+}
+
+type H2Sender = http2::SendRequest<RequestBody>;
+pub(crate) type H1Sender = http1::SendRequest<RequestBody>;
+type Connecting = Shared<LocalBoxFuture<'static, Result<H2Sender, ConnectError>>>;
+
+/// The connection that all HTTP/2 requests of this worker share.
+#[derive(Default)]
+enum H2 {
+    #[default]
+    None,
+    Connecting(Connecting),
+    Open(H2Sender),
+}
+
+pub(crate) struct Peer {
+    side: Side,
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) load: Load,
+    pub(crate) authority: Arc<str>,
+    blocked_until: Cell<Option<Instant>>,
+    backoff: Cell<Duration>,
+    h2: RefCell<H2>,
+    h1: RefCell<Vec<(H1Sender, Instant)>>,
+    http: OnceCell<Rc<HttpMetrics>>,
+    tcp: OnceCell<Arc<TcpMetrics>>,
+}
+
+/// Counts as something to do for its peer until dropped.
+pub(crate) struct Busy {
+    peer: Rc<Peer>,
+    pub(crate) rtt: Option<Duration>,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.peer.load.end(Instant::now(), self.rtt);
+    }
+}
+
+impl Busy {
+    pub(crate) fn peer(&self) -> &Rc<Peer> {
+        &self.peer
+    }
+}
+
+/// On which side of the proxy a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The world.
+    Outbound,
+    /// Our own application.
+    Inbound,
+}
+
+/// A way to send one request.
+pub(crate) enum Sender {
+    H1(H1Sender),
+    H2(H2Sender),
+}
+
+impl Peer {
+    pub(crate) fn new(side: Side, endpoint: Arc<Endpoint>, authority: Arc<str>) -> Rc<Self> {
+        Rc::new(Self {
+            side,
+            load: Load::new(Instant::now()),
+            endpoint,
+            authority,
+            blocked_until: Cell::default(),
+            backoff: Cell::default(),
+            h2: RefCell::default(),
+            h1: RefCell::default(),
+            http: OnceCell::new(),
+            tcp: OnceCell::new(),
+        })
+    }
+
+    pub(crate) fn busy(self: &Rc<Self>) -> Busy {
+        self.load.start();
+        Busy {
+            peer: self.clone(),
+            rtt: None,
+        }
+    }
+
+    /// When it may be tried again, if it failed lately.
+    pub(crate) fn blocked_until(&self, now: Instant) -> Option<Instant> {
+        self.blocked_until.get().filter(|until| *until > now)
+    }
+
+    pub(crate) fn failed(&self, (min, max): (Duration, Duration)) {
+        let backoff = (self.backoff.get() * 2).clamp(min, max);
+        self.backoff.set(backoff);
+        let jitter = rand::rng().random_range(1.0..1.1);
+        self.blocked_until
+            .set(Some(Instant::now() + backoff.mul_f64(jitter)));
+    }
+
+    pub(crate) fn succeeded(&self) {
+        self.backoff.set(Duration::ZERO);
+        self.blocked_until.set(None);
+    }
+
+    pub(crate) fn http_metrics(&self, worker: &Worker) -> Rc<HttpMetrics> {
+        self.http
+            .get_or_init(|| HttpMetrics::new(&worker.metrics, self.labels()))
+            .clone()
+    }
+
+    fn tcp_metrics(&self, worker: &Worker) -> Arc<TcpMetrics> {
+        self.tcp
+            .get_or_init(|| TcpMetrics::new(&worker.metrics, "dst", &self.labels()))
+            .clone()
+    }
+
+    fn labels(&self) -> Labels {
+        let endpoint = &self.endpoint;
+        let mut labels = match self.side {
+            Side::Outbound => Labels::new()
+                .with("direction", "outbound")
+                .with("authority", &self.authority),
+            Side::Inbound => Labels::new().with("direction", "inbound"),
+        };
+        labels = labels
+            .with("target_addr", endpoint.addr)
+            .with("target_ip", endpoint.addr.ip())
+            .with("target_port", endpoint.addr.port());
+        match &endpoint.tls {
+            EndpointTls::Mutual { id, .. } => {
+                labels.push("tls", "true");
+                labels.push("server_id", id);
+            }
+            EndpointTls::No(why) => {
+                labels.push("tls", "no_identity");
+                labels.push("no_tls_reason", why);
+            }
+            EndpointTls::Unusable => labels.push("tls", "no_identity"),
+        }
+        for (name, value) in &endpoint.labels {
+            labels.push(&format!("dst_{name}"), value);
+        }
+        labels
+    }
+
+    /// A connection, with the transport header ahead of the first byte where the endpoint wants one.
+    pub(crate) async fn dial(&self, worker: &Worker, session: Session) -> Result<Conn, ConnectError> {
+        let shared = &worker.shared;
+        let endpoint = &*self.endpoint;
+        let (timeout, options) = match self.side {
+            Side::Outbound => (
+                shared.config.outbound.connect_timeout,
+                shared.config.outbound.connect,
+            ),
+            Side::Inbound => (
+                shared.config.inbound.connect_timeout,
+                shared.config.inbound.connect,
+            ),
+        };
+        let mut addr = endpoint.addr;
+        if endpoint.tls == EndpointTls::Unusable || (addr.ip().is_loopback() && !shared.loopback_allowed) {
+            return Err(ConnectError::Forbidden);
+        }
+        if let (EndpointTls::Mutual { .. }, Some(port)) = (&endpoint.tls, endpoint.inbound_port) {
+            addr.set_port(port);
+        }
+        let io_error = |error: io::Error| match error.kind() {
+            io::ErrorKind::TimedOut => ConnectError::Timeout,
+            _ => ConnectError::Refused,
+        };
+        let socket = transport::connect(addr, options, shared.config.socket_mark, timeout)
+            .await
+            .map_err(io_error)?;
+        let EndpointTls::Mutual { id, server_name } = &endpoint.tls else {
+            return Ok(Conn::tcp(socket).counted(self.tcp_metrics(worker)));
+        };
+        let credentials = shared.identity.get().ok_or(ConnectError::Tls)?;
+        let with_header = endpoint.inbound_port.is_some() || endpoint.authority.is_some();
+        let name = ServerName::try_from(server_name.clone()).map_err(|_| ConnectError::Tls)?;
+        let handshake = TlsConnector::from(credentials.client(id, with_header)).connect(name, socket);
+        let mut tls = match tokio::time::timeout(timeout, handshake).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => {
+                tracing::info!(%addr, server.id = %id, %error, "TLS handshake failed");
+                return Err(ConnectError::Tls);
+            }
+            Err(_) => return Err(ConnectError::Timeout),
+        };
+        if tls.get_ref().1.alpn_protocol() == Some(hawser_tls::ALPN_TRANSPORT) {
+            let (name, port) = match &endpoint.authority {
+                Some((name, Some(port))) => (Some(name.clone()), *port),
+                _ => (None, endpoint.addr.port()),
+            };
+            let session = if endpoint.hint == Hint::Opaque {
+                Session::Opaque
+            } else {
+                session
+            };
+            let header = Header { port, name, session }.encode();
+            transport::write_first(&mut tls, &header).map_err(|_| ConnectError::Tls)?;
+        }
+        Ok(Conn::client(tls).counted(self.tcp_metrics(worker)))
+    }
+
+    /// The shared HTTP/2 connection, made if there is none.
+    pub(crate) async fn h2(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<H2Sender, ConnectError> {
+        let connecting = {
+            let mut h2 = self.h2.borrow_mut();
+            match &*h2 {
+                H2::Open(sender) if !sender.is_closed() => return Ok(sender.clone()),
+                H2::Connecting(connecting) if connecting.peek().is_none() => connecting.clone(),
+                _ => {
+                    let (peer, worker) = (Rc::downgrade(self), worker.clone());
+                    let connecting = async move {
+                        let peer = peer.upgrade().ok_or(ConnectError::Refused)?;
+                        peer.connect_h2(&worker).await
+                    };
+                    let connecting = connecting.boxed_local().shared();
+                    *h2 = H2::Connecting(connecting.clone());
+                    connecting
+                }
+            }
+        };
+        let sender = connecting.clone().await?;
+        let mut h2 = self.h2.borrow_mut();
+        if matches!(&*h2, H2::Connecting(current) if current.ptr_eq(&connecting)) {
+            *h2 = H2::Open(sender.clone());
+        }
+        Ok(sender)
+    }
+
+    async fn connect_h2(&self, worker: &Worker) -> Result<H2Sender, ConnectError> {
+        let conn = self.dial(worker, Session::Http2).await?;
+        let windows = &worker.shared.config.outbound.http2;
+        let mut builder = http2::Builder::new(LocalExecutor);
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(windows.stream_window)
+            .initial_connection_window_size(windows.connection_window)
+            .max_header_list_size(u32::try_from(HEAD_MAX).unwrap_or(u32::MAX));
+        if let Some((interval, timeout)) = self.endpoint.keepalive {
+            builder
+                .keep_alive_interval(interval)
+                .keep_alive_timeout(timeout)
+                .keep_alive_while_idle(true);
+        }
+        let (sender, conn) = builder
+            .handshake(TokioIo::new(conn))
+            .await
+            .map_err(|_| ConnectError::Refused)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = conn.await {
+                tracing::debug!(%error, "HTTP/2 connection to an endpoint broke");
+            }
+        });
+        Ok(sender)
+    }
+
+    /// An idle HTTP/1 connection, or a new one. `fresh` wants a new one.
+    pub(crate) async fn h1(&self, worker: &Worker, fresh: bool) -> Result<H1Sender, ConnectError> {
+        while !fresh {
+            let Some((mut sender, _)) = self.h1.borrow_mut().pop() else {
+                break;
+            };
+            if !sender.is_closed() && sender.ready().await.is_ok() {
+                return Ok(sender);
+            }
+        }
+        let conn = self.dial(worker, Session::Http1).await?;
+        let (sender, conn) = http1::Builder::new()
+            .preserve_header_case(true)
+            .max_buf_size(HEAD_MAX)
+            .handshake(TokioIo::new(conn))
+            .await
+            .map_err(|_| ConnectError::Refused)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = conn.with_upgrades().await {
+                tracing::debug!(%error, "HTTP/1 connection to an endpoint broke");
+            }
+        });
+        Ok(sender)
+    }
+
+    /// Keeps a connection for the next request.
+    pub(crate) fn keep_h1(&self, sender: H1Sender) {
+        if !sender.is_closed() {
+            self.h1.borrow_mut().push((sender, Instant::now()));
+        }
+    }
+
+    pub(crate) fn evict(&self, now: Instant, idle: Duration) {
+        self.h1
+            .borrow_mut()
+            .retain(|(sender, since)| !sender.is_closed() && now.duration_since(*since) < idle);
+    }
+}

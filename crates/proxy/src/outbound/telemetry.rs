@@ -1,0 +1,138 @@
+//! What is counted per request, resolved once per endpoint (`spec/proxy.md` 8.2).
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+
+use crate::body::OnEnd;
+use crate::metrics::{Counter, Labels, Latency, Shard};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Outcome {
+    status: u16,
+    grpc: Option<u32>,
+    success: bool,
+}
+
+/// Is it gRPC, and what did it say?
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Grpc {
+    No,
+    Status(Option<u32>),
+}
+
+/// Counters of one endpoint or one inbound route.
+pub(crate) struct HttpMetrics {
+    pub(crate) requests: Arc<Counter>,
+    shard: Shard,
+    labels: Labels,
+    responses: RefCell<Vec<(Outcome, Arc<Counter>)>>,
+    latencies: RefCell<Vec<(u16, Arc<Latency>)>>,
+}
+
+impl HttpMetrics {
+    pub(crate) fn new(shard: &Shard, labels: Labels) -> Rc<Self> {
+        Rc::new(Self {
+            requests: shard.counter("request_total", labels.clone()),
+            shard: shard.clone(),
+            labels,
+            responses: RefCell::default(),
+            latencies: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn response(&self, status: StatusCode, grpc: Grpc, complete: bool, elapsed: Duration) {
+        let failed = match grpc {
+            Grpc::Status(Some(code)) => matches!(code, 2 | 4 | 7 | 13 | 14 | 15),
+            Grpc::Status(None) | Grpc::No => status.is_server_error(),
+        };
+        let grpc = match grpc {
+            Grpc::Status(code) => Some(code.unwrap_or(2)),
+            Grpc::No => None,
+        };
+        let outcome = Outcome {
+            status: status.as_u16(),
+            grpc,
+            success: !failed && complete,
+        };
+        // A handful of outcomes per endpoint: looking through them is quicker than hashing.
+        let mut responses = self.responses.borrow_mut();
+        match responses.iter().find(|(known, _)| *known == outcome) {
+            Some((_, counter)) => counter.inc(),
+            None => {
+                let mut labels = self.labels.with("status_code", outcome.status);
+                labels.push(
+                    "classification",
+                    if outcome.success { "success" } else { "failure" },
+                );
+                if let Some(code) = grpc {
+                    labels.push("grpc_status", code);
+                }
+                let counter = self.shard.counter("response_total", labels);
+                counter.inc();
+                responses.push((outcome, counter));
+            }
+        }
+        let mut latencies = self.latencies.borrow_mut();
+        match latencies.iter().find(|(known, _)| *known == outcome.status) {
+            Some((_, latency)) => latency.observe(elapsed),
+            None => {
+                let labels = self.labels.with("status_code", outcome.status);
+                let latency = self.shard.latency("response_latency_ms", labels);
+                latency.observe(elapsed);
+                latencies.push((outcome.status, latency));
+            }
+        }
+    }
+}
+
+/// What is done when a response has ended: connections are kept, loads settled.
+pub(crate) trait Finish {
+    /// Whether the response was complete, and how long it took.
+    fn finish(self, complete: bool, elapsed: Duration);
+}
+
+/// Counts a response when its body has ended, and then finishes.
+pub(crate) struct ResponseEnd<F: Finish> {
+    pub(crate) metrics: Rc<HttpMetrics>,
+    pub(crate) status: StatusCode,
+    /// From the head, of a response without body.
+    pub(crate) grpc: Option<u32>,
+    pub(crate) is_grpc: bool,
+    pub(crate) started_at: Instant,
+    pub(crate) finish: Option<F>,
+}
+
+impl<F: Finish> ResponseEnd<F> {
+    fn over(&mut self, trailers: Option<u32>, complete: bool) {
+        let Some(finish) = self.finish.take() else { return };
+        let elapsed = self.started_at.elapsed();
+        let grpc = if self.is_grpc {
+            Grpc::Status(self.grpc.or(trailers))
+        } else {
+            Grpc::No
+        };
+        self.metrics.response(self.status, grpc, complete, elapsed);
+        finish.finish(complete, elapsed);
+    }
+}
+
+impl<F: Finish> OnEnd for ResponseEnd<F> {
+    fn end(mut self, grpc_status: Option<u32>) {
+        self.over(grpc_status, true);
+    }
+
+    fn fail(mut self) {
+        self.over(None, false);
+    }
+}
+
+impl<F: Finish> Drop for ResponseEnd<F> {
+    /// The client went away.
+    fn drop(&mut self) {
+        self.over(None, false);
+    }
+}
