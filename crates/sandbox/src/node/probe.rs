@@ -12,6 +12,7 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::PodNet;
@@ -121,19 +122,13 @@ impl Pace {
     }
 }
 
-/// Asks for as long as the container runs. `found` returns false when nobody listens any more.
-pub(crate) async fn watch(target: Target, found: impl AsyncFn(Finding) -> bool) {
+/// Asks for as long as the container runs and somebody listens.
+pub(crate) async fn watch(target: Target, found: mpsc::Sender<Finding>) {
     let container = &target.container;
-    if let Some(probe) = &container.startup_probe {
-        let mut started = false;
-        ask(&target, probe, Kind::Startup, async |finding| {
-            started |= finding == Finding::Started;
-            found(finding).await && !started
-        })
-        .await;
-        if !started {
-            return;
-        }
+    if let Some(probe) = &container.startup_probe
+        && !ask(&target, probe, Kind::Startup, &found).await
+    {
+        return;
     }
     let liveness = async {
         if let Some(probe) = &container.liveness_probe {
@@ -148,7 +143,8 @@ pub(crate) async fn watch(target: Target, found: impl AsyncFn(Finding) -> bool) 
     tokio::join!(liveness, readiness);
 }
 
-async fn ask(target: &Target, probe: &Probe, kind: Kind, mut found: impl AsyncFnMut(Finding) -> bool) {
+/// Returns true once a container has started; ends otherwise when it is unhealthy or nobody listens.
+async fn ask(target: &Target, probe: &Probe, kind: Kind, found: &mpsc::Sender<Finding>) -> bool {
     let seconds =
         |value: Option<i32>| Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0));
     sleep(seconds(probe.initial_delay_seconds)).await;
@@ -165,29 +161,33 @@ async fn ask(target: &Target, probe: &Probe, kind: Kind, mut found: impl AsyncFn
         let verdict = pace.record(answer.is_ok(), begin.elapsed());
         if let Err(message) = answer
             && !was_eager
-            && !found(Finding::Failure(kind, message)).await
+            && found.send(Finding::Failure(kind, message)).await.is_err()
         {
-            return;
+            return false;
         }
-        let grace = || {
-            probe
-                .termination_grace_period_seconds
-                .map(SignedDuration::from_secs)
-        };
         let finding = match (kind, verdict) {
             (Kind::Startup, Some(true)) => Some(Finding::Started),
             (Kind::Readiness, Some(now)) if now != ready => {
                 ready = now;
                 Some(Finding::Ready(now))
             }
-            (Kind::Startup | Kind::Liveness, Some(false)) => Some(Finding::Unhealthy(kind, grace())),
+            (Kind::Startup | Kind::Liveness, Some(false)) => {
+                let grace = probe
+                    .termination_grace_period_seconds
+                    .map(SignedDuration::from_secs);
+                Some(Finding::Unhealthy(kind, grace))
+            }
             _ => None,
         };
-        let unhealthy = matches!(finding, Some(Finding::Unhealthy(..)));
-        if let Some(finding) = finding
-            && (!found(finding).await || unhealthy)
-        {
-            return;
+        if let Some(finding) = finding {
+            let (started, unhealthy) = (
+                finding == Finding::Started,
+                matches!(finding, Finding::Unhealthy(..)),
+            );
+            let heard = found.send(finding).await.is_ok();
+            if started || unhealthy || !heard {
+                return started && heard;
+            }
         }
         sleep(pace.pause()).await;
     }

@@ -67,6 +67,11 @@ pub(crate) fn render(pod: &Pod, state: &PodState, place: &Place, now: Timestamp)
     }
 }
 
+/// Whether the condition is one that the node decides.
+pub(crate) fn is_own(condition: &PodCondition) -> bool {
+    OWN.contains(&condition.type_.as_str())
+}
+
 pub(crate) fn is_over(phase: &str) -> bool {
     matches!(phase, "Succeeded" | "Failed")
 }

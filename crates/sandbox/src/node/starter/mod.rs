@@ -12,6 +12,8 @@
 mod privileges;
 mod rootfs;
 
+pub(super) use rootfs::mounts_below;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;

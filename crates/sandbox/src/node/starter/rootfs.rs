@@ -126,14 +126,19 @@ fn bind(source: &Path, target: &Path) -> io::Result<()> {
 
 /// Makes the mount at `path` and all those below it read-only.
 fn read_only(path: &Path) -> io::Result<()> {
-    let table = fs::read_to_string("/proc/self/mountinfo").map_err(doing("reading the mount table"))?;
-    let below = mount_points(&table)
-        .into_iter()
-        .filter(|point| point.starts_with(path));
-    for point in below {
+    for point in mounts_below(path)? {
         remount_read_only(&point)?;
     }
     Ok(())
+}
+
+/// Mounts at or below a path, parents first.
+pub(in super::super) fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo").map_err(doing("reading the mount table"))?;
+    Ok(mount_points(&table)
+        .into_iter()
+        .filter(|point| point.starts_with(path))
+        .collect())
 }
 
 fn remount_read_only(path: &Path) -> io::Result<()> {
