@@ -116,7 +116,9 @@ pub fn start(request: &Request, attachment: Attachment) -> Result<Entered, Enter
     let owned = fs::metadata(dir).and_then(|found| {
         // In a shared /tmp somebody else may have made it first, to be told secrets.
         if found.uid() != Uid::effective().as_raw() || found.mode() & 0o077 != 0 {
-            return Err(io::Error::other("the directory is not ours alone (owner, mode 0700)"));
+            return Err(io::Error::other(
+                "the directory is not ours alone (owner, mode 0700)",
+            ));
         }
         Ok(())
     });

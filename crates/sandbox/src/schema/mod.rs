@@ -19,6 +19,7 @@ mod validation;
 
 pub mod apply;
 pub mod patch;
+pub mod protobuf;
 
 pub use cause::{Cause, Path, Reason};
 pub use registry::{Registry, ResourceType, Subresource, builtin};
