@@ -4,12 +4,17 @@
 //! the control plane and the demo application without any image. Otherwise it is the command line below. This crate
 //! composes; what commands do is in the modules and crates that they name.
 
+mod certs;
 mod demo;
+mod failover;
 mod inject;
 mod install;
+mod kube;
+mod multicluster;
 mod problem;
 mod programs;
 mod sandbox;
+mod scrape;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -43,6 +48,9 @@ enum Command {
     Inject(inject::InjectArgs),
     Install(install::InstallArgs),
     Sandbox(sandbox::SandboxArgs),
+    Multicluster(multicluster::MulticlusterArgs),
+    Failover(failover::FailoverArgs),
+    Certs(certs::CertsArgs),
     Uninject(inject::UninjectArgs),
     Upgrade(install::UpgradeArgs),
 }
@@ -58,6 +66,9 @@ fn main() -> ExitCode {
         Command::Inject(args) => inject::inject(args),
         Command::Install(args) => install::run(args),
         Command::Sandbox(args) => sandbox::run(args),
+        Command::Multicluster(args) => block_on(multicluster::run(args)),
+        Command::Failover(args) => block_on(failover::run(args)),
+        Command::Certs(args) => certs::run(args),
         Command::Uninject(args) => inject::uninject(args),
         Command::Upgrade(args) => install::upgrade(args),
     };

@@ -31,7 +31,7 @@ use crate::lease;
 use crate::observe::{Bell, Key, Limit, Observed, Select, chain};
 use crate::process::{Process, ProcessArgs};
 use gateway::{Gateway, GatewayKey};
-pub use remote::{Connect, RemoteError};
+pub use remote::{Connect, RemoteError, connector};
 use remote::{Reach, Session, SessionKey};
 use snapshot::{Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Snapshot};
 

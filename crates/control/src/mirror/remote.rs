@@ -40,7 +40,7 @@ pub type Connect =
     Arc<dyn Fn(Vec<u8>) -> Pin<Box<dyn Future<Output = Result<Client, RemoteError>> + Send>> + Send + Sync>;
 
 /// Connects over the network.
-pub(crate) fn connector() -> Connect {
+pub fn connector() -> Connect {
     Arc::new(|kubeconfig| Box::pin(async move { client(&kubeconfig).await }))
 }
 

@@ -1,0 +1,671 @@
+//! `check`: looks for what commonly goes wrong between clusters, and says it in the words of Linkerd's checks.
+//!
+//! Each check gathers what it needs and answers with an [`Outcome`]; printing and the exit code are decided once.
+//! Source: `spec/multicluster.md` 4.7. A check without anything to look at prints nothing.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use hawser_control::mirror;
+use hawser_crd::Link;
+use hawser_crd::keys;
+use hawser_tls::TrustAnchors;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde_json::json;
+use tokio::time::{Duration, Instant};
+
+use super::gateways::{self, SCRAPE_DEADLINE};
+use super::{manifests, mesh_values};
+use crate::kube::{ClusterArgs, is_missing};
+use crate::problem::Problem;
+
+const CATEGORY: &str = "linkerd-multicluster";
+const HINTS: &str = "https://linkerd.io/2/checks/#";
+/// One check's patience with a cluster.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CheckArgs {
+    /// How long to wait for controllers to run
+    #[arg(long, default_value = "300s")]
+    wait: String,
+    /// table, json or short
+    #[arg(short, long, default_value = "table")]
+    output: String,
+    #[arg(short, long, default_value = keys::MULTICLUSTER_NAMESPACE)]
+    namespace: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    /// With one line for each thing that is fine.
+    Fine(Vec<String>),
+    Warning(String),
+    Error(String),
+    /// There is nothing to check.
+    Skipped,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    description: &'static str,
+    anchor: &'static str,
+    outcome: Outcome,
+}
+
+/// What checks have in common.
+struct Subject {
+    client: Client,
+    namespace: String,
+    linkerd_namespace: String,
+    links: Vec<Link>,
+    connect: mirror::Connect,
+    deadline: Instant,
+}
+
+pub(super) async fn run(cluster: &ClusterArgs, args: CheckArgs) -> Result<ExitCode, Problem> {
+    let what = "cannot check the multicluster extension";
+    let wait = hawser_crd::link::parse_duration(&args.wait).ok_or_else(|| {
+        Problem::new(
+            what,
+            format!("--wait {:?} is not a duration", args.wait),
+            "--wait 300s",
+        )
+    })?;
+    let client = cluster.connect().await?.client;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespace = namespaces
+        .get_opt(&args.namespace)
+        .await
+        .map_err(|error| crate::kube::problem(what, error))?;
+    if namespace.is_none() {
+        let why = format!("there is no namespace {}", args.namespace);
+        return Err(Problem::new(what, why, "hawser mc install | kubectl apply -f -"));
+    }
+    let mut subject = Subject {
+        client,
+        namespace: args.namespace,
+        linkerd_namespace: cluster.linkerd_namespace.clone(),
+        links: Vec::new(),
+        connect: mirror::connector(),
+        deadline: Instant::now() + wait,
+    };
+    let rows = subject.check().await;
+    let text = match args.output.as_str() {
+        "json" => json_text(&rows),
+        "short" => table(rows.iter().filter(|row| !matches!(row.outcome, Outcome::Fine(_)))),
+        _ => table(rows.iter()),
+    };
+    super::write_out(&text)?;
+    let is_fine = !rows.iter().any(|row| matches!(row.outcome, Outcome::Error(_)));
+    Ok(if is_fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+impl Subject {
+    async fn check(&mut self) -> Vec<Row> {
+        let row = |description, anchor, outcome| Row {
+            description,
+            anchor,
+            outcome,
+        };
+        let links: Api<Link> = Api::all(self.client.clone());
+        let listed = match tokio::time::timeout(DEADLINE, links.list(&ListParams::default())).await {
+            Ok(listed) => listed.map_err(|error| error.to_string()),
+            Err(_) => Err("the API server did not answer".to_owned()),
+        };
+        let listed = match listed {
+            Ok(listed) => listed.items,
+            // The rest needs the links.
+            Err(error) => {
+                return vec![row(
+                    "Link CRD exists",
+                    "l5d-multicluster-link-crd-exists",
+                    Outcome::Error(error),
+                )];
+            }
+        };
+        self.links = listed;
+        let mut rows = vec![row(
+            "Link CRD exists",
+            "l5d-multicluster-link-crd-exists",
+            Outcome::Fine(vec![]),
+        )];
+        rows.push(row(
+            "Link resources are valid",
+            "l5d-multicluster-links-are-valid",
+            self.links_are_valid(),
+        ));
+        if !self.links.is_empty() {
+            let credentials = self.credentials_are_valid().await;
+            rows.push(row(
+                "remote cluster access credentials are valid",
+                "l5d-smc-target-clusters-access",
+                credentials,
+            ));
+            let anchors = self.clusters_share_anchors().await;
+            rows.push(row(
+                "clusters share trust anchors",
+                "l5d-multicluster-clusters-share-anchors",
+                anchors,
+            ));
+            let permissions = self.controllers_have_permissions().await;
+            rows.push(row(
+                "service mirror controller has required permissions",
+                "l5d-multicluster-source-rbac-correct",
+                permissions,
+            ));
+            let running = self.controllers_run().await;
+            rows.push(row(
+                "service mirror controllers are running",
+                "l5d-multicluster-service-mirror-running",
+                running,
+            ));
+            let gateways = self.gateways_answer().await;
+            rows.push(row(
+                "probe services able to communicate with all gateway mirrors",
+                "l5d-multicluster-gateways-endpoints",
+                gateways,
+            ));
+            let endpoints = self.mirrors_have_endpoints().await;
+            rows.push(row(
+                "all mirror services have endpoints",
+                "l5d-multicluster-services-endpoints",
+                endpoints,
+            ));
+            let orphans = self.mirrors_have_links().await;
+            rows.push(row(
+                "all mirror services are part of a Link",
+                "l5d-multicluster-orphaned-services",
+                orphans,
+            ));
+        }
+        let proxies = self.proxies_are_healthy().await;
+        rows.push(row(
+            "multicluster extension proxies are healthy",
+            "l5d-multicluster-proxy-healthy",
+            proxies,
+        ));
+        rows
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.links
+            .iter()
+            .map(|link| link.spec.target_cluster_name.as_str())
+    }
+
+    fn links_are_valid(&self) -> Outcome {
+        each(self.links.iter().map(|link| {
+            let name = link.name_any();
+            let spec = &link.spec;
+            let parsed = spec
+                .gateway()
+                .map(drop)
+                .and(spec.probe().map(drop))
+                .and(spec.exported().map(drop));
+            match parsed {
+                Ok(()) if spec.target_cluster_name == name => Ok(name),
+                Ok(()) => Err(format!(
+                    "{name}: spec.targetClusterName is {:?}",
+                    spec.target_cluster_name
+                )),
+                Err(error) => Err(format!("{name}: {error}")),
+            }
+        }))
+    }
+
+    async fn target(&self, link: &Link) -> Result<Client, String> {
+        let name = &link.spec.cluster_credentials_secret;
+        let namespace = link.namespace().unwrap_or_else(|| self.namespace.clone());
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &namespace);
+        let secret = bounded(secrets.get(name)).await?;
+        let data = secret
+            .data
+            .unwrap_or_default()
+            .remove(keys::KUBECONFIG_SECRET_KEY);
+        let kubeconfig =
+            data.ok_or_else(|| format!("secret {namespace}/{name} has no {}", keys::KUBECONFIG_SECRET_KEY))?;
+        let connect = Arc::clone(&self.connect);
+        connect(kubeconfig.0).await.map_err(|error| error.to_string())
+    }
+
+    async fn credentials_are_valid(&self) -> Outcome {
+        let mut results = Vec::new();
+        for link in &self.links {
+            results.push(
+                self.credential_is_valid(link)
+                    .await
+                    .map_err(|error| format!("{}: {error}", link.name_any())),
+            );
+        }
+        each(results.into_iter())
+    }
+
+    async fn credential_is_valid(&self, link: &Link) -> Result<String, String> {
+        let target = self.target(link).await?;
+        bounded(target.apiserver_version()).await?;
+        for verb in ["get", "list", "watch"] {
+            let review: SelfSubjectAccessReview = serde_json::from_value(json!({
+                "metadata": {}, "spec": {"resourceAttributes": {"resource": "services", "verb": verb}},
+            }))
+            .map_err(|error| error.to_string())?;
+            let reviews: Api<SelfSubjectAccessReview> = Api::all(target.clone());
+            let answer = bounded(reviews.create(&PostParams::default(), &review)).await?;
+            if !answer.status.is_some_and(|status| status.allowed) {
+                return Err(format!("its account may not {verb} services"));
+            }
+        }
+        Ok(link.name_any())
+    }
+
+    async fn clusters_share_anchors(&self) -> Outcome {
+        let local = match self.anchors(&self.client, &self.linkerd_namespace).await {
+            Ok(anchors) => anchors,
+            Err(error) => return Outcome::Error(format!("this cluster's anchors: {error}")),
+        };
+        let mut results = Vec::new();
+        for link in &self.links {
+            let remote = async {
+                let target = self.target(link).await?;
+                self.anchors(&target, &link.spec.target_cluster_linkerd_namespace)
+                    .await
+            };
+            results.push(match remote.await {
+                Ok(remote) if remote.same_set(&local) => Ok(link.name_any()),
+                Ok(_) => Err(format!(
+                    "Problematic clusters:\n* {}: its trust anchors differ",
+                    link.name_any()
+                )),
+                Err(error) => Err(format!("Problematic clusters:\n* {}: {error}", link.name_any())),
+            });
+        }
+        each(results.into_iter())
+    }
+
+    async fn anchors(&self, client: &Client, namespace: &str) -> Result<TrustAnchors, String> {
+        let namespace = if namespace.is_empty() {
+            keys::CONTROL_PLANE_NAMESPACE
+        } else {
+            namespace
+        };
+        let reading = tokio::time::timeout(DEADLINE, mesh_values(client, namespace));
+        let values = match reading.await {
+            Ok(values) => values.map_err(|problem| problem.to_string())?,
+            Err(_) => return Err(format!("no answer within {DEADLINE:?}")),
+        };
+        TrustAnchors::from_pem(&values.identity_trust_anchors_pem).map_err(|error| error.to_string())
+    }
+
+    async fn controllers_have_permissions(&self) -> Outcome {
+        let mut results = Vec::new();
+        for name in self.names() {
+            results.push(self.has_permissions(name).await.map(|()| name.to_owned()));
+        }
+        each(results.into_iter())
+    }
+
+    /// Either by the names that `link` gives, or by those of an extension that manages its controllers.
+    async fn has_permissions(&self, cluster: &str) -> Result<(), String> {
+        let own = [
+            manifests::controller_name(cluster),
+            manifests::local_access_name(cluster),
+            manifests::credentials_access_name(cluster),
+        ];
+        let managed = [
+            format!("controller-{cluster}"),
+            format!("linkerd-multicluster-controller-access-local-resources-{cluster}"),
+            format!("controller-read-remote-creds-{cluster}"),
+        ];
+        let [account, local, credentials] = match self.exists::<ServiceAccount>(&own[0]).await {
+            Ok(()) => own,
+            Err(_) => managed,
+        };
+        self.exists::<ServiceAccount>(&account).await?;
+        let (roles, bindings): (Api<ClusterRole>, Api<ClusterRoleBinding>) =
+            (Api::all(self.client.clone()), Api::all(self.client.clone()));
+        let binding = bounded(bindings.get(&local))
+            .await
+            .map_err(|error| format!("cluster role binding {local}: {error}"))?;
+        bounded(roles.get(&binding.role_ref.name))
+            .await
+            .map_err(|error| format!("cluster role: {error}"))?;
+        self.exists::<Role>(&credentials).await?;
+        self.exists::<RoleBinding>(&credentials).await
+    }
+
+    async fn exists<K>(&self, name: &str) -> Result<(), String>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + serde::de::DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
+        bounded(api.get_metadata(name))
+            .await
+            .map(drop)
+            .map_err(|error| format!("{} {name}: {error}", K::kind(&())))
+    }
+
+    async fn controllers_run(&self) -> Outcome {
+        loop {
+            let mut results = Vec::new();
+            for name in self.names() {
+                results.push(self.controller_runs(name).await.map(|()| name.to_owned()));
+            }
+            let is_fine = results.iter().all(Result::is_ok);
+            if is_fine || Instant::now() >= self.deadline {
+                return each(results.into_iter());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn controller_runs(&self, cluster: &str) -> Result<(), String> {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
+        let query = format!(
+            "{} in ({},{}),{}={cluster}",
+            keys::COMPONENT,
+            keys::COMPONENT_SERVICE_MIRROR,
+            keys::COMPONENT_CONTROLLER,
+            keys::CLUSTER_NAME
+        );
+        let found = bounded(deployments.list(&ListParams::default().labels(&query)))
+            .await?
+            .items;
+        match found.as_slice() {
+            [] => Err(format!(
+                "no service mirror controller deployment for the cluster {cluster}"
+            )),
+            [one]
+                if one
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.available_replicas)
+                    .unwrap_or(0)
+                    > 0 =>
+            {
+                Ok(())
+            }
+            [one] => Err(format!("deployment {} is not available", one.name_any())),
+            _ => Err(format!(
+                "{} service mirror controller deployments for the cluster {cluster}",
+                found.len()
+            )),
+        }
+    }
+
+    async fn gateways_answer(&self) -> Outcome {
+        let probed: Vec<&str> = self
+            .links
+            .iter()
+            .filter(|link| !link.spec.gateway_address.is_empty() && !link.spec.probe_spec.path.is_empty())
+            .map(|link| link.spec.target_cluster_name.as_str())
+            .collect();
+        if probed.is_empty() {
+            return Outcome::Skipped;
+        }
+        let gathering = gateways::gather(&self.client, &self.namespace, None);
+        let gateways = match tokio::time::timeout(SCRAPE_DEADLINE, gathering).await {
+            Ok(Ok(gateways)) => gateways,
+            Ok(Err(problem)) => return Outcome::Error(problem.to_string()),
+            Err(_) => {
+                return Outcome::Error(format!(
+                    "the controllers did not answer within {SCRAPE_DEADLINE:?}"
+                ));
+            }
+        };
+        let mut results = Vec::new();
+        for name in probed {
+            let alive = gateways
+                .iter()
+                .any(|gateway| gateway.cluster == name && gateway.alive);
+            let found = self.probe_has_endpoints(name).await;
+            results.push(match (found, alive) {
+                (Ok(()), true) => Ok(name.to_owned()),
+                (Ok(()), false) => Err(format!("liveness checks failed for {name}")),
+                (Err(error), _) => Err(format!("{name}: {error}")),
+            });
+        }
+        each(results.into_iter())
+    }
+
+    async fn probe_has_endpoints(&self, cluster: &str) -> Result<(), String> {
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.namespace);
+        let query = format!("{}=true,{}={cluster}", keys::MIRRORED_GATEWAY, keys::CLUSTER_NAME);
+        let found = bounded(services.list_metadata(&ListParams::default().labels(&query)))
+            .await?
+            .items;
+        let [probe] = found.as_slice() else {
+            return Err(format!("{} probe services instead of one", found.len()));
+        };
+        let endpoints: Api<Endpoints> = Api::namespaced(self.client.clone(), &self.namespace);
+        let endpoints = bounded(endpoints.get(&probe.name_any())).await?;
+        match endpoints.subsets.is_some_and(|subsets| !subsets.is_empty()) {
+            true => Ok(()),
+            false => Err(format!("service {} has no endpoints", probe.name_any())),
+        }
+    }
+
+    async fn mirrors(&self) -> Result<Vec<Service>, String> {
+        let services: Api<Service> = Api::all(self.client.clone());
+        let query = format!(
+            "{}=true,!{},!{}",
+            keys::MIRRORED_SERVICE,
+            keys::MIRRORED_GATEWAY,
+            keys::REMOTE_DISCOVERY
+        );
+        let mut mirrors = bounded(services.list(&ListParams::default().labels(&query)))
+            .await?
+            .items;
+        mirrors.retain(|mirror| !mirror.annotations().contains_key(keys::REMOTE_DISCOVERY));
+        Ok(mirrors)
+    }
+
+    async fn mirrors_have_endpoints(&self) -> Outcome {
+        let mirrors = match self.mirrors().await {
+            Ok(mirrors) if mirrors.is_empty() => return Outcome::Skipped,
+            Ok(mirrors) => mirrors,
+            Err(error) => return Outcome::Error(error),
+        };
+        let mut without = Vec::new();
+        for mirror in mirrors {
+            let namespace = mirror.namespace().unwrap_or_default();
+            let endpoints: Api<Endpoints> = Api::namespaced(self.client.clone(), &namespace);
+            let found = endpoints.get_opt(&mirror.name_any()).await;
+            let has_some = found.is_ok_and(|found| {
+                found
+                    .and_then(|found| found.subsets)
+                    .is_some_and(|subsets| !subsets.is_empty())
+            });
+            if !has_some {
+                without.push(format!("{namespace}/{}", mirror.name_any()));
+            }
+        }
+        match without.is_empty() {
+            true => Outcome::Fine(vec![]),
+            false => Outcome::Error(format!(
+                "some mirror services have no endpoints: {}",
+                without.join(", ")
+            )),
+        }
+    }
+
+    async fn mirrors_have_links(&self) -> Outcome {
+        let mirrors = match self.mirrors().await {
+            Ok(mirrors) if mirrors.is_empty() => return Outcome::Skipped,
+            Ok(mirrors) => mirrors,
+            Err(error) => return Outcome::Error(error),
+        };
+        let names: BTreeSet<&str> = self.names().collect();
+        let orphans: Vec<String> = mirrors
+            .iter()
+            .filter(|mirror| {
+                !mirror
+                    .labels()
+                    .get(keys::CLUSTER_NAME)
+                    .is_some_and(|name| names.contains(name.as_str()))
+            })
+            .map(|mirror| format!("{}/{}", mirror.namespace().unwrap_or_default(), mirror.name_any()))
+            .collect();
+        match orphans.is_empty() {
+            true => Outcome::Fine(vec![]),
+            false => Outcome::Warning(format!("mirror services without a Link: {}", orphans.join(", "))),
+        }
+    }
+
+    async fn proxies_are_healthy(&self) -> Outcome {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pods = match bounded(pods.list(&ListParams::default())).await {
+            Ok(pods) => pods.items,
+            Err(error) => return Outcome::Error(error),
+        };
+        let unready: Vec<String> = pods
+            .iter()
+            .filter(|pod| !has_ready_proxy(pod))
+            .map(ResourceExt::name_any)
+            .collect();
+        match (pods.is_empty(), unready.is_empty()) {
+            (true, _) => Outcome::Skipped,
+            (_, true) => Outcome::Fine(vec![]),
+            (_, false) => Outcome::Warning(format!("pods without a ready proxy: {}", unready.join(", "))),
+        }
+    }
+}
+
+/// The proxy is a container, or a native sidecar among the init containers.
+fn has_ready_proxy(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let containers = status.container_statuses.iter().flatten();
+    containers
+        .chain(status.init_container_statuses.iter().flatten())
+        .any(|c| c.name == "linkerd-proxy" && c.ready)
+}
+
+async fn bounded<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, String> {
+    match tokio::time::timeout(DEADLINE, request).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) if is_missing(&error) => Err("it does not exist".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {DEADLINE:?}")),
+    }
+}
+
+/// One outcome of many: fine if all are, skipped if there are none.
+fn each(results: impl Iterator<Item = Result<String, String>>) -> Outcome {
+    let (mut fine, mut errors) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(name) => fine.push(name),
+            Err(error) => errors.push(error),
+        }
+    }
+    match (fine.is_empty(), errors.is_empty()) {
+        (true, true) => Outcome::Skipped,
+        (_, true) => Outcome::Fine(fine),
+        _ => Outcome::Error(errors.join("\n")),
+    }
+}
+
+fn table<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
+    let mut text = format!("{CATEGORY}\n{}\n", "-".repeat(CATEGORY.len()));
+    let mut is_fine = true;
+    for row in rows {
+        let (mark, detail) = match &row.outcome {
+            Outcome::Skipped => continue,
+            Outcome::Fine(names) => {
+                text += &format!("√ {}\n", row.description);
+                text.extend(names.iter().map(|name| format!("\t* {name}\n")));
+                continue;
+            }
+            Outcome::Warning(detail) => ("‼", detail),
+            Outcome::Error(detail) => ("×", detail),
+        };
+        is_fine &= mark != "×";
+        text += &format!("{mark} {}\n", row.description);
+        text.extend(detail.lines().map(|line| format!("    {line}\n")));
+        text += &format!("    see {HINTS}{} for hints\n", row.anchor);
+    }
+    text += &format!("\nStatus check results are {}\n", if is_fine { "√" } else { "×" });
+    text
+}
+
+fn json_text(rows: &[Row]) -> String {
+    let checks: Vec<_> = rows
+        .iter()
+        .filter_map(|row| {
+            let (result, error) = match &row.outcome {
+                Outcome::Skipped => return None,
+                Outcome::Fine(_) => ("success", None),
+                Outcome::Warning(detail) => ("warning", Some(detail)),
+                Outcome::Error(detail) => ("error", Some(detail)),
+            };
+            let mut check = json!({"description": row.description, "result": result});
+            if let Some(error) = error {
+                check["error"] = error.clone().into();
+                check["hint"] = format!("{HINTS}{}", row.anchor).into();
+            }
+            Some(check)
+        })
+        .collect();
+    let is_fine = !rows.iter().any(|row| matches!(row.outcome, Outcome::Error(_)));
+    let report = json!({"success": is_fine, "categories": [{"categoryName": CATEGORY, "checks": checks}]});
+    format!("{report:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(description: &'static str, outcome: Outcome) -> Row {
+        Row {
+            description,
+            anchor: "l5d-anchor",
+            outcome,
+        }
+    }
+
+    #[test]
+    fn the_table_shows_what_is_fine_and_what_to_read_when_it_is_not() {
+        let rows = [
+            row("Link CRD exists", Outcome::Fine(vec![])),
+            row("Link resources are valid", Outcome::Fine(vec!["east".into()])),
+            row("skipped", Outcome::Skipped),
+            row("orphans", Outcome::Warning("a, b".into())),
+            row("anchors", Outcome::Error("Problematic clusters:\n* east".into())),
+        ];
+        assert_eq!(
+            table(rows.iter()),
+            "linkerd-multicluster\n--------------------\n\
+             √ Link CRD exists\n\
+             √ Link resources are valid\n\t* east\n\
+             ‼ orphans\n    a, b\n    see https://linkerd.io/2/checks/#l5d-anchor for hints\n\
+             × anchors\n    Problematic clusters:\n    * east\n    see https://linkerd.io/2/checks/#l5d-anchor for hints\n\
+             \nStatus check results are ×\n"
+        );
+    }
+
+    #[test]
+    fn one_failure_among_many_fails_the_check() {
+        let ok = |name: &str| Ok(name.to_owned());
+        assert_eq!(
+            each([ok("east"), ok("north")].into_iter()),
+            Outcome::Fine(vec!["east".into(), "north".into()])
+        );
+        assert_eq!(
+            each([ok("east"), Err("north: gone".into())].into_iter()),
+            Outcome::Error("north: gone".into())
+        );
+        assert_eq!(each(std::iter::empty()), Outcome::Skipped);
+    }
+}

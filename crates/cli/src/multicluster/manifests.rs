@@ -1,0 +1,842 @@
+//! The multicluster extension's objects: what every linked cluster needs, and what one link needs.
+//!
+//! Pure: settings in, objects out, in the order in which they should be applied. Both kinds of gateway policy are
+//! rendered, because users of either look for theirs. Source: `spec/multicluster.md` 2, 3.1, 4 and 5.
+
+use hawser_control::values::{self, VERSION, Values, ValuesError};
+use hawser_crd::keys;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Settings of the extension, under Linkerd's names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Settings {
+    pub(crate) namespace: String,
+    pub(crate) linkerd_namespace: String,
+    pub(crate) identity_trust_domain: String,
+    pub(crate) controller_image: String,
+    pub(crate) image_pull_policy: String,
+    pub(crate) gateway: GatewaySettings,
+    pub(crate) remote_mirror_service_account: bool,
+    /// One name, or several with commas between them.
+    pub(crate) remote_mirror_service_account_name: String,
+    pub(crate) enable_headless_services: bool,
+    pub(crate) write_endpoint_slices: bool,
+    pub(crate) log_level: String,
+    pub(crate) replicas: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct GatewaySettings {
+    pub(crate) enabled: bool,
+    pub(crate) name: String,
+    pub(crate) replicas: u32,
+    pub(crate) port: u16,
+    pub(crate) node_port: Option<u16>,
+    pub(crate) service_type: String,
+    pub(crate) probe: ProbeSettings,
+    pub(crate) pause_image: String,
+    #[serde(rename = "UID")]
+    pub(crate) uid: i64,
+    #[serde(rename = "GID")]
+    pub(crate) gid: i64,
+    #[serde(rename = "loadBalancerIP")]
+    pub(crate) load_balancer_ip: String,
+    pub(crate) load_balancer_class: String,
+    pub(crate) load_balancer_source_ranges: Vec<String>,
+    pub(crate) health_check_node_port: Option<u16>,
+    pub(crate) service_external_traffic_policy: String,
+    pub(crate) service_annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ProbeSettings {
+    pub(crate) port: u16,
+    pub(crate) node_port: Option<u16>,
+    pub(crate) path: String,
+    pub(crate) seconds: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            namespace: keys::MULTICLUSTER_NAMESPACE.into(),
+            linkerd_namespace: keys::CONTROL_PLANE_NAMESPACE.into(),
+            identity_trust_domain: "cluster.local".into(),
+            controller_image: Values::default().controller_image(),
+            image_pull_policy: "IfNotPresent".into(),
+            gateway: GatewaySettings::default(),
+            remote_mirror_service_account: true,
+            remote_mirror_service_account_name: keys::REMOTE_ACCESS_DEFAULT.into(),
+            enable_headless_services: false,
+            write_endpoint_slices: false,
+            log_level: "info".into(),
+            replicas: 1,
+        }
+    }
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            name: keys::GATEWAY_NAME.into(),
+            replicas: 1,
+            port: keys::GATEWAY_PORT,
+            node_port: None,
+            service_type: "LoadBalancer".into(),
+            probe: ProbeSettings::default(),
+            pause_image: "registry.k8s.io/pause:3.2".into(),
+            uid: 2103,
+            gid: 2103,
+            load_balancer_ip: String::new(),
+            load_balancer_class: String::new(),
+            load_balancer_source_ranges: Vec::new(),
+            health_check_node_port: None,
+            service_external_traffic_policy: String::new(),
+            service_annotations: Default::default(),
+        }
+    }
+}
+
+impl Default for ProbeSettings {
+    fn default() -> Self {
+        Self {
+            port: keys::PROBE_PORT,
+            node_port: None,
+            path: "/ready".into(),
+            seconds: 3,
+        }
+    }
+}
+
+impl Settings {
+    /// The settings that fit a mesh, with `overrides` laid over them.
+    pub(crate) fn of(mesh: &Values, overrides: Value) -> Result<Self, ValuesError> {
+        let defaults = Self {
+            identity_trust_domain: mesh.trust_domain().to_owned(),
+            controller_image: mesh.controller_image(),
+            image_pull_policy: mesh.image_pull_policy.clone(),
+            ..Self::default()
+        };
+        let mut tree =
+            serde_json::to_value(defaults).map_err(|error| ValuesError::Invalid(error.to_string()))?;
+        values::merge(&mut tree, overrides);
+        serde_json::from_value(tree).map_err(|error| ValuesError::Invalid(error.to_string()))
+    }
+
+    fn created_by(&self) -> String {
+        format!("linkerd/cli {VERSION}")
+    }
+
+    fn metadata(&self, name: &str) -> Value {
+        json!({
+            "name": name, "namespace": self.namespace,
+            "labels": {keys::EXTENSION: keys::EXTENSION_MULTICLUSTER},
+            "annotations": {keys::CREATED_BY: self.created_by()},
+        })
+    }
+
+    fn cluster_metadata(&self, name: &str) -> Value {
+        let mut metadata = self.metadata(name);
+        if let Value::Object(fields) = &mut metadata {
+            fields.remove("namespace");
+        }
+        metadata
+    }
+}
+
+/// The extension.
+pub(crate) fn render(settings: &Settings) -> Vec<Value> {
+    let mut objects = vec![namespace(settings)];
+    // Definitions early: some appliers go through the stream once.
+    objects.push(hawser_crd::manifests::links());
+    if settings.gateway.enabled {
+        objects.extend(gateway(settings));
+        objects.extend(gateway_policy(settings));
+    }
+    if settings.remote_mirror_service_account {
+        let names = settings
+            .remote_mirror_service_account_name
+            .split(',')
+            .map(str::trim);
+        objects.extend(
+            names
+                .filter(|name| !name.is_empty())
+                .flat_map(|name| remote_access(settings, name)),
+        );
+    }
+    objects
+}
+
+pub(crate) fn namespace(settings: &Settings) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {
+            "name": settings.namespace,
+            "labels": {
+                keys::EXTENSION: keys::EXTENSION_MULTICLUSTER,
+                "pod-security.kubernetes.io/enforce": "privileged",
+            },
+            "annotations": {keys::CREATED_BY: settings.created_by()},
+        },
+    })
+}
+
+fn gateway(settings: &Settings) -> Vec<Value> {
+    let gateway = &settings.gateway;
+    let mut deployment_metadata = settings.metadata(&gateway.name);
+    deployment_metadata["labels"] = json!({
+        "app": gateway.name, keys::COMPONENT: "gateway", keys::EXTENSION: keys::EXTENSION_MULTICLUSTER,
+        "app.kubernetes.io/name": "gateway", "app.kubernetes.io/part-of": "Linkerd", "app.kubernetes.io/version": VERSION,
+    });
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": deployment_metadata,
+        "spec": {
+            "replicas": gateway.replicas,
+            "revisionHistoryLimit": 10,
+            "selector": {"matchLabels": {"app": gateway.name}},
+            "template": {
+                "metadata": {
+                    "labels": {"app": gateway.name, keys::EXTENSION: keys::EXTENSION_MULTICLUSTER},
+                    "annotations": {
+                        keys::CREATED_BY: settings.created_by(),
+                        keys::INJECT: "enabled",
+                        keys::REQUIRE_IDENTITY_INBOUND_PORTS: gateway.port.to_string(),
+                        keys::ENABLE_GATEWAY: "true",
+                        keys::DEFAULT_INBOUND_POLICY: "all-authenticated",
+                        "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
+                    },
+                },
+                "spec": {
+                    "serviceAccountName": gateway.name,
+                    "automountServiceAccountToken": false,
+                    "containers": [{
+                        "name": "pause",
+                        "image": gateway.pause_image,
+                        "securityContext": restricted(gateway.uid, gateway.gid),
+                    }],
+                    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+                },
+            },
+        },
+    });
+    let has_node_ports = matches!(gateway.service_type.as_str(), "NodePort" | "LoadBalancer");
+    let port = |name: &str, port: u16, node_port: Option<u16>| {
+        let mut json = json!({"name": name, "port": port, "protocol": "TCP"});
+        if let Some(node_port) = node_port.filter(|_| has_node_ports) {
+            json["nodePort"] = node_port.into();
+        }
+        json
+    };
+    let mut annotations = json!(gateway.service_annotations);
+    values::merge(
+        &mut annotations,
+        json!({
+            keys::GATEWAY_IDENTITY: format!(
+                "{}.{}.serviceaccount.identity.{}.{}",
+                gateway.name, settings.namespace, settings.linkerd_namespace, settings.identity_trust_domain
+            ),
+            keys::PROBE_PERIOD: gateway.probe.seconds.to_string(),
+            keys::PROBE_PATH: gateway.probe.path,
+            keys::MULTICLUSTER_GATEWAY: "true",
+            keys::COMPONENT: "gateway",
+            keys::CREATED_BY: settings.created_by(),
+        }),
+    );
+    let mut service_metadata = settings.metadata(&gateway.name);
+    service_metadata["annotations"] = annotations;
+    let mut spec = json!({
+        "type": gateway.service_type,
+        "selector": {"app": gateway.name},
+        "ports": [
+            port(keys::GATEWAY_PORT_NAME, gateway.port, gateway.node_port),
+            port(keys::PROBE_PORT_NAME, gateway.probe.port, gateway.probe.node_port),
+        ],
+    });
+    for (field, value) in [
+        ("loadBalancerIP", &gateway.load_balancer_ip),
+        ("loadBalancerClass", &gateway.load_balancer_class),
+        ("externalTrafficPolicy", &gateway.service_external_traffic_policy),
+    ] {
+        if !value.is_empty() {
+            spec[field] = value.clone().into();
+        }
+    }
+    if !gateway.load_balancer_source_ranges.is_empty() {
+        spec["loadBalancerSourceRanges"] = json!(gateway.load_balancer_source_ranges);
+    }
+    if let Some(port) = gateway.health_check_node_port.filter(|_| has_node_ports) {
+        spec["healthCheckNodePort"] = port.into();
+    }
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": service_metadata, "spec": spec});
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": settings.metadata(&gateway.name)});
+    vec![account, deployment, service]
+}
+
+/// Who may enter through the gateway: every mesh identity, from every network, until the user narrows it.
+fn gateway_policy(settings: &Settings) -> Vec<Value> {
+    let name = &settings.gateway.name;
+    let networks = json!([{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]);
+    let object = |version: &str, kind: &str, name: &str, spec: Value| {
+        json!({
+            "apiVersion": format!("policy.linkerd.io/{version}"), "kind": kind,
+            "metadata": settings.metadata(name), "spec": spec,
+        })
+    };
+    let reference =
+        |kind: &str, name: &str| json!({"group": "policy.linkerd.io", "kind": kind, "name": name});
+    vec![
+        object(
+            "v1beta3",
+            "Server",
+            name,
+            json!({"podSelector": {"matchLabels": {"app": name}}, "port": "linkerd-proxy"}),
+        ),
+        object(
+            "v1alpha1",
+            "AuthorizationPolicy",
+            name,
+            json!({
+                "targetRef": reference("Server", name),
+                "requiredAuthenticationRefs": [
+                    reference("MeshTLSAuthentication", "any-meshed"),
+                    reference("NetworkAuthentication", "source-cluster"),
+                ],
+            }),
+        ),
+        object(
+            "v1alpha1",
+            "MeshTLSAuthentication",
+            "any-meshed",
+            json!({"identities": ["*"]}),
+        ),
+        object(
+            "v1alpha1",
+            "NetworkAuthentication",
+            "source-cluster",
+            json!({"networks": networks}),
+        ),
+        object(
+            "v1beta1",
+            "ServerAuthorization",
+            name,
+            json!({
+                "server": {"name": name},
+                "client": {"meshTLS": {"identities": ["*"]}, "networks": networks},
+            }),
+        ),
+    ]
+}
+
+/// An account that other clusters' mirrors use: it reads what is exported, and nothing else.
+pub(crate) fn remote_access(settings: &Settings, account: &str) -> Vec<Value> {
+    let watch = json!(["list", "get", "watch"]);
+    let mut token_metadata = settings.metadata(&format!("{account}-token"));
+    token_metadata["annotations"]["kubernetes.io/service-account.name"] = account.into();
+    vec![
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": settings.cluster_metadata(account),
+            "rules": [
+                {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": watch},
+                {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": watch},
+                {"apiGroups": [""], "resources": ["pods", "endpoints", "services"], "verbs": watch},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": watch},
+                {"apiGroups": ["policy.linkerd.io"], "resources": ["servers"], "verbs": watch},
+                {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"], "resourceNames": [keys::CONFIG_MAP]},
+                {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
+            ],
+        }),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": settings.metadata(account)}),
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": token_metadata,
+        }),
+        cluster_role_binding(settings, account, account, account, &json!({})),
+    ]
+}
+
+/// One link, seen from the importing cluster.
+pub(crate) struct LinkManifest<'a> {
+    pub(crate) cluster: &'a str,
+    pub(crate) kubeconfig: &'a str,
+    pub(crate) trust_domain: &'a str,
+    pub(crate) cluster_domain: &'a str,
+    pub(crate) spec: hawser_crd::link::LinkSpec,
+}
+
+/// What `link-gen` prints: the credentials, twice, and the Link.
+pub(crate) fn link(settings: &Settings, link: &LinkManifest<'_>) -> Vec<Value> {
+    use base64::Engine as _;
+    let name = keys::credentials_secret(link.cluster);
+    let data = json!({
+        keys::KUBECONFIG_SECRET_KEY: base64::engine::general_purpose::STANDARD.encode(link.kubeconfig),
+    });
+    vec![
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": keys::KUBECONFIG_SECRET_TYPE,
+            "metadata": {"name": name, "namespace": settings.namespace},
+            "data": data,
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": keys::KUBECONFIG_SECRET_TYPE,
+            "metadata": {
+                "name": name, "namespace": settings.linkerd_namespace,
+                "labels": {keys::SECRET_CLUSTER_NAME: link.cluster},
+                "annotations": {
+                    keys::SECRET_TRUST_DOMAIN: link.trust_domain,
+                    keys::SECRET_CLUSTER_DOMAIN: link.cluster_domain,
+                },
+            },
+            "data": data,
+        }),
+        json!({
+            "apiVersion": "multicluster.linkerd.io/v1alpha3", "kind": "Link",
+            "metadata": {
+                "name": link.cluster, "namespace": settings.namespace,
+                "annotations": {keys::CREATED_BY: settings.created_by()},
+            },
+            "spec": link.spec,
+        }),
+    ]
+}
+
+pub(crate) fn controller_name(cluster: &str) -> String {
+    format!("linkerd-service-mirror-{cluster}")
+}
+
+pub(crate) fn local_access_name(cluster: &str) -> String {
+    format!("linkerd-service-mirror-access-local-resources-{cluster}")
+}
+
+pub(crate) fn credentials_access_name(cluster: &str) -> String {
+    format!("linkerd-service-mirror-read-remote-creds-{cluster}")
+}
+
+/// The controller of one link, with its permissions and its probe.
+pub(crate) fn controller(settings: &Settings, cluster: &str, has_gateway: bool) -> Vec<Value> {
+    let name = controller_name(cluster);
+    let labels = json!({keys::COMPONENT: keys::COMPONENT_SERVICE_MIRROR, keys::CLUSTER_NAME: cluster});
+    let labelled = |mut metadata: Value| {
+        values::merge(&mut metadata["labels"], labels.clone());
+        metadata
+    };
+    let watch = json!(["list", "get", "watch"]);
+    let write = json!(["list", "get", "watch", "create", "delete", "update", "patch"]);
+    let mut rules = vec![
+        json!({"apiGroups": [""], "resources": ["endpoints", "services"], "verbs": write}),
+        json!({"apiGroups": [""], "resources": ["namespaces"], "verbs": watch}),
+    ];
+    if settings.write_endpoint_slices {
+        rules.push(
+            json!({"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": write}),
+        );
+    }
+    let (local, credentials) = (local_access_name(cluster), credentials_access_name(cluster));
+    let mut objects = vec![
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": labelled(settings.cluster_metadata(&local)), "rules": rules,
+        }),
+        cluster_role_binding(settings, &local, &local, &name, &labels),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": labelled(settings.metadata(&credentials)),
+            "rules": [
+                {
+                    "apiGroups": [""], "resources": ["secrets"], "verbs": watch,
+                    "resourceNames": [keys::credentials_secret(cluster)],
+                },
+                {"apiGroups": ["multicluster.linkerd.io"], "resources": ["links"], "verbs": watch},
+                {"apiGroups": ["multicluster.linkerd.io"], "resources": ["links/status"], "verbs": ["update", "patch"]},
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update", "patch"]},
+            ],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": labelled(settings.metadata(&credentials)),
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": credentials},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": settings.namespace}],
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "ServiceAccount", "metadata": labelled(settings.metadata(&name)),
+        }),
+    ];
+    let mut args = vec![
+        "service-mirror".to_owned(),
+        format!("--namespace={}", settings.namespace),
+        format!("--log-level={}", settings.log_level),
+        format!("--metrics-addr=0.0.0.0:{}", keys::CONTROLLER_ADMIN_PORT),
+    ];
+    if has_gateway {
+        args.push(format!("--probe-service={}", keys::probe_service(cluster)));
+    }
+    if settings.enable_headless_services {
+        args.push("--enable-headless-services".into());
+    }
+    if settings.write_endpoint_slices {
+        args.push("--write-endpoint-slices".into());
+    }
+    args.push(cluster.to_owned());
+    objects.push(workload(&Workload {
+        settings,
+        name: &name,
+        metadata: labelled(settings.metadata(&name)),
+        selector: json!({keys::COMPONENT: keys::COMPONENT_SERVICE_MIRROR_POD, keys::CLUSTER_NAME: cluster}),
+        container: "service-mirror",
+        args,
+        admin_port: (keys::CONTROLLER_ADMIN_PORT, "svcmi-admin"),
+        replicas: settings.replicas,
+    }));
+    if has_gateway {
+        let mut metadata = settings.metadata(&keys::probe_service(cluster));
+        values::merge(
+            &mut metadata["labels"],
+            json!({keys::MIRRORED_GATEWAY: "true", keys::CLUSTER_NAME: cluster}),
+        );
+        objects.push(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+            "spec": {"ports": [{
+                "name": keys::PROBE_PORT_NAME, "port": settings.gateway.probe.port, "protocol": "TCP",
+            }]},
+        }));
+    }
+    objects
+}
+
+/// One of our controllers, as a meshed Deployment.
+pub(crate) struct Workload<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) name: &'a str,
+    pub(crate) metadata: Value,
+    pub(crate) selector: Value,
+    pub(crate) container: &'a str,
+    pub(crate) args: Vec<String>,
+    pub(crate) admin_port: (u16, &'a str),
+    pub(crate) replicas: u32,
+}
+
+pub(crate) fn workload(workload: &Workload<'_>) -> Value {
+    let settings = workload.settings;
+    let mut labels = workload.selector.clone();
+    values::merge(
+        &mut labels,
+        json!({keys::EXTENSION: workload.metadata["labels"][keys::EXTENSION]}),
+    );
+    let (port, port_name) = workload.admin_port;
+    let probe = |path: &str, delay: u32| json!({"httpGet": {"path": path, "port": port_name}, "initialDelaySeconds": delay, "failureThreshold": 7});
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": workload.metadata,
+        "spec": {
+            "replicas": workload.replicas,
+            "revisionHistoryLimit": 10,
+            "selector": {"matchLabels": workload.selector},
+            "template": {
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {
+                        keys::CREATED_BY: settings.created_by(),
+                        keys::INJECT: "enabled",
+                        "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
+                        "config.alpha.linkerd.io/proxy-wait-before-exit-seconds": "0",
+                    },
+                },
+                "spec": {
+                    "serviceAccountName": workload.name,
+                    "automountServiceAccountToken": false,
+                    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+                    "containers": [{
+                        "name": workload.container,
+                        "image": settings.controller_image,
+                        "imagePullPolicy": settings.image_pull_policy,
+                        "args": workload.args,
+                        "env": [{"name": "HOSTNAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+                        "ports": [{"name": port_name, "containerPort": port}],
+                        "livenessProbe": probe("/live", 10),
+                        "readinessProbe": probe("/ready", 0),
+                        "securityContext": restricted(settings.gateway.uid, settings.gateway.gid),
+                        "volumeMounts": [{
+                            "name": "kube-api-access", "readOnly": true,
+                            "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
+                        }],
+                    }],
+                    "volumes": [{
+                        "name": "kube-api-access",
+                        "projected": {
+                            "defaultMode": 420,
+                            "sources": [
+                                {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+                                {"configMap": {
+                                    "name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}],
+                                }},
+                                {"downwardAPI": {"items": [{
+                                    "path": "namespace",
+                                    "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"},
+                                }]}},
+                            ],
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}
+
+fn restricted(uid: i64, gid: i64) -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": true,
+        "runAsNonRoot": true,
+        "runAsUser": uid,
+        "runAsGroup": gid,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    })
+}
+
+fn cluster_role_binding(settings: &Settings, name: &str, role: &str, account: &str, labels: &Value) -> Value {
+    let mut metadata = settings.cluster_metadata(name);
+    values::merge(&mut metadata["labels"], labels.clone());
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": metadata,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": settings.namespace}],
+    })
+}
+
+/// The failover extension.
+pub(crate) fn failover(mesh: &Settings, selector: &str) -> Vec<Value> {
+    let settings = Settings {
+        namespace: keys::FAILOVER_NAMESPACE.into(),
+        ..mesh.clone()
+    };
+    let name = keys::FAILOVER_NAMESPACE;
+    let extension = json!({keys::EXTENSION: keys::EXTENSION_FAILOVER});
+    let metadata = |namespaced: bool| {
+        let mut metadata = if namespaced {
+            settings.metadata(name)
+        } else {
+            settings.cluster_metadata(name)
+        };
+        metadata["labels"] = extension.clone();
+        metadata
+    };
+    let watch = json!(["list", "get", "watch"]);
+    let binding = |kind: &str, role: &str, metadata: Value| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": settings.namespace}],
+        })
+    };
+    vec![
+        json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {
+                "name": settings.namespace, "labels": extension,
+                "annotations": {keys::CREATED_BY: settings.created_by()},
+            },
+        }),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(true)}),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata(false),
+            "rules": [
+                {"apiGroups": ["split.smi-spec.io"], "resources": ["trafficsplits"], "verbs": ["list", "get", "watch", "patch"]},
+                {"apiGroups": [""], "resources": ["endpoints"], "verbs": watch},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": watch},
+                {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
+            ],
+        }),
+        binding("ClusterRoleBinding", "ClusterRole", metadata(false)),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata(true),
+            "rules": [
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update", "patch"]},
+            ],
+        }),
+        binding("RoleBinding", "Role", metadata(true)),
+        workload(&Workload {
+            settings: &settings,
+            name,
+            metadata: metadata(true),
+            selector: json!({"app.kubernetes.io/name": name}),
+            container: name,
+            args: vec![
+                "failover".into(),
+                format!("--selector={selector}"),
+                format!("--namespace={}", settings.namespace),
+                format!("--log-level={}", settings.log_level),
+                "--metrics-addr=0.0.0.0:8080".into(),
+            ],
+            admin_port: (8080, "admin-http"),
+            replicas: settings.replicas,
+        }),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn titles(objects: &[Value]) -> Vec<String> {
+        let text = |object: &Value, pointer: &str| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        objects
+            .iter()
+            .map(|o| format!("{} {}", text(o, "/kind"), text(o, "/metadata/name")))
+            .collect()
+    }
+
+    fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+        let found = objects
+            .iter()
+            .find(|o| o["kind"] == kind && o["metadata"]["name"] == name);
+        found.unwrap_or_else(|| panic!("no {kind} {name} in {:?}", titles(objects)))
+    }
+
+    #[test]
+    fn the_extension_has_what_the_documents_promise() {
+        let objects = render(&Settings::default());
+        assert_eq!(
+            titles(&objects),
+            [
+                "Namespace linkerd-multicluster",
+                "CustomResourceDefinition links.multicluster.linkerd.io",
+                "ServiceAccount linkerd-gateway",
+                "Deployment linkerd-gateway",
+                "Service linkerd-gateway",
+                "Server linkerd-gateway",
+                "AuthorizationPolicy linkerd-gateway",
+                "MeshTLSAuthentication any-meshed",
+                "NetworkAuthentication source-cluster",
+                "ServerAuthorization linkerd-gateway",
+                "ClusterRole linkerd-service-mirror-remote-access-default",
+                "ServiceAccount linkerd-service-mirror-remote-access-default",
+                "Secret linkerd-service-mirror-remote-access-default-token",
+                "ClusterRoleBinding linkerd-service-mirror-remote-access-default",
+            ]
+        );
+        let service = find(&objects, "Service", "linkerd-gateway");
+        assert_eq!(
+            service["metadata"]["annotations"][keys::GATEWAY_IDENTITY],
+            "linkerd-gateway.linkerd-multicluster.serviceaccount.identity.linkerd.cluster.local"
+        );
+        assert_eq!(service["spec"]["type"], "LoadBalancer");
+        for object in &objects {
+            assert_eq!(
+                object["metadata"]["labels"][keys::EXTENSION],
+                "multicluster",
+                "{}",
+                object["metadata"]["name"]
+            );
+        }
+    }
+
+    #[test]
+    fn settings_are_helms() {
+        let mut overrides = json!({});
+        values::set(
+            &mut overrides,
+            "gateway.serviceType=NodePort,gateway.nodePort=31000,gateway.probe.nodePort=31001",
+        )
+        .unwrap();
+        let settings = Settings::of(&Values::default(), overrides).unwrap();
+        let objects = render(&settings);
+        let ports = &find(&objects, "Service", "linkerd-gateway")["spec"]["ports"];
+        assert_eq!(
+            (&ports[0]["nodePort"], &ports[1]["nodePort"]),
+            (&json!(31000), &json!(31001))
+        );
+        let wrong = Settings::of(&Values::default(), json!({"gateway": {"port": "many"}}));
+        assert!(wrong.is_err());
+    }
+
+    #[test]
+    fn without_a_gateway_only_the_accounts_remain() {
+        let mut settings = Settings::default();
+        settings.gateway.enabled = false;
+        settings.remote_mirror_service_account_name = "one, two".into();
+        let titles = titles(&render(&settings));
+        assert!(!titles.iter().any(|title| title.contains("gateway")));
+        assert!(titles.contains(&"ServiceAccount two".into()));
+    }
+
+    #[test]
+    fn a_links_objects_name_each_other() {
+        let settings = Settings::default();
+        let spec = hawser_crd::link::LinkSpec {
+            target_cluster_name: "east".into(),
+            ..Default::default()
+        };
+        let manifest = LinkManifest {
+            cluster: "east",
+            kubeconfig: "kubeconfig",
+            trust_domain: "cluster.local",
+            cluster_domain: "cluster.local",
+            spec,
+        };
+        let mut objects = link(&settings, &manifest);
+        objects.extend(controller(&settings, "east", true));
+        assert_eq!(
+            titles(&objects),
+            [
+                "Secret cluster-credentials-east",
+                "Secret cluster-credentials-east",
+                "Link east",
+                "ClusterRole linkerd-service-mirror-access-local-resources-east",
+                "ClusterRoleBinding linkerd-service-mirror-access-local-resources-east",
+                "Role linkerd-service-mirror-read-remote-creds-east",
+                "RoleBinding linkerd-service-mirror-read-remote-creds-east",
+                "ServiceAccount linkerd-service-mirror-east",
+                "Deployment linkerd-service-mirror-east",
+                "Service probe-gateway-east",
+            ]
+        );
+        let deployment = find(&objects, "Deployment", "linkerd-service-mirror-east");
+        let pod = &deployment["spec"]["template"];
+        assert_eq!(
+            pod["metadata"]["labels"][keys::COMPONENT],
+            "linkerd-service-mirror"
+        );
+        assert_eq!(pod["metadata"]["annotations"][keys::INJECT], "enabled");
+        assert_eq!(
+            pod["spec"]["containers"][0]["args"]
+                .as_array()
+                .unwrap()
+                .last()
+                .unwrap(),
+            "east"
+        );
+        assert_eq!(
+            find(&objects, "Service", "probe-gateway-east")["metadata"]["labels"][keys::MIRRORED_GATEWAY],
+            "true"
+        );
+    }
+
+    #[test]
+    fn failover_runs_meshed_in_its_own_namespace() {
+        let objects = failover(
+            &Settings::default(),
+            "failover.linkerd.io/controlled-by=linkerd-failover",
+        );
+        let deployment = find(&objects, "Deployment", "linkerd-failover");
+        assert_eq!(deployment["metadata"]["namespace"], "linkerd-failover");
+        assert_eq!(
+            deployment["spec"]["template"]["metadata"]["annotations"][keys::INJECT],
+            "enabled"
+        );
+        for object in &objects {
+            assert_eq!(object["metadata"]["labels"][keys::EXTENSION], "failover");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! `hawser multicluster` (`mc`): the extension's manifests, links, and what became of them.
+//!
+//! Commands that make or remove objects print them and change nothing; `kubectl apply` or `delete` does the rest, so
+//! everything can be read first. What is rendered is decided in [`manifests`], purely. Source: `spec/multicluster.md` 4.
+
+mod check;
+mod gateways;
+mod link;
+pub(crate) mod manifests;
+mod removal;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use hawser_control::values::{self, Values};
+use hawser_crd::keys;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+use crate::install::yaml;
+use crate::kube::{ClusterArgs, is_missing, problem};
+use crate::problem::Problem;
+use manifests::Settings;
+
+/// Link clusters: hawser multicluster link --context east --cluster-name east | kubectl apply --context west -f -
+#[derive(Debug, clap::Args)]
+#[command(visible_alias = "mc")]
+pub(crate) struct MulticlusterArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Print the extension: hawser mc install | kubectl apply -f -
+    Install(InstallArgs),
+    /// Print what another cluster needs to import from this one: hawser mc link --cluster-name east
+    Link(link::LinkArgs),
+    /// Like link, without the controller: hawser mc link-gen --cluster-name east
+    LinkGen(link::LinkArgs),
+    /// Print a further account for other clusters: hawser mc allow --service-account-name west
+    Allow(AllowArgs),
+    /// Print what belongs to a link: hawser mc unlink --cluster-name east | kubectl delete -f -
+    Unlink(removal::UnlinkArgs),
+    /// Show the gateways of linked clusters: hawser mc gateways
+    Gateways(gateways::GatewaysArgs),
+    /// Look for problems: hawser mc check
+    Check(check::CheckArgs),
+    /// Print the extension's objects: hawser mc uninstall | kubectl delete -f -
+    Uninstall(OutputArgs),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Output {
+    #[default]
+    Yaml,
+    Json,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// Format of the printed objects
+    #[arg(short, long, value_enum, default_value = "yaml")]
+    pub(crate) output: Output,
+}
+
+/// Values, as Helm reads them.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct ValueArgs {
+    /// Set a value: name=value; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<String>,
+    /// YAML file of values; may be given more than once
+    #[arg(long, short = 'f', value_name = "FILE")]
+    values: Vec<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct InstallArgs {
+    /// Install a gateway; without one, services of this cluster can't be reached through a link
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    gateway: bool,
+    #[arg(long, default_value_t = keys::GATEWAY_PORT)]
+    gateway_port: u16,
+    /// Seconds between other clusters' probes of the gateway
+    #[arg(long, default_value_t = 3)]
+    gateway_probe_seconds: u32,
+    #[arg(long, default_value_t = keys::PROBE_PORT)]
+    gateway_probe_port: u16,
+    /// LoadBalancer, NodePort or ClusterIP
+    #[arg(long, default_value = "LoadBalancer")]
+    gateway_service_type: String,
+    #[arg(long)]
+    gateway_healthcheck_nodeport: Option<u16>,
+    /// Make the account that other clusters' mirrors use by default
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    service_mirror_credentials: bool,
+    /// Three replicas of everything
+    #[arg(long)]
+    ha: bool,
+    /// Don't look at the cluster: take the defaults of a mesh
+    #[arg(long)]
+    ignore_cluster: bool,
+    #[arg(long, default_value = keys::MULTICLUSTER_NAMESPACE)]
+    namespace: String,
+    #[command(flatten)]
+    values: ValueArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct AllowArgs {
+    /// Name of the new account
+    #[arg(long)]
+    service_account_name: String,
+    #[arg(long, default_value = keys::MULTICLUSTER_NAMESPACE)]
+    namespace: String,
+    /// Print the account even if it exists
+    #[arg(long)]
+    ignore_cluster: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn run(args: MulticlusterArgs) -> Result<ExitCode, Problem> {
+    let cluster = &args.cluster;
+    match args.command {
+        Command::Install(args) => install(cluster, args).await,
+        Command::Link(args) => link::run(cluster, args, link::Controller::Included).await,
+        Command::LinkGen(args) => link::run(cluster, args, link::Controller::Left).await,
+        Command::Allow(args) => allow(cluster, args).await,
+        Command::Unlink(args) => removal::unlink(cluster, args).await,
+        Command::Gateways(args) => gateways::run(cluster, args).await,
+        Command::Check(args) => check::run(cluster, args).await,
+        Command::Uninstall(args) => removal::uninstall(cluster, args).await,
+    }
+}
+
+async fn install(cluster: &ClusterArgs, args: InstallArgs) -> Result<ExitCode, Problem> {
+    if args.namespace == cluster.linkerd_namespace {
+        return Err(Problem::new(
+            "cannot render the multicluster extension",
+            format!("its namespace {:?} is the control plane's", args.namespace),
+            "another --namespace",
+        ));
+    }
+    let mesh = if args.ignore_cluster {
+        Values::default()
+    } else {
+        let connection = cluster.connect().await?;
+        mesh_values(&connection.client, &cluster.linkerd_namespace).await?
+    };
+    let mut overrides = json!({
+        "namespace": args.namespace,
+        "linkerdNamespace": cluster.linkerd_namespace,
+        "remoteMirrorServiceAccount": args.service_mirror_credentials,
+        "gateway": {
+            "enabled": args.gateway, "port": args.gateway_port, "serviceType": args.gateway_service_type,
+            "healthCheckNodePort": args.gateway_healthcheck_nodeport,
+            "probe": {"port": args.gateway_probe_port, "seconds": args.gateway_probe_seconds},
+        },
+    });
+    if args.ha {
+        values::merge(&mut overrides, json!({"gateway": {"replicas": 3}}));
+    }
+    let settings = settings(&mesh, overrides, &args.values)?;
+    print(&manifests::render(&settings), args.output.output)
+}
+
+async fn allow(cluster: &ClusterArgs, args: AllowArgs) -> Result<ExitCode, Problem> {
+    let name = &args.service_account_name;
+    let what = format!("cannot allow another cluster as {name:?}");
+    name.parse::<hawser_core::ServiceName>()
+        .map_err(|error| Problem::new(&what, error, "--service-account-name with a DNS label"))?;
+    if !args.ignore_cluster {
+        let connection = cluster.connect().await?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(connection.client, &args.namespace);
+        if accounts
+            .get_opt(name)
+            .await
+            .map_err(|error| problem(&what, error))?
+            .is_some()
+        {
+            let why = format!("the service account {}/{name} exists already", args.namespace);
+            return Err(Problem::new(
+                what,
+                why,
+                "another --service-account-name, or --ignore-cluster",
+            ));
+        }
+    }
+    let settings = Settings {
+        namespace: args.namespace,
+        ..Settings::default()
+    };
+    let mut objects = vec![manifests::namespace(&settings)];
+    objects.extend(manifests::remote_access(&settings, name));
+    print(&objects, args.output.output)
+}
+
+/// The extension as YAML, for a mesh with these values. For callers in this process.
+pub(crate) fn manifests(mesh: &Values) -> Result<String, Problem> {
+    let settings = settings(mesh, json!({}), &ValueArgs::default())?;
+    yaml(&manifests::render(&settings))
+}
+
+/// A link to the cluster behind `target`, as YAML for the importing cluster. For callers in this process.
+pub(crate) async fn link_manifests(
+    target: &Client,
+    cluster_name: &str,
+    api_url: &str,
+    source_mesh: &Values,
+) -> Result<String, Problem> {
+    let settings = settings(source_mesh, json!({}), &ValueArgs::default())?;
+    yaml(&link::objects(target, cluster_name, api_url, &settings).await?)
+}
+
+/// The mesh's settings, as its installation stored them.
+pub(crate) async fn mesh_values(client: &Client, namespace: &str) -> Result<Values, Problem> {
+    let what = format!(
+        "cannot read the mesh's settings (configmap {namespace}/{})",
+        keys::CONFIG_MAP
+    );
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let map = match maps.get(keys::CONFIG_MAP).await {
+        Ok(map) => map,
+        Err(error) if is_missing(&error) => {
+            let attempt = "install the control plane first: hawser install | kubectl apply -f -";
+            return Err(Problem::new(what, error, attempt));
+        }
+        Err(error) => return Err(problem(what, error)),
+    };
+    let text = map.data.unwrap_or_default().remove("values").unwrap_or_default();
+    Values::from_yaml(&text).map_err(|error| Problem::new(what, error, "hawser upgrade | kubectl apply -f -"))
+}
+
+pub(crate) fn settings(mesh: &Values, mut overrides: Value, args: &ValueArgs) -> Result<Settings, Problem> {
+    let wrong = |error: Box<dyn std::error::Error>, attempt: &str| {
+        Problem::new("cannot use the given values", error.to_string(), attempt)
+    };
+    for path in &args.values {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Problem::new(format!("cannot read {}", path.display()), error, "check the path")
+        })?;
+        let tree =
+            values::yaml(&text).map_err(|error| wrong(error.into(), "check the file with a YAML reader"))?;
+        values::merge(&mut overrides, tree);
+    }
+    for setting in &args.set {
+        values::set(&mut overrides, setting)
+            .map_err(|error| wrong(error.into(), "--set gateway.serviceType=NodePort, for example"))?;
+    }
+    // An absent optional value must not erase the default's field.
+    Settings::of(mesh, overrides).map_err(|error| {
+        wrong(
+            error.into(),
+            "compare the names and types with: hawser mc install --help",
+        )
+    })
+}
+
+pub(crate) fn print(objects: &[Value], output: Output) -> Result<ExitCode, Problem> {
+    let text = match output {
+        Output::Yaml => yaml(objects)?,
+        Output::Json => objects.iter().map(|object| format!("{object}\n")).collect(),
+    };
+    write_out(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn write_out(text: &str) -> Result<(), Problem> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Whoever reads us has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Problem::new(
+            "cannot write to standard output",
+            error,
+            "check where it goes",
+        )),
+        Ok(()) => Ok(()),
+    }
+}
