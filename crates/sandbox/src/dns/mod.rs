@@ -41,7 +41,10 @@ pub struct Server {
 
 impl Server {
     pub async fn bind(node: &NetNs, at: SocketAddr) -> io::Result<Self> {
-        Ok(Self { udp: node.bind_udp(at).await?, tcp: node.listen(at).await? })
+        Ok(Self {
+            udp: node.bind_udp(at).await?,
+            tcp: node.listen(at).await?,
+        })
     }
 
     /// Answers until shutdown from the latest snapshot. `hosts` are names outside the cluster's domain.
@@ -52,7 +55,11 @@ impl Server {
         hosts: BTreeMap<String, Ipv4Addr>,
         shutdown: CancellationToken,
     ) {
-        let zones = Zones { snapshots, domain, hosts: Arc::new(hosts) };
+        let zones = Zones {
+            snapshots,
+            domain,
+            hosts: Arc::new(hosts),
+        };
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = serve_udp(self.udp, zones.clone()) => {}
@@ -73,7 +80,14 @@ impl Zones {
     fn answer(&self, message: &[u8]) -> Option<Message> {
         let query = Message::from_vec(message).ok()?;
         let snapshot = Arc::clone(&self.snapshots.borrow());
-        answer(&Zone { snapshot: &snapshot, domain: &self.domain, hosts: &self.hosts }, &query)
+        answer(
+            &Zone {
+                snapshot: &snapshot,
+                domain: &self.domain,
+                hosts: &self.hosts,
+            },
+            &query,
+        )
     }
 }
 
@@ -81,9 +95,16 @@ async fn serve_udp(socket: UdpSocket, zones: Zones) {
     let mut buffer = [0; 4096];
     loop {
         // An error is one that an earlier answer met on its way, such as a client's closed port.
-        let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        let Some(answer) = zones.answer(&buffer[..length]) else { continue };
-        let room = answer.edns.as_ref().map_or(UDP_PLAIN, |edns| usize::from(edns.max_payload()).min(UDP_MAX));
+        let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
+        let Some(answer) = zones.answer(&buffer[..length]) else {
+            continue;
+        };
+        let room = answer
+            .edns
+            .as_ref()
+            .map_or(UDP_PLAIN, |edns| usize::from(edns.max_payload()).min(UDP_MAX));
         let bytes = match answer.to_vec() {
             Ok(bytes) if bytes.len() <= room => bytes,
             _ => answer.truncate().to_vec().unwrap_or_default(),
@@ -97,8 +118,13 @@ async fn serve_tcp(listener: TcpListener, zones: Zones) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let permit = Arc::clone(&permits)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         while connections.try_join_next().is_some() {}
         let zones = zones.clone();
         connections.spawn(async move {
@@ -120,7 +146,9 @@ async fn converse(mut stream: TcpStream, zones: &Zones) -> io::Result<()> {
         }
         let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
         timeout(TCP_IDLE, stream.read_exact(&mut message)).await??;
-        let Some(answer) = zones.answer(&message) else { return Ok(()) };
+        let Some(answer) = zones.answer(&message) else {
+            return Ok(());
+        };
         let bytes = answer.to_vec().map_err(io::Error::other)?;
         let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
         let framed = [length.to_be_bytes().as_slice(), &bytes].concat();

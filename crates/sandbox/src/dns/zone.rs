@@ -36,7 +36,10 @@ pub struct Zone<'a> {
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     /// Records of one name. Empty: the name exists, but has nothing of any type that we know.
-    Data { addresses: BTreeSet<Ipv4Addr>, ports: Vec<PortTarget> },
+    Data {
+        addresses: BTreeSet<Ipv4Addr>,
+        ports: Vec<PortTarget>,
+    },
     Alias(String),
     Nothing,
 }
@@ -81,7 +84,9 @@ fn resolve(zone: &Zone<'_>, question: &Query, response: &mut Message) {
     for _ in 0..ALIASES_MAX {
         match find(zone, &text(&owner)) {
             Found::Alias(target) => {
-                let Ok(target) = Name::from_ascii(format!("{target}.")) else { break };
+                let Ok(target) = Name::from_ascii(format!("{target}.")) else {
+                    break;
+                };
                 let alias = RData::CNAME(CNAME(target.clone()));
                 response.add_answer(Record::from_rdata(owner, TTL, alias));
                 if question.query_type == RecordType::CNAME {
@@ -125,7 +130,9 @@ fn add_records(
     if any || wanted == RecordType::SRV {
         let weight = u16::try_from(100 / ports.len().max(1)).unwrap_or(1).max(1);
         for port in ports {
-            let Ok(target) = Name::from_ascii(format!("{}.", port.target)) else { continue };
+            let Ok(target) = Name::from_ascii(format!("{}.", port.target)) else {
+                continue;
+            };
             let record = RData::SRV(SRV::new(0, weight, port.port, target.clone()));
             response.add_answer(Record::from_rdata(owner.clone(), TTL, record));
             if let Some(address) = port.address {
@@ -138,7 +145,10 @@ fn add_records(
 fn start_of_authority(zone: &Zone<'_>) -> Record {
     let name = |text: String| Name::from_ascii(text).unwrap_or_else(|_| Name::root());
     let domain = name(format!("{}.", zone.domain));
-    let (primary, contact) = (name(format!("ns.dns.{}.", zone.domain)), name(format!("hostmaster.{}.", zone.domain)));
+    let (primary, contact) = (
+        name(format!("ns.dns.{}.", zone.domain)),
+        name(format!("hostmaster.{}.", zone.domain)),
+    );
     let data = SOA::new(primary, contact, 1, 7200, 1800, 86400, NEGATIVE_TTL);
     Record::from_rdata(domain, NEGATIVE_TTL, RData::SOA(data))
 }
@@ -159,7 +169,10 @@ fn find(zone: &Zone<'_>, name: &str) -> Found {
     if name == zone.domain {
         return exists();
     }
-    let Some(inside) = name.strip_suffix(zone.domain).and_then(|rest| rest.strip_suffix('.')) else {
+    let Some(inside) = name
+        .strip_suffix(zone.domain)
+        .and_then(|rest| rest.strip_suffix('.'))
+    else {
         return Found::Nothing;
     };
     let mut labels: Vec<&str> = inside.split('.').collect();
@@ -177,12 +190,27 @@ fn find(zone: &Zone<'_>, name: &str) -> Found {
 /// Labels below a namespace, outermost first.
 fn in_services(zone: &Zone<'_>, namespace: &str, labels: &[&str]) -> Found {
     let [service, below @ ..] = labels else {
-        return if has_namespace(zone, namespace) { exists() } else { Found::Nothing };
+        return if has_namespace(zone, namespace) {
+            exists()
+        } else {
+            Found::Nothing
+        };
     };
     let key = (namespace.to_owned(), (*service).to_owned());
-    let Some(object) = zone.snapshot.services.get(&key) else { return Found::Nothing };
-    let slices = zone.snapshot.slices.get(&key).map(Vec::as_slice).unwrap_or_default();
-    let view = View { object, slices, name: format!("{service}.{namespace}.svc.{}", zone.domain) };
+    let Some(object) = zone.snapshot.services.get(&key) else {
+        return Found::Nothing;
+    };
+    let slices = zone
+        .snapshot
+        .slices
+        .get(&key)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let view = View {
+        object,
+        slices,
+        name: format!("{service}.{namespace}.svc.{}", zone.domain),
+    };
     match below {
         [] => view.itself(),
         [protocol, port] if protocol.starts_with('_') && port.starts_with('_') => view.port(protocol, port),
@@ -203,7 +231,11 @@ fn pod(zone: &Zone<'_>, namespace: &str, address: &str) -> Found {
 /// Namespaces are known by their Services: an empty one has no names anyway.
 fn has_namespace(zone: &Zone<'_>, namespace: &str) -> bool {
     let first = (namespace.to_owned(), String::new());
-    zone.snapshot.services.range(first..).next().is_some_and(|((found, _), _)| found == namespace)
+    zone.snapshot
+        .services
+        .range(first..)
+        .next()
+        .is_some_and(|((found, _), _)| found == namespace)
 }
 
 fn exists() -> Found {
@@ -211,7 +243,10 @@ fn exists() -> Found {
 }
 
 fn addresses(addresses: impl IntoIterator<Item = Ipv4Addr>) -> Found {
-    Found::Data { addresses: addresses.into_iter().collect(), ports: Vec::new() }
+    Found::Data {
+        addresses: addresses.into_iter().collect(),
+        ports: Vec::new(),
+    }
 }
 
 struct View<'a> {
@@ -232,9 +267,16 @@ impl View<'_> {
         if let Some(address) = self.cluster_address() {
             return addresses([address]);
         }
-        let endpoints: BTreeSet<_> = self.endpoints().filter_map(|(_, endpoint)| address_of(endpoint)).collect();
+        let endpoints: BTreeSet<_> = self
+            .endpoints()
+            .filter_map(|(_, endpoint)| address_of(endpoint))
+            .collect();
         // As in CoreDNS, a headless Service without endpoints does not exist.
-        if endpoints.is_empty() { Found::Nothing } else { addresses(endpoints) }
+        if endpoints.is_empty() {
+            Found::Nothing
+        } else {
+            addresses(endpoints)
+        }
     }
 
     /// `_port._protocol`: which port, and on which names.
@@ -245,26 +287,48 @@ impl View<'_> {
         };
         let mut targets = BTreeSet::new();
         if let Some(address) = self.cluster_address() {
-            let ports = self.object.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+            let ports = self
+                .object
+                .spec
+                .iter()
+                .flat_map(|spec| spec.ports.iter().flatten());
             for found in ports.filter(|found| fits(found.name.as_deref(), found.protocol.as_deref())) {
-                let Ok(port) = u16::try_from(found.port) else { continue };
-                targets.insert(PortTarget { target: self.name.clone(), port, address: Some(address) });
+                let Ok(port) = u16::try_from(found.port) else {
+                    continue;
+                };
+                targets.insert(PortTarget {
+                    target: self.name.clone(),
+                    port,
+                    address: Some(address),
+                });
             }
         } else {
             for (slice, endpoint) in self.endpoints() {
                 let ports = slice.ports.iter().flatten();
                 let found = ports.filter(|found| fits(found.name.as_deref(), found.protocol.as_deref()));
-                for number in found.filter_map(|found| found.port).filter_map(|port| u16::try_from(port).ok()) {
-                    let Some(address) = address_of(endpoint) else { continue };
+                for number in found
+                    .filter_map(|found| found.port)
+                    .filter_map(|port| u16::try_from(port).ok())
+                {
+                    let Some(address) = address_of(endpoint) else {
+                        continue;
+                    };
                     let target = format!("{}.{}", host_of(endpoint, address), self.name);
-                    targets.insert(PortTarget { target, port: number, address: Some(address) });
+                    targets.insert(PortTarget {
+                        target,
+                        port: number,
+                        address: Some(address),
+                    });
                 }
             }
         }
         if targets.is_empty() {
             return Found::Nothing;
         }
-        Found::Data { addresses: BTreeSet::new(), ports: targets.into_iter().collect() }
+        Found::Data {
+            addresses: BTreeSet::new(),
+            ports: targets.into_iter().collect(),
+        }
     }
 
     /// One endpoint by its host name, or by its address with dashes.
@@ -278,32 +342,55 @@ impl View<'_> {
             .filter(|(endpoint, address)| host_of(endpoint, *address) == host)
             .map(|(_, address)| address)
             .collect();
-        if found.is_empty() { Found::Nothing } else { addresses(found) }
+        if found.is_empty() {
+            Found::Nothing
+        } else {
+            addresses(found)
+        }
     }
 
     fn cluster_address(&self) -> Option<Ipv4Addr> {
-        self.object.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).and_then(|ip| ip.parse().ok())
+        self.object
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.cluster_ip.as_deref())
+            .and_then(|ip| ip.parse().ok())
     }
 
     /// Ready endpoints, or all of them where the Service wants that.
     fn endpoints(&self) -> impl Iterator<Item = (&EndpointSlice, &Endpoint)> {
-        let all = self.object.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
+        let all = self
+            .object
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.publish_not_ready_addresses)
+            .unwrap_or(false);
         let ready = move |endpoint: &Endpoint| {
-            all || endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+            all || endpoint
+                .conditions
+                .as_ref()
+                .and_then(|conditions| conditions.ready)
+                .unwrap_or(true)
         };
         let slices = self.slices.iter().map(Arc::as_ref);
-        slices.flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint))).filter(
-            move |(_, endpoint)| ready(endpoint),
-        )
+        slices
+            .flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint)))
+            .filter(move |(_, endpoint)| ready(endpoint))
     }
 }
 
 fn address_of(endpoint: &Endpoint) -> Option<Ipv4Addr> {
-    endpoint.addresses.first().and_then(|address| address.parse().ok())
+    endpoint
+        .addresses
+        .first()
+        .and_then(|address| address.parse().ok())
 }
 
 fn host_of(endpoint: &Endpoint, address: Ipv4Addr) -> String {
-    endpoint.hostname.clone().unwrap_or_else(|| address.to_string().replace('.', "-"))
+    endpoint
+        .hostname
+        .clone()
+        .unwrap_or_else(|| address.to_string().replace('.', "-"))
 }
 
 #[cfg(test)]
@@ -346,37 +433,77 @@ spec: {type: ExternalName, externalName: circle.other.svc.cluster.local}
     fn ask(name: &str, kind: RecordType) -> String {
         let snapshot = snapshot(CLUSTER);
         let hosts = BTreeMap::from([("gateway.east.test".to_owned(), Ipv4Addr::new(203, 0, 113, 48))]);
-        let zone = Zone { snapshot: &snapshot, domain: "cluster.local", hosts: &hosts };
+        let zone = Zone {
+            snapshot: &snapshot,
+            domain: "cluster.local",
+            hosts: &hosts,
+        };
         let mut query = Message::new(7, MessageType::Query, OpCode::Query);
-        query.add_query(Query::query(Name::from_ascii(name).expect("a test's own name"), kind));
+        query.add_query(Query::query(
+            Name::from_ascii(name).expect("a test's own name"),
+            kind,
+        ));
         let response = answer(&zone, &query).expect("a query is answered");
-        let records = response.answers.iter().map(|record| format!("{}={}", text(&record.name), record.data));
+        let records = response
+            .answers
+            .iter()
+            .map(|record| format!("{}={}", text(&record.name), record.data));
         let records: Vec<String> = records.collect();
-        let authority = if response.authorities.is_empty() { "" } else { " SOA" };
-        format!("{:?} [{}]{authority}", response.metadata.response_code, records.join(", "))
+        let authority = if response.authorities.is_empty() {
+            ""
+        } else {
+            " SOA"
+        };
+        format!(
+            "{:?} [{}]{authority}",
+            response.metadata.response_code,
+            records.join(", ")
+        )
     }
 
     #[test]
     fn names_of_services_pods_and_hosts_have_addresses() {
         for (name, expected) in [
-            ("web.default.svc.cluster.local.", "web.default.svc.cluster.local=10.43.0.7"),
-            ("WEB.Default.svc.cluster.local.", "web.default.svc.cluster.local=10.43.0.7"),
+            (
+                "web.default.svc.cluster.local.",
+                "web.default.svc.cluster.local=10.43.0.7",
+            ),
+            (
+                "WEB.Default.svc.cluster.local.",
+                "web.default.svc.cluster.local=10.43.0.7",
+            ),
             (
                 "db.default.svc.cluster.local.",
                 "db.default.svc.cluster.local=10.42.0.2, db.default.svc.cluster.local=10.42.0.3",
             ),
-            ("db-0.db.default.svc.cluster.local.", "db-0.db.default.svc.cluster.local=10.42.0.2"),
-            ("10-42-0-3.db.default.svc.cluster.local.", "10-42-0-3.db.default.svc.cluster.local=10.42.0.3"),
-            ("10-42-0-9.default.pod.cluster.local.", "10-42-0-9.default.pod.cluster.local=10.42.0.9"),
+            (
+                "db-0.db.default.svc.cluster.local.",
+                "db-0.db.default.svc.cluster.local=10.42.0.2",
+            ),
+            (
+                "10-42-0-3.db.default.svc.cluster.local.",
+                "10-42-0-3.db.default.svc.cluster.local=10.42.0.3",
+            ),
+            (
+                "10-42-0-9.default.pod.cluster.local.",
+                "10-42-0-9.default.pod.cluster.local=10.42.0.9",
+            ),
             ("gateway.east.test.", "gateway.east.test=203.0.113.48"),
             (
                 "alias.other.svc.cluster.local.",
                 "alias.other.svc.cluster.local=web.default.svc.cluster.local., \
                  web.default.svc.cluster.local=10.43.0.7",
             ),
-            ("away.other.svc.cluster.local.", "away.other.svc.cluster.local=example.com."),
+            (
+                "away.other.svc.cluster.local.",
+                "away.other.svc.cluster.local=example.com.",
+            ),
         ] {
-            assert_eq!(ask(name, RecordType::A), format!("NoError [{expected}]"), "{name}");
+            assert_eq!(
+                ask(name, RecordType::A),
+                format!("NoError [{expected}]"),
+                "{name}"
+            );
         }
     }
 

@@ -18,6 +18,7 @@ mod tree;
 mod validation;
 
 pub mod apply;
+pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 
