@@ -10,13 +10,15 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use futures::TryStreamExt;
 use hawser_nft::{
     Action, ApplyError, Batch, Chain, Family, Hook, Kind, Match, Protocol, Rule, Table, Verdict, priority,
     state, status,
 };
 use ipnet::{IpNet, Ipv4Net};
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
 use rtnetlink::packet_route::route::{RouteScope, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
@@ -33,6 +35,10 @@ const WAN_PREFIX: u8 = 27;
 const BRIDGE: &str = "pods0";
 const LEG: &str = "wan0";
 const LOCAL_TABLE: u32 = 255;
+
+const CARRIER_LOOK_EVERY: Duration = Duration::from_millis(2);
+/// The kernel may gather such news for a second.
+const CARRIER_LOOKS: u32 = 600;
 
 /// Why a network could not be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +194,9 @@ impl ClusterNetwork {
                 .await
                 .map_err(link("bringing up an interface"))?;
         }
+        carrier(&links, leg)
+            .await
+            .map_err(link("waiting for the leg to other clusters"))?;
         let pods = addresses.pods;
         for (interface, address, prefix) in [
             (bridge, gateway(pods), pods.prefix_len()),
@@ -321,7 +330,6 @@ impl ClusterNetwork {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name("eth0")
             .setns_by_fd(pod.fd().as_raw_fd())
-            .up()
             .build();
         let pair = veth(&interface_of(ip), peer).controller(self.bridge).up().build();
         self.links
@@ -340,6 +348,12 @@ impl ClusterNetwork {
                 .await
                 .map_err(link("bringing up a pod's interface"))?;
         }
+        carrier(&links, eth0)
+            .await
+            .map_err(link("waiting for a pod's interface"))?;
+        carrier(&self.links, self.bridge)
+            .await
+            .map_err(link("waiting for the bridge"))?;
         address_on(&links, eth0, ip, 32)
             .await
             .map_err(link("giving a pod its address"))?;
@@ -410,6 +424,23 @@ pub(super) fn veth(name: &str, peer: LinkMessage) -> LinkMessageBuilder<LinkUnsp
 pub(super) async fn up(links: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
     let message = LinkUnspec::new_with_index(index).up().build();
     links.link().set(message).execute().await
+}
+
+/// Waits until the kernel sends through the interface. It notices a new link's carrier some time after the link was
+/// made; what is sent before that is lost, and the next attempt of ARP or TCP is a second away.
+async fn carrier(links: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
+    for _ in 0..CARRIER_LOOKS {
+        let mut found = links.link().get().match_index(index).execute();
+        while let Some(link) = found.try_next().await? {
+            if link.attributes.contains(&LinkAttribute::OperState(State::Up)) {
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(CARRIER_LOOK_EVERY).await;
+    }
+    // It will come; until then connections are slow, but not impossible.
+    tracing::debug!(index, "an interface has no carrier yet");
+    Ok(())
 }
 
 async fn address_on(
@@ -498,8 +529,6 @@ fn filter(addresses: &ClusterAddresses) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
