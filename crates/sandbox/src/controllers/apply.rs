@@ -50,17 +50,36 @@ pub(crate) async fn apply(
     served: &[Resource],
 ) -> Result<Answer, ApplyError> {
     let Action { scope, write, note } = action;
-    let answer = write_out(client, write, served).await?;
-    if let Some(note) = note {
-        let written = match &answer {
-            Answer::Object(_, object) => object["metadata"]["name"].as_str().unwrap_or_default(),
-            _ => "",
-        };
-        if let Err(error) = record(client, &scope, note, written).await {
-            tracing::debug!(%scope, %error, "recording an event");
+    let answer = write_out(client, write, served).await;
+    let note = note.and_then(|note| match &answer {
+        Ok(Answer::Object(_, object)) => {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            Some(Note {
+                message: note.message.replace("{name}", name),
+                ..note
+            })
         }
+        Ok(_) => Some(note),
+        Err(error) if error.is_staleness() => None,
+        Err(error) => {
+            let message = match error {
+                ApplyError::Api(kube::Error::Api(status)) => format!("Error creating: {}", status.message),
+                error => format!("Error creating: {error}"),
+            };
+            note.refusal.map(|reason| Note {
+                warning: true,
+                reason,
+                message,
+                ..note
+            })
+        }
+    });
+    if let Some(note) = note
+        && let Err(error) = record(client, &scope, note).await
+    {
+        tracing::debug!(%scope, %error, "recording an event");
     }
-    Ok(answer)
+    answer
 }
 
 async fn write_out(client: &Client, write: Write, served: &[Resource]) -> Result<Answer, ApplyError> {
@@ -206,7 +225,7 @@ async fn finalize(client: &Client, namespace: &str, served: &[Resource]) -> Resu
     Ok(Answer::Nothing)
 }
 
-async fn record(client: &Client, scope: &Target, note: Note, written: &str) -> Result<(), ApplyError> {
+async fn record(client: &Client, scope: &Target, note: Note) -> Result<(), ApplyError> {
     let Target {
         resource,
         key: Key { namespace, name },
@@ -230,7 +249,7 @@ async fn record(client: &Client, scope: &Target, note: Note, written: &str) -> R
         },
         "type": if note.warning { "Warning" } else { "Normal" },
         "reason": note.reason,
-        "message": note.message.replace("{name}", written),
+        "message": note.message,
         "source": { "component": note.component },
         "reportingComponent": note.component,
         "firstTimestamp": now,

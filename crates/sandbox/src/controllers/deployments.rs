@@ -52,7 +52,15 @@ impl<'a> Rollout<'a> {
         let mut sets = view.replica_sets_of(&deployment.metadata).to_vec();
         sets.sort_by_key(|set| (created(&set.metadata), set.metadata.name.clone()));
         let template = json!(spec.template);
-        let new = sets.iter().copied().find(|set| template_of(set) == template);
+        // Its name was made from the template, so it is the one even if the API server filled in something since.
+        let name = format!(
+            "{}-{}",
+            deployment.metadata.name.as_deref().unwrap_or_default(),
+            short_hash(&template)
+        );
+        let same =
+            |set: &&ReplicaSet| template_of(set) == template || set.metadata.name.as_ref() == Some(&name);
+        let new = sets.iter().copied().find(same);
         sets.retain(|set| new.is_none_or(|new| !std::ptr::eq(*set, new)));
         let wanted = i64::from(spec.replicas.unwrap_or(1));
         let rolling = spec

@@ -97,6 +97,8 @@ pub(crate) struct Note {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
     pub(crate) regarding_uid: String,
+    /// The reason to give if the API server refuses the write. Without one, nobody but the log is told.
+    pub(crate) refusal: Option<&'static str>,
 }
 
 impl Plan {
