@@ -72,7 +72,10 @@ struct State<T> {
     view: Option<View<T>>,
     /// The list in progress.
     next: View<T>,
+    /// Why nothing new arrives; gone with the next event.
     trouble: Option<String>,
+    /// What was left out for want of room; gone with the next list.
+    overflow: Option<String>,
 }
 
 /// One collection under observation; dropping it ends the watch.
@@ -132,6 +135,7 @@ impl<T: Send + Sync + 'static> Observed<T> {
             view: None,
             next: View::new(),
             trouble: None,
+            overflow: None,
         }));
         let config = watcher::Config {
             label_selector: select.labels,
@@ -177,6 +181,11 @@ impl<T: Send + Sync + 'static> Observed<T> {
     pub fn trouble(&self) -> Option<String> {
         lock(&self.state).trouble.clone()
     }
+
+    /// Why the view may be incomplete.
+    pub fn overflow(&self) -> Option<String> {
+        lock(&self.state).overflow.clone()
+    }
 }
 
 fn lock<T>(state: &Mutex<State<T>>) -> std::sync::MutexGuard<'_, State<T>> {
@@ -192,13 +201,15 @@ impl<T> State<T> {
         limit: Limit,
         reduce: &impl Fn(K) -> Option<T>,
     ) -> bool {
+        self.trouble = None;
         match event {
             Event::Init => {
                 self.next.clear();
+                self.overflow = None;
                 false
             }
             Event::InitApply(object) => {
-                self.trouble = insert(&mut self.next, object, limit, reduce);
+                insert(&mut self.next, object, limit, reduce, &mut self.overflow);
                 false
             }
             Event::InitDone => {
@@ -207,43 +218,41 @@ impl<T> State<T> {
             }
             Event::Apply(object) => {
                 let view = self.view.get_or_insert_default();
-                self.trouble = insert(view, object, limit, reduce);
+                insert(view, object, limit, reduce, &mut self.overflow);
                 true
             }
             Event::Delete(object) => {
-                self.trouble = None;
-                self.view
-                    .get_or_insert_default()
-                    .remove(&Key::of(&object))
-                    .is_some()
+                let view = self.view.get_or_insert_default();
+                view.remove(&Key::of(&object)).is_some()
             }
         }
     }
 }
 
-/// Puts an object into a view, or takes it out if it doesn't matter (any more). Returns the trouble with that, if any.
+/// Puts an object into a view, or takes it out if it doesn't matter (any more).
 fn insert<K: Resource, T>(
     view: &mut View<T>,
     object: K,
     limit: Limit,
     reduce: &impl Fn(K) -> Option<T>,
-) -> Option<String> {
+    overflow: &mut Option<String>,
+) {
     let key = Key::of(&object);
     match reduce(object) {
         None => {
             view.remove(&key);
         }
         Some(_) if view.len() >= limit.0 && !view.contains_key(&key) => {
-            return Some(format!(
-                "more than {} objects; {key} and others are ignored",
-                limit.0
-            ));
+            if overflow.is_none() {
+                let message = format!("more than {} objects; {key} and others are ignored", limit.0);
+                tracing::error!(message, "a cluster has more objects than are looked after");
+                *overflow = Some(message);
+            }
         }
         Some(reduced) => {
             view.insert(key, Arc::new(reduced));
         }
     }
-    None
 }
 
 /// An error and its causes on one line.
@@ -278,6 +287,7 @@ mod tests {
             view: None,
             next: View::new(),
             trouble: None,
+            overflow: None,
         }
     }
 
@@ -323,7 +333,7 @@ mod tests {
         }
         assert_eq!(names(&state), Some(vec!["a".into()]));
         assert_eq!(
-            state.trouble.as_deref(),
+            state.overflow.as_deref(),
             Some("more than 1 objects; test/b and others are ignored")
         );
     }

@@ -210,12 +210,11 @@ impl Subject {
             let spec = &link.spec;
             let parsed = spec
                 .gateway()
-                .map(drop)
-                .and(spec.probe().map(drop))
-                .and(spec.exported().map(drop));
+                .and_then(|_| spec.probe())
+                .and_then(|_| spec.exported());
             match parsed {
-                Ok(()) if spec.target_cluster_name == name => Ok(name),
-                Ok(()) => Err(format!(
+                Ok(_) if spec.target_cluster_name == name => Ok(name),
+                Ok(_) => Err(format!(
                     "{name}: spec.targetClusterName is {:?}",
                     spec.target_cluster_name
                 )),

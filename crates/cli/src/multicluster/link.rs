@@ -601,7 +601,12 @@ mod tests {
             (read.clusters.len(), read.contexts.len(), read.auth_infos.len()),
             (1, 1, 1)
         );
-        assert_eq!(read.clusters[0].cluster, Some(cluster));
+        let entry = read.clusters[0].cluster.clone().unwrap();
+        assert_eq!(entry.server, cluster.server);
+        assert_eq!(
+            entry.certificate_authority_data,
+            cluster.certificate_authority_data
+        );
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let work = mirror(
         process.client.clone(),
         config,
-        remote::connector(),
+        connector(),
         process.metrics.clone(),
         leads,
         bell,
@@ -235,7 +235,7 @@ impl Controller {
         };
         let cluster = link
             .as_ref()
-            .map_or(self.config.link.clone(), |link| link.cluster.to_string());
+            .map_or_else(|| self.config.link.clone(), |link| link.cluster.to_string());
         self.follow_local(&cluster);
         self.follow_gateway(link.as_ref());
         let unreachable = self.follow_remote(link.as_ref()).await;
@@ -313,7 +313,6 @@ impl Controller {
                 cluster: link.cluster.to_string(),
                 spec: link.gateway.clone()?,
                 probe: link.probe.clone(),
-                // Through the namespace too: the name alone depends on the pod's search path.
                 probe_host: self.config.probe_service.clone(),
             })
         });
