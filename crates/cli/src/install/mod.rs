@@ -98,6 +98,7 @@ impl Settings {
 }
 
 /// Lays files and flags over what was set before.
+#[expect(clippy::print_stderr, reason = "this is the command line's voice")]
 pub(crate) fn settle(settings: &Settings, mut overrides: Value) -> Result<manifests::Mesh, Problem> {
     for path in &settings.values {
         let wrong = |why: Box<dyn std::error::Error>| {
@@ -133,7 +134,7 @@ pub(crate) fn settle(settings: &Settings, mut overrides: Value) -> Result<manife
         )
     })?;
     for name in unknown {
-        tracing::warn!(name, "this value is not used");
+        eprintln!("note: the value {name} is not used");
     }
     Ok(manifests::Mesh {
         overrides,

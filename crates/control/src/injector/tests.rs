@@ -1,11 +1,14 @@
 //! Who gets a proxy, and what it looks like.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::cli::{self, Manual, Options, Outcome};
 use super::*;
+use crate::testing::Watched;
 use crate::values::Values;
 
 fn values() -> Values {
@@ -456,4 +459,135 @@ fn lists_are_done_item_by_item_and_unknown_kinds_left_alone() {
         list["items"][2]["metadata"]["annotations"]["linkerd.io/inject"],
         "ingress"
     );
+}
+
+/// The API server's side of a webhook call.
+async fn call(address: std::net::SocketAddr, ca_bundle: &str, body: &Value) -> Value {
+    use http_body_util::{BodyExt, Full};
+    use rustls::pki_types::pem::PemObject;
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(rustls::pki_types::CertificateDer::from_pem_slice(ca_bundle.as_bytes()).unwrap())
+        .unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(hawser_tls::provider().clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = "linkerd-proxy-injector.linkerd.svc".try_into().unwrap();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, socket)
+        .await
+        .unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let body = Full::new(bytes::Bytes::from(body.to_string()));
+    let response = sender
+        .send_request(http::Request::post("/").body(body).unwrap())
+        .await
+        .unwrap();
+    serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
+}
+
+fn review(kind: &str, object: &Value) -> Value {
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u-1", "kind": {"group": "", "version": "v1", "kind": kind}, "namespace": "emojivoto",
+        "operation": "CREATE", "object": object,
+    }})
+}
+
+fn patched(object: &Value, review: &Value) -> Value {
+    use base64::Engine;
+    assert_eq!(
+        (&review["response"]["uid"], &review["response"]["allowed"]),
+        (&json!("u-1"), &json!(true))
+    );
+    let mut patched = object.clone();
+    if let Some(patch) = review["response"]["patch"].as_str() {
+        assert_eq!(review["response"]["patchType"], "JSONPatch");
+        let patch = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();
+        let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
+        json_patch::patch(&mut patched, &patch).unwrap();
+    }
+    patched
+}
+
+#[tokio::test]
+async fn the_webhook_patches_with_the_values_of_the_cluster_and_never_refuses() {
+    let config = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "linkerd-config", "namespace": "linkerd"},
+        "data": {"values": values().to_yaml().unwrap()},
+    });
+    let cluster = Watched::start(
+        &[],
+        &format!(
+            "
+apiVersion: v1
+kind: Namespace
+metadata: {{name: emojivoto, annotations: {{linkerd.io/inject: enabled}}}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {{name: linkerd}}
+---
+{config}
+"
+        ),
+    )
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let now = std::time::SystemTime::now();
+    let validity = hawser_tls::Validity {
+        not_before: now,
+        not_after: now + Duration::from_secs(3600),
+    };
+    let created =
+        hawser_tls::create_server(&["linkerd-proxy-injector.linkerd.svc".to_owned()], validity).unwrap();
+    std::fs::write(directory.path().join("tls.crt"), &created.certificate_pem).unwrap();
+    std::fs::write(directory.path().join("tls.key"), created.key.to_pem()).unwrap();
+    let tls = Arc::new(arc_swap::ArcSwap::new(
+        webhook::server_config(directory.path()).unwrap(),
+    ));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = hawser_runtime::Metrics::default();
+    let injector = Arc::new(webhook::Injector::new(
+        cluster.client.clone(),
+        "linkerd".into(),
+        metrics,
+    ));
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(webhook::serve(listener, tls, injector.clone()));
+
+    let plain = pod(json!({}));
+    let answer = call(address, &created.certificate_pem, &review("Pod", &plain)).await;
+    assert_eq!(
+        patched(&plain, &answer),
+        plain,
+        "without values yet, pods start without a proxy"
+    );
+
+    let readiness = hawser_runtime::Readiness::default();
+    let loaded = readiness.guard("configuration");
+    tasks.spawn(async move { injector.follow_configuration(loaded).await });
+    tokio::time::timeout(Duration::from_secs(10), readiness.ready())
+        .await
+        .expect("the values are loaded");
+    let answer = call(address, &created.certificate_pem, &review("Pod", &plain)).await;
+    let injected = patched(&plain, &answer);
+    assert_eq!(env(&injected)["IDENTITY_TRUST_ANCHORS"], "ANCHORS");
+    let service = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 3306}]}});
+    let answer = call(address, &created.certificate_pem, &review("Service", &service)).await;
+    assert_eq!(
+        patched(&service, &answer)["metadata"]["annotations"][crate::keys::OPAQUE_PORTS],
+        "3306"
+    );
+    let nothing = json!("not a pod");
+    let answer = call(address, &created.certificate_pem, &review("Pod", &nothing)).await;
+    assert_eq!(answer["response"]["allowed"], true);
 }

@@ -67,21 +67,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start(9995, &args.process).await?;
     let loaded = process.readiness.guard("configuration");
     let tls = Arc::new(ArcSwap::new(server_config(&args.tls_dir)?));
-    let injector = Arc::new(Injector {
-        values: ArcSwapOption::empty(),
-        anchors: ArcSwapOption::empty(),
-        notes: Notes::new(process.client.clone(), "linkerd-proxy-injector"),
-        client: process.client.clone(),
-        namespace: args.controller_namespace,
-        metrics: process.metrics.clone(),
-    });
+    let injector = Arc::new(Injector::new(
+        process.client.clone(),
+        args.controller_namespace,
+        process.metrics.clone(),
+    ));
     let listener = process::bind(args.addr).await?;
     tracing::info!(addr = %args.addr, "serving");
     let drain = process.drain.clone();
     let work = async {
         tokio::select! {
-            () = injector.clone().follow_values(loaded) => {}
-            () = injector.clone().follow_anchors() => {}
+            () = injector.follow_configuration(loaded) => {}
             () = reload(args.tls_dir, tls.clone()) => {}
             () = serve(listener, tls.clone(), injector.clone()) => {}
         }
@@ -173,8 +169,24 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// Keeps the values those of the ConfigMap, so that a changed bundle is in the next pod.
-    async fn follow_values(self: Arc<Self>, loaded: hawser_runtime::Guard) {
+    pub fn new(client: Client, namespace: String, metrics: hawser_runtime::Metrics) -> Self {
+        Self {
+            values: ArcSwapOption::empty(),
+            anchors: ArcSwapOption::empty(),
+            notes: Notes::new(client.clone(), "linkerd-proxy-injector"),
+            client,
+            namespace,
+            metrics,
+        }
+    }
+
+    /// Keeps values and anchors those of the ConfigMaps, so that a changed bundle is in the next pod. Runs for ever;
+    /// drops the guard when pods can be injected.
+    pub async fn follow_configuration(&self, loaded: hawser_runtime::Guard) {
+        tokio::join!(self.follow_values(loaded), self.follow_anchors());
+    }
+
+    async fn follow_values(&self, loaded: hawser_runtime::Guard) {
         let mut loaded = Some(loaded);
         self.follow("linkerd-config", |data| {
             match data.get("values").map(|text| Values::from_yaml(text)) {
@@ -190,7 +202,7 @@ impl Injector {
         .await;
     }
 
-    async fn follow_anchors(self: Arc<Self>) {
+    async fn follow_anchors(&self) {
         self.follow("linkerd-identity-trust-roots", |data| {
             let anchors = data
                 .get("ca-bundle.crt")
