@@ -33,7 +33,7 @@ pub enum CredentialsError {
 /// What a look at the files found.
 pub enum Changed {
     No,
-    To(Credentials),
+    To(Box<Credentials>),
     /// Said once per content.
     Refused(CredentialsError),
 }
@@ -82,7 +82,7 @@ impl Mounted {
         let credentials = texts.credentials(now);
         self.last = Some(texts);
         match credentials {
-            Ok(credentials) => Changed::To(credentials),
+            Ok(credentials) => Changed::To(Box::new(credentials)),
             Err(error) => Changed::Refused(error),
         }
     }

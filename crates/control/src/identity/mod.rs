@@ -116,7 +116,7 @@ async fn reload(
                         "the issuer was replaced".into(),
                     );
                 }
-                certifier.use_credentials(credentials);
+                certifier.use_credentials(*credentials);
             }
             Changed::Refused(error) => {
                 tracing::error!(%error, "issuer not loaded");

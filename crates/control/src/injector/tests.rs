@@ -107,7 +107,7 @@ fn names(list: &Value) -> Vec<&str> {
 #[test]
 fn the_pods_own_annotation_comes_before_its_namespaces() {
     let decide = |on_pod: Option<&str>, on_namespace: Option<&str>| {
-        let pod = pod(on_pod.map_or(json!({}), |value| json!({"linkerd.io/inject": value})));
+        let pod = pod(on_pod.map_or_else(|| json!({}), |value| json!({"linkerd.io/inject": value})));
         let on_namespace: Vec<_> = on_namespace
             .map(|value| (crate::keys::INJECT, value))
             .into_iter()

@@ -78,26 +78,14 @@ struct Answers {
 }
 
 impl Answers {
-    /// What is asked about a port, as a question to the state.
-    fn port(
+    /// The policy of a pod's port, as a question to the state.
+    fn inbound(
         &self,
-        spec: &PortSpec,
-    ) -> Result<
-        (
-            Key,
-            impl Fn(&State, &mut Topics) -> Result<Server, Status> + Send + use<>,
-        ),
-        Status,
-    > {
-        let workload = workload(&spec.workload)?;
-        let port = u16::try_from(spec.port)
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or_else(|| Status::invalid_argument(format!("{} is not a port", spec.port)))?;
-        let (mesh, pod) = (self.mesh.clone(), workload.clone());
-        Ok((workload, move |state: &_, topics: &mut _| {
-            inbound::policy(&mesh, state, &pod, port, topics)
-        }))
+        pod: &Key,
+        port: u16,
+    ) -> impl Fn(&State, &mut Topics) -> Result<Server, Status> + Send + use<> {
+        let (mesh, pod) = (self.mesh.clone(), pod.clone());
+        move |state: &_, topics: &mut _| inbound::policy(&mesh, state, &pod, port, topics)
     }
 
     async fn pod_known(&self, pod: &Key) {
@@ -139,6 +127,13 @@ impl Answers {
     }
 }
 
+/// Which port of which pod is asked about.
+fn pod_and_port(spec: &PortSpec) -> Result<(Key, u16), Status> {
+    let port = u16::try_from(spec.port).ok().filter(|port| *port != 0);
+    let port = port.ok_or_else(|| Status::invalid_argument(format!("{} is not a port", spec.port)))?;
+    Ok((workload(&spec.workload)?, port))
+}
+
 /// `{"ns":"..","pod":".."}`, or `ns:pod` as injectors wrote it before 2.13.
 fn workload(token: &str) -> Result<Key, Status> {
     let asker = Asker::parse(token);
@@ -159,8 +154,9 @@ impl InboundServerPolicies for Answers {
     type WatchPortStream = Updates<Server>;
 
     async fn get_port(&self, request: Request<PortSpec>) -> Result<Response<Server>, Status> {
-        let (pod, look) = self.port(request.get_ref())?;
+        let (pod, port) = pod_and_port(request.get_ref())?;
         self.pod_known(&pod).await;
+        let look = self.inbound(&pod, port);
         self.view
             .read(|state| look(state, &mut Topics::new()))
             .map(Response::new)
@@ -170,9 +166,10 @@ impl InboundServerPolicies for Answers {
         &self,
         request: Request<PortSpec>,
     ) -> Result<Response<Self::WatchPortStream>, Status> {
-        let (pod, look) = self.port(request.get_ref())?;
-        tracing::debug!(%pod, port = request.get_ref().port, "watch inbound policy");
+        let (pod, port) = pod_and_port(request.get_ref())?;
+        tracing::debug!(%pod, port, "watch inbound policy");
         self.pod_known(&pod).await;
+        let look = self.inbound(&pod, port);
         follow::follow(self.view.clone(), self.drain.clone(), look, follow::whole).map(Response::new)
     }
 }

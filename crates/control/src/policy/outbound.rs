@@ -108,11 +108,11 @@ fn of_service(mesh: &Mesh, service: &Service, port: u16) -> OutboundPolicy {
         None => routes.detect(),
         Some("http") => Kind::Http1(Http1 {
             routes: vec![routes.http()],
-            failure_accrual: routes.failure_accrual.clone(),
+            failure_accrual: routes.failure_accrual,
         }),
         Some("kubernetes.io/h2c") => Kind::Http2(Http2 {
             routes: vec![routes.http()],
-            failure_accrual: routes.failure_accrual.clone(),
+            failure_accrual: routes.failure_accrual,
         }),
         // What isn't known is not looked at, or a protocol where the server speaks first would wait for ever.
         Some(_) => routes.opaque(),
@@ -161,11 +161,11 @@ impl Routes {
             }),
             http1: Some(Http1 {
                 routes: http.clone(),
-                failure_accrual: self.failure_accrual.clone(),
+                failure_accrual: self.failure_accrual,
             }),
             http2: Some(Http2 {
                 routes: http,
-                failure_accrual: self.failure_accrual.clone(),
+                failure_accrual: self.failure_accrual,
             }),
         })
     }
@@ -271,7 +271,7 @@ fn failure_accrual(annotations: &Labels) -> Option<FailureAccrual> {
     setting("").filter(|kind| *kind == "consecutive")?;
     let duration = |name: &str, default: u64| {
         let read = setting(name).and_then(|text| parse_duration(text));
-        read.unwrap_or(Duration::from_secs(default))
+        read.unwrap_or_else(|| Duration::from_secs(default))
     };
     let min_backoff = duration("-consecutive-min-penalty", 1);
     let max_backoff = duration("-consecutive-max-penalty", 60).max(min_backoff);

@@ -37,9 +37,8 @@ fn show_authz(authz: &Authz) -> String {
         .networks
         .iter()
         .map(|network| {
-            let net = |net: &linkerd2_proxy_api::net::IpNetwork| {
-                ipnet::IpNet::try_from(net.clone()).unwrap().to_string()
-            };
+            let net =
+                |net: &linkerd2_proxy_api::net::IpNetwork| ipnet::IpNet::try_from(*net).unwrap().to_string();
             let except: Vec<String> = network.except.iter().map(net).collect();
             let except = if except.is_empty() {
                 String::new()
