@@ -5,9 +5,11 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::error::{ApiError, Result};
+use crate::schema::protobuf::{self, DecodeError};
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(crate) type Response = http::Response<Body>;
@@ -74,16 +76,106 @@ pub(crate) fn decode(format: Format, bytes: &[u8]) -> Result<Value> {
             let text = std::str::from_utf8(bytes).map_err(|error| bad(&error))?;
             serde_saphyr::from_str(text).map_err(|error| bad(&error))
         }
-        Format::Protobuf => Err(ApiError::unsupported_media(
-            "application/vnd.kubernetes.protobuf",
-            "application/json",
-        )),
+        Format::Protobuf => protobuf::decode(bytes).map_err(|error| match error {
+            DecodeError::UnknownKind { .. } => ApiError::unsupported_media(
+                &format!("application/vnd.kubernetes.protobuf: {error}"),
+                "application/json, application/yaml",
+            ),
+            error => bad(&error),
+        }),
     }
 }
 
-/// Fields that a JSON text gives twice: serde keeps the last silently.
-pub(crate) fn duplicate_fields(_bytes: &[u8]) -> Vec<String> {
-    Vec::new()
+/// Fields that a JSON text gives twice: ordinary parsing keeps the last silently.
+pub(crate) fn duplicate_fields(bytes: &[u8]) -> Vec<String> {
+    let mut found = Vec::new();
+    // A text that isn't JSON has been refused already.
+    let _ = Duplicates {
+        path: String::new(),
+        found: &mut found,
+    }
+    .deserialize(&mut serde_json::Deserializer::from_slice(bytes));
+    found
+}
+
+struct Duplicates<'a> {
+    path: String,
+    found: &'a mut Vec<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Duplicates<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Duplicates<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let path = if self.path.is_empty() {
+                key.clone()
+            } else {
+                format!("{}.{key}", self.path)
+            };
+            if !seen.insert(key) {
+                self.found.push(format!("duplicate field {path:?}"));
+            }
+            map.next_value_seed(Duplicates {
+                path,
+                found: self.found,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        for index in 0.. {
+            let path = format!("{}[{index}]", self.path);
+            if items
+                .next_element_seed(Duplicates {
+                    path,
+                    found: self.found,
+                })?
+                .is_none()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
 }
 
 pub(crate) fn json(status: StatusCode, bytes: impl Into<Bytes>) -> Response {
@@ -116,13 +208,4 @@ pub(crate) fn failure(error: &ApiError) -> Response {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
-}
-
-/// Joins pieces into one buffer of known size.
-pub(crate) fn concat(pieces: &[&[u8]]) -> Bytes {
-    let mut joined = BytesMut::with_capacity(pieces.iter().map(|piece| piece.len()).sum());
-    for piece in pieces {
-        joined.extend_from_slice(piece);
-    }
-    joined.freeze()
 }

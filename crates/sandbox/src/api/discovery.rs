@@ -144,35 +144,6 @@ fn of_version<'a>(
         .filter(move |resource| resource.group == group && resource.version == version)
 }
 
-/// Kind, group and version of what a subresource takes and gives, and its verbs.
-fn subresource(resource: &Resource, name: &str) -> (String, String, String, &'static [&'static str]) {
-    let builtin =
-        |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
-    let own = || {
-        (
-            resource.group.clone(),
-            resource.version.clone(),
-            resource.kind.clone(),
-        )
-    };
-    let ((group, version, kind), verbs): (_, &'static [&'static str]) = match name {
-        "scale" => (builtin("autoscaling", "v1", "Scale"), &["get", "patch", "update"]),
-        "eviction" => (builtin("policy", "v1", "Eviction"), &["create"]),
-        "token" => (
-            builtin("authentication.k8s.io", "v1", "TokenRequest"),
-            &["create"],
-        ),
-        "binding" => (builtin("", "v1", "Binding"), &["create"]),
-        "exec" => (builtin("", "v1", "PodExecOptions"), &["create", "get"]),
-        "attach" => (builtin("", "v1", "PodAttachOptions"), &["create", "get"]),
-        "portforward" => (builtin("", "v1", "PodPortForwardOptions"), &["create", "get"]),
-        "log" => (own(), &["get"]),
-        "finalize" => (own(), &["update"]),
-        _ => (own(), &["get", "patch", "update"]),
-    };
-    (group, version, kind, verbs)
-}
-
 fn resource_list(table: &Table, group: &str, version: &str) -> Option<Value> {
     let mut resources = Vec::new();
     for resource in of_version(table, group, version) {
@@ -193,18 +164,17 @@ fn resource_list(table: &Table, group: &str, version: &str) -> Option<Value> {
             entry["storageVersionHash"] = hash(&resource.qualified())[..12].into();
         }
         resources.push(entry);
-        for name in &resource.subresources {
-            let (sub_group, sub_version, kind, verbs) = subresource(resource, name);
+        for sub in &resource.subresources {
             let mut entry = json!({
-                "name": format!("{}/{name}", resource.plural),
+                "name": format!("{}/{}", resource.plural, sub.name),
                 "singularName": "",
                 "namespaced": resource.namespaced,
-                "kind": kind,
-                "verbs": verbs,
+                "kind": sub.kind,
+                "verbs": sub.verbs,
             });
-            if (sub_group.as_str(), sub_version.as_str()) != (group, version) {
-                entry["group"] = sub_group.into();
-                entry["version"] = sub_version.into();
+            if (sub.group.as_str(), sub.version.as_str()) != (group, version) {
+                entry["group"] = sub.group.as_str().into();
+                entry["version"] = sub.version.as_str().into();
             }
             resources.push(entry);
         }
@@ -304,9 +274,9 @@ fn discovered(resource: &Resource) -> Value {
         let entries: Vec<Value> = resource
             .subresources
             .iter()
-            .map(|name| {
-                let (group, version, response, verbs) = subresource(resource, name);
-                json!({ "subresource": name, "responseKind": kind(&group, &version, &response), "verbs": verbs })
+            .map(|sub| {
+                let response = kind(&sub.group, &sub.version, &sub.kind);
+                json!({ "subresource": sub.name, "responseKind": response, "verbs": sub.verbs })
             })
             .collect();
         entry["subresources"] = entries.into();

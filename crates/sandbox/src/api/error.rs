@@ -17,6 +17,16 @@ pub(crate) struct Cause {
     pub field: String,
 }
 
+impl From<crate::schema::Cause> for Cause {
+    fn from(cause: crate::schema::Cause) -> Self {
+        Self {
+            reason: cause.reason.as_str().to_owned(),
+            message: cause.message,
+            field: cause.field,
+        }
+    }
+}
+
 /// A request that is answered with a `Status` of failure.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
@@ -96,6 +106,15 @@ impl ApiError {
             _ => format!("{} {name:?} is forbidden: {why}", qualified(plural, group)),
         };
         Self::new(403, "Forbidden", message).about(group, plural, name)
+    }
+
+    /// New content for a namespace that is going away.
+    pub(crate) fn terminating(resource: &Resource, name: &str, namespace: &str, why: &str) -> Box<Self> {
+        Self::forbidden(&resource.group, &resource.plural, name, why).causes(vec![Cause {
+            reason: "NamespaceTerminating".to_owned(),
+            message: format!("namespace {namespace} is being terminated"),
+            field: "metadata.namespace".to_owned(),
+        }])
     }
 
     pub(crate) fn path_not_found() -> Box<Self> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
+use hyper::upgrade::OnUpgrade;
 use serde_json::{Value, json};
 
 use super::body::{self, Body, Format, Response};
@@ -15,8 +16,10 @@ use super::objects::{DeleteOptions, Write, Written};
 use super::read::Selection;
 use super::registry::{Resource, meta};
 use super::request::{Query, Route, Target, Verb};
+use super::tokens::Bearer;
 use super::watch::Watch;
 use super::{Cluster, discovery, kinds, shape};
+use crate::schema::apply::{Conflicts, Manager};
 use crate::store::Key;
 
 /// How long a request that is not a stream may take, as in Kubernetes.
@@ -31,6 +34,10 @@ pub(crate) struct Call {
     pub headers: HeaderMap,
     pub identity: Identity,
     pub validation: FieldValidation,
+    /// The token that the identity comes from, if it comes from one.
+    pub bearer: Option<Bearer>,
+    /// The connection itself, for requests that turn it into something else.
+    pub upgrade: Mutex<Option<OnUpgrade>>,
     /// Shown to people as `Warning` headers.
     warnings: Mutex<Vec<String>>,
 }
@@ -48,9 +55,11 @@ impl Call {
         verb: Verb,
         target: Target,
         query: Query,
-        headers: HeaderMap,
+        mut parts: Parts,
         identity: Identity,
     ) -> Result<Self> {
+        let bearer = parts.extensions.remove::<Bearer>();
+        let upgrade = Mutex::new(parts.extensions.remove::<OnUpgrade>());
         let validation = match query.get("fieldValidation") {
             None | Some("Warn") => FieldValidation::Warn,
             Some("Ignore") => FieldValidation::Ignore,
@@ -74,9 +83,11 @@ impl Call {
             verb,
             target,
             query,
-            headers,
+            headers: parts.headers,
             identity,
             validation,
+            bearer,
+            upgrade,
             warnings: Mutex::default(),
         })
     }
@@ -139,10 +150,49 @@ impl Call {
         }
     }
 
-    /// Records in `managedFields` what this request changed.
-    pub(crate) fn own(&self, _resource: &Resource, _current: Option<&Value>, object: Value) -> Value {
+    pub(crate) fn is_apply(&self) -> bool {
+        self.verb == Verb::Patch && body::media_type(&self.headers) == APPLY
+    }
+
+    /// Records in `managedFields` what this request changed; an apply has done so itself.
+    pub(crate) fn own(
+        &self,
+        resource: &Resource,
+        current: Option<&Value>,
+        mut object: Value,
+        now: jiff::Timestamp,
+    ) -> Value {
+        if !self.is_apply() {
+            let name = self.manager();
+            shape::own(resource, current, &mut object, self.manager_at(&name, now));
+        }
         object
     }
+
+    fn manager_at<'a>(&'a self, name: &'a str, now: jiff::Timestamp) -> Manager<'a> {
+        let subresource = self
+            .target
+            .subresource
+            .as_deref()
+            .filter(|sub| *sub != "finalize")
+            .unwrap_or_default();
+        Manager {
+            name,
+            subresource,
+            now,
+        }
+    }
+}
+
+/// The media type of server-side apply.
+const APPLY: &str = "application/apply-patch+yaml";
+
+fn streamed(body: Body) -> Response {
+    let mut response = http::Response::new(body);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// Warnings beyond this many help nobody.
@@ -156,10 +206,9 @@ impl Cluster {
             Err(error) => body::failure(&error),
         };
         let headers = response.headers_mut();
-        headers.insert(
-            header::CACHE_CONTROL,
-            HeaderValue::from_static("no-cache, private"),
-        );
+        headers
+            .entry(header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache, private"));
         if let Ok(id) = HeaderValue::from_str(&self.uid()) {
             headers.insert("audit-id", id);
         }
@@ -176,17 +225,18 @@ impl Cluster {
             }
             Route::Resource { verb, target } => (verb, target),
         };
-        let call = Arc::new(Call::new(verb, target, query, parts.headers, identity)?);
+        let call = Arc::new(Call::new(verb, target, query, parts, identity)?);
         self.authorize(&call)?;
         let resource = self.registry.find(&call.target)?;
         self.check_route(&call, &resource)?;
         if verb == Verb::Watch {
-            let watch = Watch::start(self, call, resource).await?;
-            let mut response = http::Response::new(watch.into_body());
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            return Ok(response);
+            let body = match Watch::start(self, call, resource).await {
+                Ok(watch) => watch.into_body(),
+                // Clients look for this one within the stream, as Kubernetes sends it.
+                Err(error) if error.code == 410 => body::full(super::watch::error_event(&error)),
+                Err(error) => return Err(error),
+            };
+            return Ok(streamed(body));
         }
         let work = self.dispatch(&call, &resource, body);
         let mut response = match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
@@ -306,13 +356,69 @@ impl Cluster {
     }
 
     async fn patch(&self, write: &Write<'_>, name: &str, bytes: &Bytes) -> Result<Written> {
-        let media = body::media_type(&write.call.headers).to_owned();
-        let patch = body::decode(Format::Json, bytes)?;
-        write
-            .modify(name, |current| {
-                shape::patch(write.resource, &media, current, &patch)
-            })
-            .await
+        let call = write.call;
+        if !call.is_apply() {
+            let media = body::media_type(&call.headers).to_owned();
+            let patch = body::decode(Format::Json, bytes)?;
+            return write
+                .modify(name, |current| {
+                    shape::patch(write.resource, &media, current, &patch)
+                })
+                .await;
+        }
+        let mut configuration = body::decode(Format::Yaml, bytes)?;
+        write.check_type(&configuration)?;
+        let required = |field: &str, message: &str| {
+            ApiError::invalid(
+                "meta.k8s.io",
+                "PatchOptions",
+                "",
+                vec![Cause {
+                    reason: "FieldValueRequired".to_owned(),
+                    message: format!("Required value: {message}"),
+                    field: field.to_owned(),
+                }],
+            )
+        };
+        let manager = call
+            .query
+            .get("fieldManager")
+            .ok_or_else(|| required("fieldManager", "is required for apply patch"))?;
+        let given = meta::name(&configuration);
+        if given.is_empty() {
+            meta::of(&mut configuration).insert("name".to_owned(), name.into());
+        } else if given != name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({given}) does not match the name on the URL ({name})"
+            )));
+        }
+        // Unknown fields would be owned and yet never be there.
+        call.fields(shape::prune(write.resource, &mut configuration))?;
+        let conflicts = if call.query.flag("force") {
+            Conflicts::Force
+        } else {
+            Conflicts::Refuse
+        };
+        let now = (self.options.clock)();
+        let apply = |current: Option<&Value>| {
+            let manager = call.manager_at(manager, now);
+            shape::apply(write.resource, current, &configuration, manager, conflicts)
+        };
+        for _ in 0..2 {
+            let exists = self
+                .store
+                .get(&write.resource.store, &call.key(write.resource, name))
+                .is_some();
+            if exists || call.target.subresource.is_some() {
+                return write.modify(name, |current| apply(Some(current))).await;
+            }
+            match write.create(apply(None)?).await {
+                // Somebody else created it just now.
+                Err(error) if error.reason == "AlreadyExists" => {}
+                outcome => return outcome,
+            }
+        }
+        Err(ApiError::outdated(write.resource, name))
     }
 
     /// What a deletion answers: the object if it lingers, else that it worked.
@@ -373,10 +479,19 @@ impl Cluster {
         if !matches!(*method, Method::GET | Method::HEAD) {
             return Err(ApiError::method_not_allowed());
         }
+        if let Some(rest) = path.strip_prefix("/openapi/v3") {
+            let answer = self.openapi.answer(&self.registry.table(), rest, query, headers);
+            return answer.ok_or_else(ApiError::path_not_found);
+        }
         match path.trim_end_matches('/') {
             "/version" => Ok(body::value(StatusCode::OK, &discovery::version())),
             "/healthz" | "/livez" | "/readyz" => {
                 Ok(body::text(StatusCode::OK, discovery::health(path, query)))
+            }
+            "/metrics" => Ok(body::text(StatusCode::OK, self.metrics())),
+            "/openid/v1/jwks" => Ok(body::value(StatusCode::OK, &self.signer.keys())),
+            "/.well-known/openid-configuration" => {
+                Ok(body::value(StatusCode::OK, &self.signer.configuration()))
             }
             _ => {
                 discovery::answer(&self.registry.table(), path, headers).ok_or_else(ApiError::path_not_found)

@@ -2,36 +2,138 @@
 //!
 //! Each hook is one `match` on the resource; a kind that is not named does the ordinary thing.
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::Cluster;
-use super::error::{Cause, Result};
+use super::error::{ApiError, Cause, Result};
 use super::objects::copy;
 use super::registry::{Resource, meta};
-use super::selector::{is_dns_label, is_dns_subdomain};
+use super::{Cluster, crd};
+use crate::controllers::addresses::{AllocationError, allocate_cluster_ip, allocate_node_port};
 
 /// Completes a new object before defaults and admission.
-pub(crate) fn prepare_create(_cluster: &Arc<Cluster>, resource: &Resource, object: &mut Value) -> Result<()> {
+pub(crate) fn prepare_create(cluster: &Arc<Cluster>, resource: &Resource, object: &mut Value) -> Result<()> {
+    if let Some(schema) = &resource.schema {
+        schema.prepare_for_create(object);
+    }
     match (resource.group.as_str(), resource.plural.as_str()) {
-        ("", "namespaces") => {
-            let name = meta::name(object).to_owned();
-            let labels = meta::child(&mut object["metadata"], "labels");
-            labels.insert("kubernetes.io/metadata.name".to_owned(), name.into());
-            object["spec"] = json!({ "finalizers": ["kubernetes"] });
-            object["status"] = json!({ "phase": "Active" });
+        ("", "secrets") => {
+            fold_string_data(object);
+            cluster.fill_token_secret(object)?;
         }
-        ("", "pods") => object["status"] = json!({ "phase": "Pending", "qosClass": qos_class(object) }),
-        ("", "secrets") => fold_string_data(object),
-        ("", "services") => object["status"] = json!({ "loadBalancer": {} }),
+        (crd::GROUP, crd::PLURAL) => {
+            crd::default(object);
+            object["status"] = crd::status(cluster, object);
+        }
+        ("", "services") => {
+            object["status"] = json!({ "loadBalancer": {} });
+            allocate(cluster, object)?;
+        }
         _ => {}
     }
     Ok(())
 }
 
+/// Gives a Service its ClusterIP and node ports, where it needs them and has none.
+fn allocate(cluster: &Cluster, service: &mut Value) -> Result<()> {
+    let Some(range) = cluster.options.services else {
+        return Ok(());
+    };
+    let name = meta::name(service).to_owned();
+    let seed = meta::uid(service)
+        .bytes()
+        .fold(0_u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
+    let others = cluster
+        .store
+        .list(&crate::store::ResourceId::from("services"))
+        .objects;
+    let key = crate::store::Key::new(meta::namespace(service), name.as_str());
+    let others = || {
+        others
+            .iter()
+            .filter(|(other, _)| **other != key)
+            .map(|(_, stored)| &stored.value)
+    };
+    let refuse = |field: &str, value: &Value, error: AllocationError| {
+        ApiError::invalid(
+            "",
+            "Service",
+            &name,
+            vec![Cause {
+                reason: "FieldValueInvalid".to_owned(),
+                message: format!("Invalid value: {value}: failed to allocate: {error}"),
+                field: field.to_owned(),
+            }],
+        )
+    };
+    let spec = meta::child(service, "spec");
+    let kind = spec
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or("ClusterIP")
+        .to_owned();
+    let given = spec
+        .get("clusterIP")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    if kind != "ExternalName" && given != "None" {
+        let taken: BTreeSet<Ipv4Addr> = others()
+            .filter_map(|other| other.pointer("/spec/clusterIP")?.as_str()?.parse().ok())
+            .collect();
+        // An address of another family is left to validation.
+        let wanted: Option<Ipv4Addr> = given.parse().ok();
+        if wanted.is_some() || given.is_empty() {
+            let address = allocate_cluster_ip(range, wanted, &taken, seed)
+                .map_err(|error| refuse("spec.clusterIPs[0]", &given.as_str().into(), error))?;
+            spec.insert("clusterIP".to_owned(), address.to_string().into());
+            spec.insert("clusterIPs".to_owned(), json!([address.to_string()]));
+        }
+    }
+    if !matches!(kind.as_str(), "NodePort" | "LoadBalancer")
+        || spec.get("allocateLoadBalancerNodePorts") == Some(&Value::Bool(false))
+    {
+        return Ok(());
+    }
+    let mut taken: BTreeSet<u16> = others()
+        .flat_map(|other| {
+            other
+                .pointer("/spec/ports")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+        })
+        .filter_map(|port| u16::try_from(port.get("nodePort")?.as_u64()?).ok())
+        .collect();
+    for port in spec
+        .get_mut("ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        let wanted = port
+            .get("nodePort")
+            .and_then(Value::as_u64)
+            .filter(|port| *port > 0);
+        let wanted = wanted.map(|port| u16::try_from(port).unwrap_or(0));
+        let chosen = allocate_node_port(wanted, &taken, seed)
+            .map_err(|error| refuse("spec.ports.nodePort", &port["nodePort"], error))?;
+        taken.insert(chosen);
+        port["nodePort"] = chosen.into();
+    }
+    Ok(())
+}
+
 /// Restores what an update of a kind can't touch and folds its write-only fields.
-pub(crate) fn prepare_update(resource: &Resource, current: &Value, object: &mut Value) {
+pub(crate) fn prepare_update(
+    cluster: &Arc<Cluster>,
+    resource: &Resource,
+    current: &Value,
+    object: &mut Value,
+) -> Result<()> {
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "namespaces") => {
             // Only the `finalize` subresource changes these.
@@ -40,13 +142,19 @@ pub(crate) fn prepare_update(resource: &Resource, current: &Value, object: &mut 
             let labels = meta::child(&mut object["metadata"], "labels");
             labels.insert("kubernetes.io/metadata.name".to_owned(), name.into());
         }
-        ("", "secrets") => fold_string_data(object),
+        ("", "secrets") => {
+            fold_string_data(object);
+            cluster.fill_token_secret(object)?;
+        }
+        (crd::GROUP, crd::PLURAL) => {
+            crd::default(object);
+            object["status"] = crd::status(cluster, object);
+        }
         ("", "services") => {
             // Clients that send back less than they read keep their addresses.
             let same_type = object.pointer("/spec/type") == current.pointer("/spec/type");
             let headless = current.pointer("/spec/clusterIP").and_then(Value::as_str) == Some("None");
-            let fields: &[&str] = &["clusterIP", "clusterIPs"];
-            for field in fields {
+            for field in ["clusterIP", "clusterIPs"] {
                 let given = object
                     .pointer(&format!("/spec/{field}"))
                     .is_some_and(|value| !value.is_null() && value != "");
@@ -55,12 +163,25 @@ pub(crate) fn prepare_update(resource: &Resource, current: &Value, object: &mut 
                     && object.pointer("/spec/type").and_then(Value::as_str) != Some("ExternalName")
                     && let Some(value) = current.pointer(&format!("/spec/{field}"))
                 {
-                    meta::child(object, "spec").insert((*field).to_owned(), value.clone());
+                    meta::child(object, "spec").insert(field.to_owned(), value.clone());
                 }
             }
+            allocate(cluster, object)?;
         }
         ("", "pods") => copy(current, object, "status"),
         _ => {}
+    }
+    Ok(())
+}
+
+/// What has to be out of the way before an object can go.
+pub(crate) fn prepare_delete(cluster: &Arc<Cluster>, resource: &Resource, object: &mut Value) {
+    if resource.is(crd::GROUP, crd::PLURAL) && !cluster.drain_definition(object) {
+        let mut finalizers: Vec<String> = meta::finalizers(object).map(str::to_owned).collect();
+        if !finalizers.iter().any(|name| name == crd::CLEANUP) {
+            finalizers.push(crd::CLEANUP.to_owned());
+        }
+        meta::of(object).insert("finalizers".to_owned(), finalizers.into());
     }
 }
 
@@ -96,120 +217,6 @@ fn fold_string_data(object: &mut Value) {
     for (key, text) in texts {
         let encoded = base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap_or_default());
         data.insert(key, encoded.into());
-    }
-}
-
-fn qos_class(pod: &Value) -> &'static str {
-    let containers = || {
-        ["containers", "initContainers"].into_iter().flat_map(|list| {
-            pod.pointer(&format!("/spec/{list}"))
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-        })
-    };
-    let amount = |container: &Value, side: &str, what: &str| {
-        container
-            .pointer(&format!("/resources/{side}/{what}"))
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-    };
-    let mut any = false;
-    let mut guaranteed = true;
-    for container in containers() {
-        for what in ["cpu", "memory"] {
-            let (limit, request) = (
-                amount(container, "limits", what),
-                amount(container, "requests", what),
-            );
-            any |= limit.is_some() || request.is_some();
-            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
-}
-
-/// Rules between fields or between an object and its former self that schemas can't express.
-pub(crate) fn validate(resource: &Resource, object: &Value, current: Option<&Value>) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    let mut immutable = |field: &str, why: &str| {
-        let pointer = format!("/{}", field.replace('.', "/"));
-        let Some(current) = current else { return };
-        let (before, after) = (current.pointer(&pointer), object.pointer(&pointer));
-        if before != after {
-            let shown = after.unwrap_or(&Value::Null);
-            causes.push(Cause {
-                reason: "FieldValueInvalid".to_owned(),
-                message: format!("Invalid value: {shown}: {why}"),
-                field: field.to_owned(),
-            });
-        }
-    };
-    match (resource.group.as_str(), resource.plural.as_str()) {
-        ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") => {
-            immutable("spec.selector", "field is immutable");
-        }
-        ("batch", "jobs") => {
-            immutable("spec.template", "field is immutable");
-            immutable("spec.selector", "field is immutable");
-        }
-        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
-            immutable("roleRef", "cannot change roleRef");
-        }
-        ("", "services") => {
-            let set = |value: Option<&Value>| {
-                value
-                    .and_then(|v| v.pointer("/spec/clusterIP"))
-                    .is_some_and(|ip| ip != "")
-            };
-            let external = object.pointer("/spec/type").and_then(Value::as_str) == Some("ExternalName");
-            if set(current) && !external {
-                immutable("spec.clusterIP", "field is immutable");
-            }
-        }
-        ("", "secrets") => {
-            immutable("type", "field is immutable");
-            if current.is_some_and(|current| current.get("immutable") == Some(&Value::Bool(true))) {
-                immutable("data", "field is immutable when `immutable` is set");
-            }
-        }
-        ("", "configmaps")
-            if current.is_some_and(|current| current.get("immutable") == Some(&Value::Bool(true))) =>
-        {
-            immutable("data", "field is immutable when `immutable` is set");
-            immutable("binaryData", "field is immutable when `immutable` is set");
-        }
-        _ => {}
-    }
-    causes
-}
-
-/// What is wrong with a name, in Kubernetes' words.
-pub(crate) fn name_problem(resource: &Resource, name: &str) -> Option<&'static str> {
-    let label = match (resource.group.as_str(), resource.plural.as_str()) {
-        ("rbac.authorization.k8s.io", _) => {
-            let plain = !name.contains(['/', '%']) && name != "." && name != "..";
-            return (!plain).then_some("may not contain '/' or '%', or be '.' or '..'");
-        }
-        ("", "namespaces" | "services") => true,
-        _ => false,
-    };
-    if label {
-        (!is_dns_label(name)).then_some(
-            "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and \
-             end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
-             '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
-        )
-    } else {
-        (!is_dns_subdomain(name)).then_some(
-            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
-             start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
-             '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
-        )
     }
 }
 

@@ -7,7 +7,10 @@
 //! The API server runs nothing and decides nothing about the cluster's state beyond what one request asks: that is the
 //! business of controllers and nodes, which are clients like any other.
 
+mod admission;
 mod body;
+mod convert;
+mod crd;
 mod discovery;
 mod error;
 mod form;
@@ -15,27 +18,38 @@ mod handler;
 mod identity;
 mod kinds;
 mod objects;
+mod openapi;
+mod pki;
+mod rbac;
 mod read;
 mod registry;
 mod request;
 mod selector;
+mod serve;
 mod shape;
+mod streams;
+mod subresources;
 mod table;
+mod tokens;
 mod watch;
+mod webhook;
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use http_body_util::BodyExt as _;
+use ipnet::Ipv4Net;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use self::body::{Body, Response};
-use self::error::Result;
-use self::handler::Call;
 pub use self::identity::Identity;
-use self::objects::Write;
-use self::registry::{Registry, Resource};
+use self::pki::Pki;
+use self::registry::{Registry, Resource, meta};
+use self::tokens::Signer;
+pub use self::webhook::ServiceDialer;
 use crate::kubelet::{self, Kubelet};
 use crate::store::{Expect, History, Key, Store, Stored};
 
@@ -48,6 +62,13 @@ pub struct ClusterOptions {
     pub history: History,
     /// Tells the time for timestamps and expiry.
     pub clock: Clock,
+    /// Names and addresses at which clients reach the server, beside the usual ones.
+    pub names: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+    /// Where Services get their ClusterIPs; without it nobody gives them any.
+    pub services: Option<Ipv4Net>,
+    /// How webhooks that name a Service are reached.
+    pub service_dialer: Option<ServiceDialer>,
 }
 
 /// A source of wall-clock time.
@@ -59,6 +80,10 @@ impl Default for ClusterOptions {
             name: "sandbox".to_owned(),
             history: History::default(),
             clock: Arc::new(Timestamp::now),
+            names: Vec::new(),
+            addresses: Vec::new(),
+            services: None,
+            service_dialer: None,
         }
     }
 }
@@ -69,6 +94,13 @@ pub struct Cluster {
     store: Arc<Store>,
     registry: Registry,
     kubelet: OnceLock<Arc<dyn Kubelet>>,
+    pki: Pki,
+    signer: Signer,
+    rbac: rbac::Compiled,
+    openapi: openapi::Cache,
+    definitions_lock: Mutex<()>,
+    /// Until when connections are refused.
+    refusing_until: Mutex<Option<tokio::time::Instant>>,
     /// Changes when credentials or permissions may have been withdrawn.
     grants: tokio::sync::watch::Sender<u64>,
     /// Changes when every connection and stream is to be cut.
@@ -86,11 +118,41 @@ impl std::fmt::Debug for Cluster {
 impl Cluster {
     /// A new cluster with the namespaces that every cluster has.
     pub fn new(options: ClusterOptions) -> Arc<Self> {
+        const NAMES: [&str; 5] = [
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ];
+        let names: Vec<String> = NAMES
+            .into_iter()
+            .map(str::to_owned)
+            .chain(options.names.iter().cloned())
+            .collect();
+        let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        addresses.extend(&options.addresses);
+        // The first address of the service network is that of the `kubernetes` Service.
+        addresses.extend(
+            options
+                .services
+                .and_then(|range| range.hosts().next())
+                .map(IpAddr::from),
+        );
+        let pki = Pki::new(&names, &addresses)
+            .expect("the crypto library makes keys and signs names that are DNS names");
+        let signer = Signer::new(ISSUER).expect("the crypto library makes keys");
         let cluster = Arc::new(Self {
+            pki,
+            signer,
+            rbac: rbac::Compiled::default(),
+            openapi: openapi::Cache::default(),
+            definitions_lock: Mutex::default(),
+            refusing_until: Mutex::default(),
             store: Arc::new(Store::new(options.history)),
             registry: Registry::builtin(),
             kubelet: OnceLock::new(),
-            grants: tokio::sync::watch::Sender::new(0),
+            grants: tokio::sync::watch::Sender::new(1),
             epoch: tokio::sync::watch::Sender::new(0),
             options,
         });
@@ -108,6 +170,11 @@ impl Cluster {
                 }),
             );
         }
+        for (plural, object) in rbac::bootstrap() {
+            cluster.bootstrap(rbac::GROUP, "v1", plural, object);
+        }
+        cluster.aggregate_roles();
+        cluster.grants.send_modify(|generation| *generation += 1);
         cluster
     }
 
@@ -129,7 +196,11 @@ impl Cluster {
         let cluster = self.clone();
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
             let (cluster, identity) = (cluster.clone(), identity.clone());
+            let refusing = cluster.is_refusing();
             let answer: kubelet::BoxFuture<'static, std::io::Result<Response>> = Box::pin(async move {
+                if refusing {
+                    return Err(std::io::ErrorKind::ConnectionRefused.into());
+                }
                 let (parts, body) = request.into_parts();
                 let body: Body = body.map_err(std::io::Error::other).boxed_unsync();
                 Ok(cluster.answer(parts, body, identity).await)
@@ -175,65 +246,90 @@ impl Cluster {
     }
 
     /// An object as a resource's version shows it.
-    fn view<'a>(&self, _resource: &Resource, stored: &'a Stored) -> Cow<'a, Value> {
-        Cow::Borrowed(&stored.value)
+    fn view<'a>(&self, resource: &Resource, stored: &'a Stored) -> Cow<'a, Value> {
+        convert::from_stored(resource, &stored.value)
     }
 
     /// An object of a resource's version as it is stored.
-    fn to_stored(&self, _resource: &Resource, object: Value) -> Value {
-        object
+    fn to_stored(&self, resource: &Resource, object: Value) -> Value {
+        convert::to_stored(resource, object)
     }
 
     /// An object of this resource was created or updated.
-    fn written(&self, _resource: &Resource) {}
+    fn written(&self, resource: &Resource, stored: &Stored) {
+        if resource.is(rbac::GROUP, "clusterroles") {
+            self.aggregate_roles();
+        }
+        if resource.is(crd::GROUP, crd::PLURAL) {
+            self.refresh_definitions();
+        } else if resource.group == rbac::GROUP || resource.is("", "secrets") {
+            // A Secret's token may have been replaced.
+            self.grants.send_modify(|generation| *generation += 1);
+        } else if resource.is("", "serviceaccounts") {
+            self.account_changed(stored, meta::is_deleting(&stored.value));
+            self.grants.send_modify(|generation| *generation += 1);
+        }
+    }
 
     /// An object of this resource is gone.
-    fn deleted(&self, _resource: &Resource, _last: &Stored) {}
-
-    async fn admit_mutating(
-        &self,
-        _write: &Write<'_>,
-        _old: Option<&Value>,
-        _object: &mut Value,
-    ) -> Result<()> {
-        Ok(())
+    fn deleted(&self, resource: &Resource, last: &Stored) {
+        if resource.is(rbac::GROUP, "clusterroles") {
+            self.aggregate_roles();
+        }
+        if resource.is(crd::GROUP, crd::PLURAL) {
+            self.refresh_definitions();
+        } else if resource.custom.is_some() {
+            self.finish_definition(resource);
+        }
+        if resource.is("", "serviceaccounts") {
+            self.account_changed(last, true);
+        }
+        if resource.group == rbac::GROUP || tokens::binds_tokens(resource) {
+            self.grants.send_modify(|generation| *generation += 1);
+        }
     }
 
-    async fn admit_validating(
-        &self,
-        _write: &Write<'_>,
-        _old: Option<&Value>,
-        _new: Option<&Value>,
-    ) -> Result<()> {
-        Ok(())
+    /// A kubeconfig for an administrator, with a client certificate, for a server at this URL.
+    pub fn kubeconfig(&self, server_url: &str) -> String {
+        let config = self
+            .pki
+            .kubeconfig(&self.options.name, server_url, &Identity::admin());
+        config.expect("the crypto library makes keys and signs")
     }
 
-    fn authorize(&self, _call: &Call) -> Result<()> {
-        Ok(())
+    /// The certificate of the cluster's authority.
+    pub fn ca_pem(&self) -> &str {
+        &self.pki.ca_pem
     }
 
-    fn authorize_path(&self, _identity: &Identity, _verb: &str, _path: &str) -> Result<()> {
-        Ok(())
+    /// Behaves as if the API server crashed and came back after a while: every connection and stream is cut, the past
+    /// is forgotten, and nobody is served in between. Objects survive.
+    pub fn interrupt(&self, absence: Duration) {
+        let until = tokio::time::Instant::now() + absence;
+        *self.refusing_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        self.store.forget();
+        self.epoch.send_modify(|epoch| *epoch += 1);
     }
 
-    fn still_allowed(&self, call: &Call) -> Result<()> {
-        self.authorize(call)
+    fn is_refusing(&self) -> bool {
+        let until = *self.refusing_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| tokio::time::Instant::now() < until)
     }
 
-    async fn subresource(
-        self: &Arc<Self>,
-        _call: &Arc<Call>,
-        _resource: &Arc<Resource>,
-        _subresource: &str,
-        _body: Body,
-    ) -> Result<Response> {
-        Err(error::ApiError::not_implemented("this subresource is not served"))
-    }
-
-    async fn review(&self, _call: &Call, _resource: &Resource, _object: &Value) -> Result<Option<Value>> {
-        Ok(None)
+    fn metrics(&self) -> String {
+        let objects = self.store.counts();
+        let mut text = String::from("# TYPE apiserver_storage_objects gauge\n");
+        for (resource, count) in objects {
+            text.push_str(&format!(
+                "apiserver_storage_objects{{resource=\"{resource}\"}} {count}\n"
+            ));
+        }
+        text
     }
 }
+
+/// Issuer of ServiceAccount tokens, and their default audience.
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 #[cfg(test)]
 mod tests;

@@ -124,6 +124,7 @@ impl Write<'_> {
             )));
         }
         self.prune(&mut object)?;
+        shape::check_types(resource, &object)?;
         let now = self.cluster.now();
         let metadata = meta::of(&mut object);
         for field in [
@@ -162,14 +163,21 @@ impl Write<'_> {
                 meta::of(&mut object).insert("name".to_owned(), format!("{prefix}{}", suffix()).into());
             }
             let name = meta::name(&object).to_owned();
-            let mut causes = meta_causes(resource, &object, None);
-            causes.extend(kinds::validate(resource, &object, None));
+            let mut causes = meta_causes(&object, None);
             causes.extend(shape::validate(resource, &object, None));
             if !causes.is_empty() {
+                if name.is_empty() {
+                    causes.truncate(1);
+                }
                 return Err(self.invalid(&name, causes));
             }
             self.cluster.admit_validating(self, None, Some(&object)).await?;
-            let object = self.call.own(self.resource, None, object.clone());
+            let object = self.call.own(
+                self.resource,
+                None,
+                object.clone(),
+                (self.cluster.options.clock)(),
+            );
             match self.put(self.key(&name), object, Expect::Absent).await {
                 Err(WriteError::Exists) if attempts > 0 => {}
                 Err(WriteError::Exists) if generated => {
@@ -234,6 +242,7 @@ impl Write<'_> {
                 }
             }
             self.prune(&mut object)?;
+            shape::check_types(resource, &object)?;
             match self.replace(name, &stored, &current, object).await {
                 Err(Replace::Refused(error)) => return Err(error),
                 Err(Replace::Overtaken) if client_asked => return Err(ApiError::outdated(resource, name)),
@@ -259,8 +268,10 @@ impl Write<'_> {
                 if resource.has("status") {
                     copy(current, &mut object, "status");
                 }
-                kinds::prepare_update(resource, current, &mut object);
+                kinds::prepare_update(self.cluster, resource, current, &mut object)?;
             }
+            // What these change was computed from the object itself.
+            Some("scale" | "binding") => {}
             Some(subresource) => object = kinds::only(subresource, current, object),
         }
         shape::default(resource, &mut object);
@@ -269,7 +280,10 @@ impl Write<'_> {
             .await?;
         keep_system_metadata(current, &mut object);
         shape::default(resource, &mut object);
-        if subresource.is_none() && resource.has_generation() && desired_differs(resource, current, &object) {
+        if !matches!(subresource, Some("status" | "binding"))
+            && resource.has_generation()
+            && desired_differs(resource, current, &object)
+        {
             let generation = current
                 .pointer("/metadata/generation")
                 .and_then(Value::as_u64)
@@ -277,8 +291,7 @@ impl Write<'_> {
                 + 1;
             meta::of(&mut object).insert("generation".to_owned(), generation.into());
         }
-        let mut causes = meta_causes(resource, &object, Some(current));
-        causes.extend(kinds::validate(resource, &object, Some(current)));
+        let mut causes = meta_causes(&object, Some(current));
         causes.extend(shape::validate(resource, &object, Some(current)));
         if !causes.is_empty() {
             return Err(self.invalid(name, causes).into());
@@ -286,7 +299,9 @@ impl Write<'_> {
         self.cluster
             .admit_validating(self, Some(current), Some(&object))
             .await?;
-        let object = self.call.own(resource, Some(current), object);
+        let object = self
+            .call
+            .own(resource, Some(current), object, (self.cluster.options.clock)());
         if same(current, &object) {
             return Ok(Written::Updated(stored.clone()));
         }
@@ -315,7 +330,7 @@ impl Write<'_> {
             .cluster
             .store
             .put(&self.resource.store, key, object, expect)?;
-        self.cluster.written(self.resource);
+        self.cluster.written(self.resource, &stored);
         Ok(stored)
     }
 
@@ -348,6 +363,7 @@ impl Write<'_> {
             let mut object = current.as_ref().clone();
             let grace = kinds::grace_period(resource, &object, options.grace_period);
             options.propagate(&mut object);
+            kinds::prepare_delete(self.cluster, resource, &mut object);
             let outcome = if grace == 0 && kinds::is_finalized(resource, &object) {
                 self.remove(&stored, object).map(Written::Deleted)
             } else {
@@ -601,67 +617,19 @@ fn same(current: &Value, object: &Value) -> bool {
     timeless(current) == timeless(object)
 }
 
-fn meta_causes(resource: &Resource, object: &Value, current: Option<&Value>) -> Vec<Cause> {
+/// What no schema can say about metadata.
+fn meta_causes(object: &Value, current: Option<&Value>) -> Vec<Cause> {
     let mut causes = Vec::new();
-    let mut invalid = |field: &str, message: String| {
+    let mut add = |reason: &str, field: &str, message: String| {
         causes.push(Cause {
-            reason: "FieldValueInvalid".to_owned(),
+            reason: reason.to_owned(),
             message,
             field: field.to_owned(),
         });
     };
-    if current.is_none() {
-        let name = meta::name(object);
-        if name.is_empty() {
-            causes.push(Cause {
-                reason: "FieldValueRequired".to_owned(),
-                message: "Required value: name or generateName is required".to_owned(),
-                field: "metadata.name".to_owned(),
-            });
-            return causes;
-        }
-        if let Some(why) = kinds::name_problem(resource, name) {
-            invalid("metadata.name", format!("Invalid value: {name:?}: {why}"));
-        }
-    }
-    let map = |field: &str| {
-        object
-            .pointer(&format!("/metadata/{field}"))
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-    };
-    for (key, value) in map("labels") {
-        if !super::selector::is_label_key(key) {
-            invalid(
-                "metadata.labels",
-                format!("Invalid value: {key:?}: {QUALIFIED_NAME}"),
-            );
-        }
-        match value.as_str() {
-            Some(text) if super::selector::is_label_value(text) => {}
-            _ => invalid(
-                "metadata.labels",
-                format!("Invalid value: {value}: {LABEL_VALUE}"),
-            ),
-        }
-    }
-    let mut size = 0;
-    for (key, value) in map("annotations") {
-        if !super::selector::is_label_key(&key.to_lowercase()) {
-            invalid(
-                "metadata.annotations",
-                format!("Invalid value: {key:?}: {QUALIFIED_NAME}"),
-            );
-        }
-        size += key.len() + value.as_str().map_or(0, str::len);
-    }
-    if size > ANNOTATIONS_SIZE_MAX {
-        causes.push(Cause {
-            reason: "FieldValueTooLong".to_owned(),
-            message: format!("Too long: may not be more than {ANNOTATIONS_SIZE_MAX} bytes"),
-            field: "metadata.annotations".to_owned(),
-        });
+    if meta::name(object).is_empty() {
+        let message = "Required value: name or generateName is required";
+        add("FieldValueRequired", "metadata.name", message.to_owned());
     }
     if let Some(current) = current.filter(|_| meta::is_deleting(object)) {
         let known: Vec<&str> = meta::finalizers(current).collect();
@@ -669,27 +637,14 @@ fn meta_causes(resource: &Resource, object: &Value, current: Option<&Value>) -> 
             .filter(|name| !known.contains(name))
             .collect();
         if !added.is_empty() {
-            causes.push(Cause {
-                reason: "FieldValueForbidden".to_owned(),
-                message: format!(
-                    "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
-                ),
-                field: "metadata.finalizers".to_owned(),
-            });
+            let message = format!(
+                "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+            );
+            add("FieldValueForbidden", "metadata.finalizers", message);
         }
     }
     causes
 }
-
-/// Kubernetes' limit for all annotations of an object together.
-const ANNOTATIONS_SIZE_MAX: usize = 256 * 1024;
-
-const QUALIFIED_NAME: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and \
-     end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
-     '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or \
-     '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex \
-     used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 
 /// Five characters without vowels or look-alikes, as Kubernetes generates names.
 pub(crate) fn suffix() -> String {

@@ -33,7 +33,7 @@ pub(crate) struct Selection {
 
 impl Selection {
     pub(crate) fn read(call: &Call, resource: &Resource) -> Result<Self> {
-        let fields = FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default())?;
+        let mut fields = FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default())?;
         for field in fields.fields() {
             let known = matches!(field, "metadata.name" | "metadata.namespace")
                 || resource.selectable.iter().any(|known| known == field);
@@ -43,6 +43,13 @@ impl Selection {
                 )));
             }
         }
+        if resource.group == "events.k8s.io" {
+            // Events are stored in the words of the core group.
+            fields.rename(&[
+                ("regarding.", "involvedObject."),
+                ("reportingController", "reportingComponent"),
+            ]);
+        }
         Ok(Self {
             namespace: call.target.namespace.clone().filter(|_| resource.namespaced),
             labels: LabelSelector::parse(call.query.get("labelSelector").unwrap_or_default())?,
@@ -50,7 +57,6 @@ impl Selection {
         })
     }
 
-    /// The one name in question, for requests on `.../NAME?watch=true` too.
     pub(crate) fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
     }

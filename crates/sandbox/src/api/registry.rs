@@ -3,7 +3,7 @@
 //! The generic handlers know resources only through [`Resource`]. A CRD registers here at run time; nothing else in
 //! the API server distinguishes its resources from built-in ones except where Kubernetes itself does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::error::{ApiError, Result};
 use super::request::Target;
+use crate::schema::{self, Schema};
 use crate::store::ResourceId;
 
 /// One resource in one version.
@@ -26,14 +27,42 @@ pub(crate) struct Resource {
     pub categories: Vec<String>,
     pub namespaced: bool,
     pub verbs: Vec<String>,
-    pub subresources: BTreeSet<String>,
+    pub subresources: Vec<Subresource>,
     /// Shared by all versions, and by groups that are two views of one resource.
     pub store: ResourceId,
     /// Fields that may be selected beside `metadata.name` and `metadata.namespace`.
     pub selectable: Vec<String>,
+    /// Absent only for CRDs that keep unknown fields everywhere.
+    pub schema: Option<Schema>,
+    /// What a CRD's version adds; absent for built-in resources.
+    pub custom: Option<Custom>,
+}
+
+/// What can be done to a part of an object, or to the thing that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Subresource {
+    pub name: String,
+    /// The type that it takes and gives, which may be another than its resource's.
+    pub group: String,
+    pub version: String,
+    pub kind: String,
+    pub verbs: Vec<String>,
+}
+
+/// The parts of a CRD's version that the handlers need beside its names and its schema.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Custom {
+    pub storage_version: String,
+    pub columns: Vec<Value>,
+    /// `specReplicasPath`, `statusReplicasPath`, `labelSelectorPath`.
+    pub scale: Option<Value>,
 }
 
 impl Resource {
+    pub(crate) fn key(&self) -> (String, String, String) {
+        (self.group.clone(), self.version.clone(), self.plural.clone())
+    }
+
     pub(crate) fn api_version(&self) -> String {
         api_version(&self.group, &self.version)
     }
@@ -52,7 +81,13 @@ impl Resource {
     }
 
     pub(crate) fn has(&self, subresource: &str) -> bool {
-        self.subresources.contains(subresource)
+        self.subresource(subresource).is_some()
+    }
+
+    pub(crate) fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources
+            .iter()
+            .find(|subresource| subresource.name == name)
     }
 
     pub(crate) fn is(&self, group: &str, plural: &str) -> bool {
@@ -70,7 +105,7 @@ impl Resource {
             | "admissionregistration.k8s.io"
             | "discovery.k8s.io"
             | "apiextensions.k8s.io" => true,
-            group => !group.ends_with(".k8s.io") || group == "gateway.networking.k8s.io",
+            _ => self.custom.is_some(),
         }
     }
 }
@@ -103,6 +138,15 @@ impl Registry {
         self.table.load_full()
     }
 
+    /// Replaces all resources that CRDs define.
+    pub(crate) fn set_custom(&self, custom: Vec<Resource>) {
+        let mut table = builtin();
+        for resource in custom {
+            table.entry(resource.key()).or_insert_with(|| Arc::new(resource));
+        }
+        self.table.store(Arc::new(table));
+    }
+
     pub(crate) fn find(&self, target: &Target) -> Result<Arc<Resource>> {
         self.lookup(&target.group, &target.version, &target.plural)
             .ok_or_else(ApiError::path_not_found)
@@ -116,113 +160,41 @@ impl Registry {
     }
 }
 
-const ALL_VERBS: [&str; 8] = [
-    "create",
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "update",
-    "watch",
-];
-
-/// `apiVersion kind plural scope subresources short-names categories`, `-` for none.
-const BUILTIN: &str = "
-v1 Binding bindings ns - - create-only
-v1 ConfigMap configmaps ns - cm -
-v1 Endpoints endpoints ns - ep -
-v1 Event events ns - ev -
-v1 LimitRange limitranges ns - limits -
-v1 Namespace namespaces - finalize,status ns -
-v1 Node nodes - proxy,status no -
-v1 PersistentVolumeClaim persistentvolumeclaims ns status pvc -
-v1 PodTemplate podtemplates ns - - -
-v1 Pod pods ns attach,binding,ephemeralcontainers,eviction,exec,log,portforward,proxy,status po all
-v1 ReplicationController replicationcontrollers ns scale,status rc all
-v1 ResourceQuota resourcequotas ns status quota -
-v1 Secret secrets ns - - -
-v1 ServiceAccount serviceaccounts ns token sa -
-v1 Service services ns proxy,status svc all
-admissionregistration.k8s.io/v1 MutatingWebhookConfiguration mutatingwebhookconfigurations - - - api-extensions
-admissionregistration.k8s.io/v1 ValidatingWebhookConfiguration validatingwebhookconfigurations - - - api-extensions
-apiextensions.k8s.io/v1 CustomResourceDefinition customresourcedefinitions - status crd,crds api-extensions
-apps/v1 ControllerRevision controllerrevisions ns - - -
-apps/v1 DaemonSet daemonsets ns status ds all
-apps/v1 Deployment deployments ns scale,status deploy all
-apps/v1 ReplicaSet replicasets ns scale,status rs all
-apps/v1 StatefulSet statefulsets ns scale,status sts all
-authentication.k8s.io/v1 SelfSubjectReview selfsubjectreviews - - - create-only
-authentication.k8s.io/v1 TokenReview tokenreviews - - - create-only
-authorization.k8s.io/v1 LocalSubjectAccessReview localsubjectaccessreviews ns - - create-only
-authorization.k8s.io/v1 SelfSubjectAccessReview selfsubjectaccessreviews - - - create-only
-authorization.k8s.io/v1 SelfSubjectRulesReview selfsubjectrulesreviews - - - create-only
-authorization.k8s.io/v1 SubjectAccessReview subjectaccessreviews - - - create-only
-autoscaling/v2 HorizontalPodAutoscaler horizontalpodautoscalers ns status hpa all
-batch/v1 CronJob cronjobs ns status cj all
-batch/v1 Job jobs ns status - all
-coordination.k8s.io/v1 Lease leases ns - - -
-discovery.k8s.io/v1 EndpointSlice endpointslices ns - - -
-events.k8s.io/v1 Event events ns - ev -
-networking.k8s.io/v1 IngressClass ingressclasses - - - -
-networking.k8s.io/v1 Ingress ingresses ns status ing -
-networking.k8s.io/v1 NetworkPolicy networkpolicies ns - netpol -
-policy/v1 PodDisruptionBudget poddisruptionbudgets ns status pdb -
-rbac.authorization.k8s.io/v1 ClusterRoleBinding clusterrolebindings - - - -
-rbac.authorization.k8s.io/v1 ClusterRole clusterroles - - - -
-rbac.authorization.k8s.io/v1 RoleBinding rolebindings ns - - -
-rbac.authorization.k8s.io/v1 Role roles ns - - -
-scheduling.k8s.io/v1 PriorityClass priorityclasses - - pc -
-";
-
 fn builtin() -> Table {
-    let words = |text: &str| -> Vec<String> {
-        text.split(',')
-            .filter(|word| *word != "-")
-            .map(str::to_owned)
-            .collect()
+    let owned = |texts: &[&str]| {
+        texts
+            .iter()
+            .map(|text| (*text).to_owned())
+            .collect::<Vec<String>>()
     };
-    BUILTIN
-        .lines()
-        .filter_map(|line| {
-            let [api_version, kind, plural, scope, subresources, short, categories] =
-                line.split_whitespace().collect::<Vec<_>>()[..]
-            else {
-                return None;
-            };
-            let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-            let create_only = categories == "create-only";
-            let verbs = if create_only {
-                &ALL_VERBS[..1]
-            } else {
-                &ALL_VERBS[..]
-            };
+    schema::builtin()
+        .resources()
+        .map(|facts| {
+            let subresources = facts.subresources.iter().map(|sub| Subresource {
+                name: sub.name.to_owned(),
+                group: sub.group.to_owned(),
+                version: sub.version.to_owned(),
+                kind: sub.kind.to_owned(),
+                verbs: owned(sub.verbs),
+            });
             let resource = Resource {
-                group: group.to_owned(),
-                version: version.to_owned(),
-                kind: kind.to_owned(),
-                list_kind: format!("{kind}List"),
-                plural: plural.to_owned(),
-                singular: kind.to_lowercase(),
-                short_names: words(short),
-                categories: if create_only {
-                    Vec::new()
-                } else {
-                    words(categories)
-                },
-                namespaced: scope == "ns",
-                verbs: verbs.iter().map(|verb| (*verb).to_owned()).collect(),
-                subresources: words(subresources).into_iter().collect(),
-                store: store_id(group, plural),
-                selectable: selectable(group, plural)
-                    .iter()
-                    .map(|field| (*field).to_owned())
-                    .collect(),
+                group: facts.group.to_owned(),
+                version: facts.version.to_owned(),
+                kind: facts.kind.to_owned(),
+                list_kind: facts.list_kind.to_owned(),
+                plural: facts.plural.to_owned(),
+                singular: facts.singular.to_owned(),
+                short_names: owned(facts.short_names),
+                categories: owned(facts.categories),
+                namespaced: facts.namespaced,
+                verbs: owned(facts.verbs),
+                subresources: subresources.collect(),
+                store: store_id(facts.group, facts.plural),
+                selectable: owned(selectable(facts.group, facts.plural)),
+                schema: Schema::for_kind(facts.group, facts.version, facts.kind),
+                custom: None,
             };
-            Some((
-                (group.to_owned(), version.to_owned(), plural.to_owned()),
-                Arc::new(resource),
-            ))
+            (resource.key(), Arc::new(resource))
         })
         .collect()
 }

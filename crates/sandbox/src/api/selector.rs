@@ -122,6 +122,26 @@ impl LabelSelector {
     }
 }
 
+impl std::fmt::Display for LabelSelector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, (key, requirement)) in self.0.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            match requirement {
+                Requirement::In(values) if values.len() == 1 => {
+                    write!(f, "{comma}{key}={}", values.concat())?
+                }
+                Requirement::In(values) => write!(f, "{comma}{key} in ({})", values.join(","))?,
+                Requirement::NotIn(values) => write!(f, "{comma}{key} notin ({})", values.join(","))?,
+                Requirement::Exists => write!(f, "{comma}{key}")?,
+                Requirement::Absent => write!(f, "{comma}!{key}")?,
+                Requirement::Greater(bound) => write!(f, "{comma}{key}>{bound}")?,
+                Requirement::Less(bound) => write!(f, "{comma}{key}<{bound}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 fn split_outside_parentheses(text: &str) -> Vec<&str> {
     let (mut parts, mut start, mut depth) = (Vec::new(), 0, 0usize);
     for (at, character) in text.char_indices() {
@@ -197,15 +217,6 @@ pub(crate) fn is_label_value(value: &str) -> bool {
         && alphanumeric(value.chars().next_back())
 }
 
-pub(crate) fn is_dns_label(name: &str) -> bool {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    !name.is_empty()
-        && name.len() <= 63
-        && name.chars().all(|c| inner(c) || c == '-')
-        && name.starts_with(inner)
-        && name.ends_with(inner)
-}
-
 pub(crate) fn is_dns_subdomain(name: &str) -> bool {
     // Unlike a label, a part of a subdomain may be longer than 63 characters.
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -240,6 +251,15 @@ impl FieldSelector {
             terms.push((field.trim().to_owned(), equal, unescape(value)));
         }
         Ok(Self(terms))
+    }
+
+    /// Replaces beginnings of field names.
+    pub(crate) fn rename(&mut self, names: &[(&str, &str)]) {
+        for (field, _, _) in &mut self.0 {
+            if let Some((from, to)) = names.iter().find(|(from, _)| field.starts_with(from)) {
+                *field = field.replacen(from, to, 1);
+            }
+        }
     }
 
     /// Selects one object.

@@ -164,7 +164,11 @@ async fn an_old_revision_is_gone_and_a_future_one_times_out() {
     let cluster = cluster();
     cluster.store.forget();
     let (code, gone) = get(&cluster, &format!("{MAPS}?watch=true&resourceVersion=1")).await;
-    assert_eq!((code, &gone["reason"]), (410, &json!("Expired")));
+    assert_eq!((code, &gone["type"]), (200, &json!("ERROR")));
+    assert_eq!(
+        (&gone["object"]["code"], &gone["object"]["reason"]),
+        (&json!(410), &json!("Expired"))
+    );
     let (code, future) = get(&cluster, &format!("{MAPS}?resourceVersion=1000000")).await;
     assert_eq!(
         (code, &future["details"]["causes"][0]["reason"]),
@@ -219,7 +223,9 @@ async fn a_finalizer_holds_a_deleted_object_until_it_is_removed() {
 #[tokio::test]
 async fn a_namespace_stays_until_it_is_finalized() {
     let cluster = cluster();
-    let path = "/api/v1/namespaces/default";
+    let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "a" } });
+    send(&cluster, "POST", "/api/v1/namespaces", JSON, namespace).await;
+    let path = "/api/v1/namespaces/a";
     send(&cluster, "DELETE", path, JSON, Value::Null).await;
     let (_, mut namespace) = get(&cluster, path).await;
     assert_eq!(namespace["status"]["phase"], "Terminating");
@@ -287,4 +293,333 @@ async fn discovery_is_served_in_both_forms() {
             .iter()
             .any(|group| { group.metadata.as_ref().and_then(|meta| meta.name.as_deref()) == Some("apps") })
     );
+}
+
+const CRD: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
+fn definition() -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": "ropes.x.io" },
+        "spec": {
+            "group": "x.io", "scope": "Namespaced", "names": { "kind": "Rope", "plural": "ropes" },
+            "versions": [
+                { "name": "v1", "served": true, "storage": true, "subresources": { "status": {}, "scale": {
+                    "specReplicasPath": ".spec.strands", "statusReplicasPath": ".status.strands" } },
+                  "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } } },
+                { "name": "v1beta1", "served": true, "storage": false,
+                  "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } } },
+            ],
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_definition_serves_its_resource_at_once_and_takes_it_away_again() {
+    let cluster = cluster();
+    let (code, established) = send(&cluster, "POST", CRD, JSON, definition()).await;
+    assert_eq!(code, 201, "{established}");
+    assert_eq!(established["status"]["conditions"][1]["status"], "True");
+    let path = "/apis/x.io/v1/namespaces/default/ropes";
+    let rope = json!({ "apiVersion": "x.io/v1", "kind": "Rope", "metadata": { "name": "a" }, "spec": { "strands": 3 } });
+    assert_eq!(send(&cluster, "POST", path, JSON, rope).await.0, 201);
+    let (_, beta) = get(&cluster, "/apis/x.io/v1beta1/namespaces/default/ropes/a").await;
+    assert_eq!(
+        (&beta["apiVersion"], &beta["spec"]["strands"]),
+        (&json!("x.io/v1beta1"), &json!(3))
+    );
+    let (_, scale) = get(&cluster, &format!("{path}/a/scale")).await;
+    assert_eq!(scale["spec"]["replicas"], 3);
+    let merge = "application/merge-patch+json";
+    let (code, _) = send(
+        &cluster,
+        "PATCH",
+        &format!("{path}/a/scale"),
+        merge,
+        json!({ "spec": { "replicas": 5 } }),
+    )
+    .await;
+    assert_eq!(code, 200);
+    let (_, rope) = get(&cluster, &format!("{path}/a")).await;
+    assert_eq!(
+        (&rope["spec"]["strands"], &rope["metadata"]["generation"]),
+        (&json!(5), &json!(2))
+    );
+    assert_eq!(
+        send(
+            &cluster,
+            "DELETE",
+            &format!("{CRD}/ropes.x.io"),
+            JSON,
+            Value::Null
+        )
+        .await
+        .0,
+        200
+    );
+    assert_eq!(get(&cluster, path).await.0, 404);
+    assert_eq!(send(&cluster, "POST", CRD, JSON, definition()).await.0, 201);
+    assert_eq!(get(&cluster, path).await.1["items"], json!([]));
+}
+
+async fn send_as(
+    cluster: &Arc<Cluster>,
+    identity: Identity,
+    method: &str,
+    uri: &str,
+    body: Value,
+) -> (u16, Value) {
+    let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+    let (parts, ()) = request.into_parts();
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    let response = cluster.answer(parts, body::full(body), identity).await;
+    let status = response.status().as_u16();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn permissions_come_from_roles_and_bindings() {
+    let cluster = cluster();
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let user = || Identity::new("jane", &[]);
+    let (code, denied) = send_as(&cluster, user(), "GET", MAPS, Value::Null).await;
+    assert_eq!(code, 403);
+    assert_eq!(
+        denied["message"],
+        "configmaps is forbidden: User \"jane\" cannot list resource \"configmaps\" in API group \"\" in the namespace \"default\""
+    );
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": { "name": "b" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view" },
+        "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane" }],
+    });
+    let bindings = format!("{rbac}/namespaces/default/rolebindings");
+    assert_eq!(send(&cluster, "POST", &bindings, JSON, binding).await.0, 201);
+    for (method, uri, expected) in [
+        ("GET", MAPS, 200),
+        ("GET", "/api/v1/namespaces/default/secrets", 403),
+        ("GET", "/api/v1/namespaces/kube-system/configmaps", 403),
+        ("GET", "/api/v1/configmaps", 403),
+        ("DELETE", MAPS, 403),
+        ("GET", "/apis", 200),
+        ("GET", "/metrics", 403),
+    ] {
+        assert_eq!(
+            send_as(&cluster, user(), method, uri, Value::Null).await.0,
+            expected,
+            "{method} {uri}"
+        );
+    }
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": { "resourceAttributes": { "verb": "list", "resource": "pods", "namespace": "default" } },
+    });
+    let uri = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let (code, answer) = send_as(&cluster, user(), "POST", uri, review).await;
+    assert_eq!(
+        (code, &answer["status"]["allowed"]),
+        (201, &json!(true)),
+        "{answer}"
+    );
+}
+
+fn account(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name } })
+}
+
+async fn review(cluster: &Arc<Cluster>, token: &str, audiences: &[&str]) -> Value {
+    let review = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+        "spec": { "token": token, "audiences": audiences },
+    });
+    let uri = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let (code, answer) = send(cluster, "POST", uri, JSON, review).await;
+    assert_eq!(code, 201);
+    answer["status"].clone()
+}
+
+#[tokio::test]
+async fn a_token_is_believed_for_its_audience_while_its_account_and_pod_exist() {
+    let cluster = cluster();
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    send(&cluster, "POST", accounts, JSON, account("web")).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let (code, pod) = send(
+        &cluster,
+        "POST",
+        pods,
+        JSON,
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" },
+            "spec": { "serviceAccountName": "web", "containers": [{ "name": "c", "image": "i" }] },
+        }),
+    )
+    .await;
+    assert_eq!(code, 201, "{pod}");
+    let mounts = &pod["spec"]["containers"][0]["volumeMounts"];
+    assert_eq!(
+        mounts[0]["mountPath"],
+        "/var/run/secrets/kubernetes.io/serviceaccount"
+    );
+    let (code, answer) = send(&cluster, "POST", &format!("{accounts}/web/token"), JSON, json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": { "audiences": ["mesh"], "boundObjectRef": { "kind": "Pod", "apiVersion": "v1", "name": "p" } },
+    }))
+    .await;
+    assert_eq!(code, 201, "{answer}");
+    let token = answer["status"]["token"].as_str().unwrap();
+    let good = review(&cluster, token, &["other", "mesh"]).await;
+    assert_eq!(good["authenticated"], true, "{good}");
+    assert_eq!(good["user"]["username"], "system:serviceaccount:default:web");
+    assert_eq!(good["audiences"], json!(["mesh"]));
+    assert_eq!(
+        good["user"]["extra"]["authentication.kubernetes.io/pod-name"],
+        json!(["p"])
+    );
+    for audiences in [&[][..], &["other"][..]] {
+        assert_ne!(review(&cluster, token, audiences).await["authenticated"], true);
+    }
+    assert_ne!(
+        review(&cluster, &format!("{token}x"), &["mesh"]).await["authenticated"],
+        true
+    );
+    send(&cluster, "DELETE", &format!("{pods}/p"), JSON, Value::Null).await;
+    assert_ne!(review(&cluster, token, &["mesh"]).await["authenticated"], true);
+}
+
+#[tokio::test]
+async fn a_token_secret_is_filled_and_dies_with_its_account() {
+    use base64::Engine as _;
+    let cluster = cluster();
+    send(
+        &cluster,
+        "POST",
+        "/api/v1/namespaces/default/serviceaccounts",
+        JSON,
+        account("link"),
+    )
+    .await;
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let (code, secret) = send(
+        &cluster,
+        "POST",
+        secrets,
+        JSON,
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": { "name": "s", "annotations": { "kubernetes.io/service-account.name": "link" } },
+        }),
+    )
+    .await;
+    assert_eq!(code, 201, "{secret}");
+    let token = base64::engine::general_purpose::STANDARD
+        .decode(secret["data"]["token"].as_str().unwrap())
+        .unwrap();
+    let token = String::from_utf8(token).unwrap();
+    assert_eq!(review(&cluster, &token, &[]).await["authenticated"], true);
+    send(
+        &cluster,
+        "DELETE",
+        "/api/v1/namespaces/default/serviceaccounts/link",
+        JSON,
+        Value::Null,
+    )
+    .await;
+    assert_ne!(review(&cluster, &token, &[]).await["authenticated"], true);
+    assert_eq!(get(&cluster, &format!("{secrets}/s")).await.0, 404);
+}
+
+#[tokio::test]
+async fn server_side_apply_creates_owns_and_conflicts() {
+    let cluster = cluster();
+    let path = |manager: &str, force: bool| format!("{MAPS}/a?fieldManager={manager}&force={force}");
+    let apply = "application/apply-patch+yaml";
+    let config = |value: &str| json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "k": value } });
+    let (code, created) = send(&cluster, "PATCH", &path("one", false), apply, config("1")).await;
+    assert_eq!(code, 201, "{created}");
+    assert_eq!(created["metadata"]["managedFields"][0]["manager"], "one");
+    let (_, again) = send(&cluster, "PATCH", &path("one", false), apply, config("1")).await;
+    assert_eq!(again, created, "applying the same again changes nothing");
+    let (code, conflict) = send(&cluster, "PATCH", &path("two", false), apply, config("2")).await;
+    assert_eq!(code, 409);
+    assert_eq!(conflict["details"]["causes"][0]["reason"], "FieldManagerConflict");
+    let (code, forced) = send(&cluster, "PATCH", &path("two", true), apply, config("2")).await;
+    assert_eq!((code, &forced["data"]["k"]), (200, &json!("2")));
+}
+
+#[tokio::test]
+async fn a_streaming_list_marks_the_end_of_what_was_there() {
+    let cluster = cluster();
+    send(&cluster, "POST", MAPS, JSON, map("a", json!({}))).await;
+    let query = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1";
+    let (_, body) = get(&cluster, &format!("{MAPS}?{query}")).await;
+    let text = body.as_str().unwrap();
+    let events: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        (&events[0]["type"], &events[0]["object"]["metadata"]["name"]),
+        (&json!("ADDED"), &json!("a"))
+    );
+    assert_eq!(events[1]["type"], "BOOKMARK");
+    assert_eq!(
+        events[1]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"],
+        "true"
+    );
+}
+
+#[tokio::test]
+async fn a_kubernetes_rs_reflector_survives_interruptions_with_the_right_state() {
+    use kube::runtime::{WatchStreamExt as _, reflector, watcher};
+    tokio::time::pause();
+    let cluster = cluster();
+    let api: Api<ConfigMap> = Api::default_namespaced(cluster.client(Identity::admin()));
+    let (reader, writer) = reflector::store();
+    let watcher = watcher(api.clone(), watcher::Config::default()).default_backoff();
+    let task = tokio::spawn(reflector(writer, watcher).for_each(|_| std::future::ready(())));
+    for round in 0..20 {
+        api.create(&PostParams::default(), &typed_map(&format!("m{round}")))
+            .await
+            .unwrap();
+        if round % 2 == 1 {
+            api.delete(&format!("m{}", round - 1), &DeleteParams::default())
+                .await
+                .unwrap();
+        }
+        if round % 3 == 0 {
+            cluster.interrupt(Duration::from_millis(0));
+        }
+        tokio::task::yield_now().await;
+    }
+    let expected: Vec<String> = cluster
+        .store
+        .list(&"configmaps".into())
+        .objects
+        .keys()
+        .map(|key| key.name.clone())
+        .collect();
+    let settled = async {
+        loop {
+            let mut names: Vec<String> = reader
+                .state()
+                .iter()
+                .filter_map(|map| map.metadata.name.clone())
+                .collect();
+            names.sort();
+            if names == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), settled)
+        .await
+        .expect("the reflector catches up");
+    task.abort();
 }

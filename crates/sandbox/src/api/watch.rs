@@ -295,6 +295,13 @@ impl Watch {
     }
 }
 
+/// A whole stream that only says why there is none.
+pub(crate) fn error_event(error: &ApiError) -> Bytes {
+    let mut chunk = BytesMut::new();
+    line(&mut chunk, "ERROR", error.status().to_string().as_bytes());
+    chunk.freeze()
+}
+
 fn line(chunk: &mut BytesMut, kind: &str, object: &[u8]) {
     chunk.reserve(object.len() + 40);
     chunk.put_slice(b"{\"type\":\"");

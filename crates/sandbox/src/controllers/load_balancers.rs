@@ -30,7 +30,14 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
         if !wants_address(service) {
             if !current.is_empty() && !has_foreign_class(service) {
                 let patch = json!({ "status": { "loadBalancer": { "ingress": null } } });
-                plan.patch_status(&scope, scope.clone(), patch);
+                plan.act(
+                    &scope,
+                    Write::Patch {
+                        target: scope.clone(),
+                        subresource: Some("status"),
+                        patch,
+                    },
+                );
             }
             continue;
         }

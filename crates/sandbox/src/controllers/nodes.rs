@@ -7,7 +7,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
-use super::plan::{Manner, Plan, Reference, View, set_condition};
+use super::plan::{Manner, Plan, Reference, View, Write, set_condition};
 use super::pods::{after, is_ready, is_terminating};
 use super::snapshot::{Key, Resource, Target};
 
@@ -34,12 +34,24 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
                     resource: Resource::of::<Node>(),
                     key: Key::new("", name),
                 };
-                vec![Reference::any(target)]
+                vec![Reference {
+                    target,
+                    uid: String::new(),
+                }]
             }
             _ => continue,
         };
         let target = Target::of(&**pod);
-        plan.delete_unless(&target, target.clone(), &pod.metadata, Manner::AtOnce, unless);
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        plan.act(
+            &target,
+            Write::Delete {
+                target: target.clone(),
+                uid,
+                unless,
+                manner: Manner::AtOnce,
+            },
+        );
     }
 }
 
@@ -64,7 +76,14 @@ fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
         let told = ("NodeStatusUnknown", "Kubelet stopped posting node status.");
         if set_condition(&mut conditions, plan.now, "Ready", "Unknown", told) {
             let patch = json!({ "status": { "conditions": conditions } });
-            plan.patch_status(&scope, scope.clone(), patch);
+            plan.act(
+                &scope,
+                Write::Patch {
+                    target: scope.clone(),
+                    subresource: Some("status"),
+                    patch,
+                },
+            );
         }
         for pod in view
             .snapshot
@@ -80,7 +99,14 @@ fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
             let told = ("NodeNotReady", "The node stopped reporting.");
             set_condition(&mut conditions, plan.now, "Ready", "False", told);
             let patch = json!({ "status": { "conditions": conditions } });
-            plan.patch_status(&target, target.clone(), patch);
+            plan.act(
+                &target,
+                Write::Patch {
+                    target: target.clone(),
+                    subresource: Some("status"),
+                    patch,
+                },
+            );
         }
     }
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
@@ -99,7 +125,14 @@ fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
     taints.extend(wanted.map(|key| json!({ "key": key, "effect": "NoSchedule" })));
     let version = &node.metadata.resource_version;
     let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
-    plan.patch(&scope, scope.clone(), patch);
+    plan.act(
+        &scope,
+        Write::Patch {
+            target: scope.clone(),
+            subresource: None,
+            patch,
+        },
+    );
 }
 
 fn is_on(pod: &Pod, node: &str) -> bool {

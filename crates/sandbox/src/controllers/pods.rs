@@ -131,10 +131,7 @@ pub(crate) fn create(
             resource: Resource::of::<Pod>(),
             object: pod,
         },
-        Note {
-            refusal: Some("FailedCreate"),
-            ..note
-        },
+        note,
     );
 }
 
@@ -178,6 +175,5 @@ pub(crate) fn note(
         reason,
         message,
         regarding_uid,
-        refusal: None,
     }
 }

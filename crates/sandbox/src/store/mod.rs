@@ -364,6 +364,16 @@ impl Store {
             .subscribe()
     }
 
+    /// How many objects each resource has.
+    pub fn counts(&self) -> BTreeMap<ResourceId, usize> {
+        let inner = self.lock();
+        inner
+            .resources
+            .iter()
+            .map(|(resource, found)| (resource.clone(), found.objects.len()))
+            .collect()
+    }
+
     /// Waits until the store has reached a revision.
     pub async fn reached(&self, revision: u64) {
         // Only clients that quote another cluster's revision wait here, for at most their deadline; polling spares
