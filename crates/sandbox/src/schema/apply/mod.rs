@@ -64,6 +64,12 @@ pub fn apply(
             "metadata.managedFields must be nil".to_owned(),
         ));
     }
+    // Compared with the live object, so in the same spelling; who must name unknown fields asks `prune` before.
+    let mut config = config.clone();
+    if let Some(schema) = schema {
+        schema.prune(&mut config);
+    }
+    let config = &config;
     let at = schema.map_or_else(untyped, Schema::root);
     typed::check(at, config)
         .map_err(|fault| ApplyError::Malformed(format!("failed to create typed patch object: {fault}")))?;

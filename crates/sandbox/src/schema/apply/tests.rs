@@ -198,6 +198,14 @@ fn a_port_without_protocol_is_a_tcp_port() {
 }
 
 #[test]
+fn the_same_quantity_in_other_words_is_no_conflict() {
+    let limited = |cpu: Value| containers(json!([{"name": "a", "resources": {"limits": {"cpu": cpu}}}]));
+    let live = applied(None, limited(json!("500m")), "one");
+    let live = applied(Some(&live), limited(json!(0.5)), "two");
+    assert_eq!(live["spec"], limited(json!("500m")));
+}
+
+#[test]
 fn elements_twice_or_without_key_are_refused() {
     for (list, fault) in [
         (
