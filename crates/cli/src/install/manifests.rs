@@ -699,6 +699,21 @@ mod tests {
     }
 
     #[test]
+    fn kubernetes_knows_every_field_and_accepts_every_value() {
+        use hawser_sandbox::schema::Schema;
+        for mut object in render(&mesh()) {
+            let api_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
+            let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+            let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+            let schema = Schema::for_kind(group, version, &kind).expect("only built-in kinds are rendered");
+            schema.default_(&mut object);
+            assert_eq!(schema.prune(&mut object), [""; 0], "{}", name(&object));
+            let causes = schema.validate(&object, None);
+            assert!(causes.is_empty(), "{}: {causes:?}", name(&object));
+        }
+    }
+
+    #[test]
     fn every_program_accepts_the_arguments_that_it_is_given() {
         for object in render(&mesh())
             .iter()
