@@ -54,6 +54,11 @@ impl Schema {
             schema: schema.clone(),
             patterns: reader.patterns,
         };
+        let mut causes = Vec::new();
+        custom.check_defaults(schema, &at, &mut causes);
+        if !causes.is_empty() {
+            return Err(causes);
+        }
         Ok(Self::of_crd(reader.tree, root, custom))
     }
 }
@@ -354,6 +359,26 @@ impl Custom {
         }
         self.check(&self.schema, object, &root, Place::Resource, &mut causes);
         causes
+    }
+
+    /// A default must be a value that the schema accepts.
+    fn check_defaults(&self, schema: &Value, at: &Path, causes: &mut Vec<Cause>) {
+        if let Some(default) = schema.get("default").filter(|default| !default.is_null()) {
+            self.check(schema, default, &at.field("default"), Place::Structure, causes);
+        }
+        for (name, property) in schema
+            .get("properties")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
+            self.check_defaults(property, &at.field("properties").key(name), causes);
+        }
+        for name in ["items", "additionalProperties"] {
+            if let Some(inner) = schema.get(name) {
+                self.check_defaults(inner, &at.field(name), causes);
+            }
+        }
     }
 
     fn check(&self, schema: &Value, value: &Value, at: &Path, place: Place, causes: &mut Vec<Cause>) {

@@ -4,6 +4,56 @@
 
 /// The canonical spelling of a quantity, or `None` if it is not one.
 pub fn canonical(text: &str) -> Option<String> {
+    let Parsed {
+        negative,
+        mantissa,
+        exponent,
+        form,
+    } = parse(text)?;
+    let spelled = match form {
+        Form::Binary(power) => binary(mantissa, exponent, power)?,
+        form => decimal(mantissa, exponent, &form),
+    };
+    Some(signed(negative, spelled))
+}
+
+/// The amount in billionths, rounded up; what can't be that large is no quantity here.
+pub fn nanos(text: &str) -> Option<i128> {
+    let Parsed {
+        negative,
+        mantissa,
+        exponent,
+        form,
+    } = parse(text)?;
+    let scaled = match form {
+        Form::Binary(power) => mantissa.checked_mul(1_i128.checked_shl(10 * power)?)?,
+        Form::Decimal | Form::Exponent => mantissa,
+    };
+    let power = exponent + 9;
+    let factor = 10_i128.checked_pow(power.unsigned_abs())?;
+    let amount = if power < 0 {
+        scaled.checked_add(factor - 1)? / factor
+    } else {
+        scaled.checked_mul(factor)?
+    };
+    Some(if negative { -amount } else { amount })
+}
+
+/// `mantissa * 10^exponent`, for binary forms also times `1024^power`.
+struct Parsed {
+    negative: bool,
+    mantissa: i128,
+    exponent: i32,
+    form: Form,
+}
+
+enum Form {
+    Decimal,
+    Exponent,
+    Binary(u32),
+}
+
+fn parse(text: &str) -> Option<Parsed> {
     let number_end = text
         .find(|c: char| !c.is_ascii_digit() && !"+-.".contains(c))
         .unwrap_or(text.len());
@@ -22,42 +72,33 @@ pub fn canonical(text: &str) -> Option<String> {
         return None;
     }
     let mantissa: i128 = format!("0{whole}{fraction}").parse().ok()?;
-    let mut exponent = -i32::try_from(fraction.len()).ok()?;
-    let form = match suffix {
+    let fraction_digits = i32::try_from(fraction.len()).ok()?;
+    let (form, power) = match suffix {
         "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei" => {
             let power = 1 + "KMGTPE".find(suffix.get(..1)?)?;
-            return Some(signed(
-                negative,
-                binary(mantissa, exponent, u32::try_from(power).ok()?)?,
-            ));
+            (Form::Binary(u32::try_from(power).ok()?), 0)
         }
-        "n" => Form::Decimal(-9),
-        "u" => Form::Decimal(-6),
-        "m" => Form::Decimal(-3),
-        "" => Form::Decimal(0),
-        "k" => Form::Decimal(3),
-        "M" => Form::Decimal(6),
-        "G" => Form::Decimal(9),
-        "T" => Form::Decimal(12),
-        "P" => Form::Decimal(15),
-        "E" => Form::Decimal(18),
+        "n" => (Form::Decimal, -9),
+        "u" => (Form::Decimal, -6),
+        "m" => (Form::Decimal, -3),
+        "" => (Form::Decimal, 0),
+        "k" => (Form::Decimal, 3),
+        "M" => (Form::Decimal, 6),
+        "G" => (Form::Decimal, 9),
+        "T" => (Form::Decimal, 12),
+        "P" => (Form::Decimal, 15),
+        "E" => (Form::Decimal, 18),
         _ => {
-            let power = suffix
-                .strip_prefix(['e', 'E'])?
-                .parse::<i32>()
-                .ok()
-                .filter(|power| power.abs() <= 30)?;
-            Form::Exponent(power)
+            let power = suffix.strip_prefix(['e', 'E'])?.parse::<i32>().ok();
+            (Form::Exponent, power.filter(|power| power.abs() <= 30)?)
         }
     };
-    let (Form::Decimal(power) | Form::Exponent(power)) = form;
-    exponent += power;
-    Some(signed(negative, decimal(mantissa, exponent, &form)))
-}
-
-enum Form {
-    Decimal(i32),
-    Exponent(i32),
+    Some(Parsed {
+        negative,
+        mantissa,
+        exponent: power - fraction_digits,
+        form,
+    })
 }
 
 fn signed(negative: bool, text: String) -> String {
@@ -71,9 +112,9 @@ fn signed(negative: bool, text: String) -> String {
 fn binary(mantissa: i128, exponent: i32, power: u32) -> Option<String> {
     let scaled = mantissa.checked_mul(1_i128.checked_shl(10 * power)?)?;
     let divisor = 10_i128.checked_pow(exponent.unsigned_abs())?;
-    let mut value = (scaled + divisor - 1) / divisor;
+    let mut value = scaled.checked_add(divisor - 1)? / divisor;
     if value < 1024 {
-        return Some(decimal(value, 0, &Form::Decimal(0)));
+        return Some(decimal(value, 0, &Form::Decimal));
     }
     let mut unit = 0;
     while value % 1024 == 0 && unit < 6 {
@@ -104,9 +145,9 @@ fn decimal(mut mantissa: i128, mut exponent: i32, form: &Form) -> String {
         exponent -= 1;
     }
     match form {
-        Form::Exponent(_) if exponent == 0 => mantissa.to_string(),
-        Form::Exponent(_) => format!("{mantissa}e{exponent}"),
-        Form::Decimal(_) => {
+        Form::Exponent if exponent == 0 => mantissa.to_string(),
+        Form::Exponent => format!("{mantissa}e{exponent}"),
+        Form::Decimal | Form::Binary(_) => {
             let suffix = match exponent {
                 -9 => "n",
                 -6 => "u",
@@ -126,7 +167,7 @@ fn decimal(mut mantissa: i128, mut exponent: i32, form: &Form) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::canonical;
+    use super::{canonical, nanos};
 
     #[test]
     fn quantities_take_the_largest_unit_without_fraction() {
@@ -164,5 +205,13 @@ mod tests {
         ] {
             assert_eq!(canonical(given), None, "{given}");
         }
+    }
+
+    #[test]
+    fn amounts_compare_across_forms() {
+        assert_eq!(nanos("0.5"), nanos("500m"));
+        assert_eq!(nanos("1Gi"), nanos("1073741824"));
+        assert!(nanos("1Gi") > nanos("1G"));
+        assert!(nanos("-1") < nanos("0"));
     }
 }

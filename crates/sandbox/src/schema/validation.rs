@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::Schema;
 use super::cause::{Cause, Path};
 use super::names;
+use super::quantity;
 use super::tree::{At, Scalar, Shape};
 
 impl Schema {
@@ -659,6 +660,7 @@ impl Checks {
                 self.invalid(&at.field("mountPath"), path, "must be unique");
             }
         }
+        self.resources(get(container, &["resources"]), &at.field("resources"));
         for (index, variable) in items(get(container, &["env"])) {
             let at = at.field("env").index(index);
             let from = get(variable, &["valueFrom"]);
@@ -677,6 +679,31 @@ impl Checks {
             let probe = get(container, &[name]);
             if !probe.is_null() {
                 self.probe(probe, &at.field(name), name);
+            }
+        }
+    }
+
+    fn resources(&mut self, resources: &Value, at: &Path) {
+        for part in ["limits", "requests"] {
+            for (name, amount) in entries(get(resources, &[part])) {
+                if quantity::nanos(text(amount)).is_some_and(|nanos| nanos < 0) {
+                    self.invalid(
+                        &at.field(part).key(name),
+                        amount,
+                        "must be greater than or equal to 0",
+                    );
+                }
+            }
+        }
+        let limits = get(resources, &["limits"]);
+        for (name, request) in entries(get(resources, &["requests"])) {
+            let limit = limits.get(name).map(text);
+            let (Some(limit), Some(asked)) = (limit, quantity::nanos(text(request))) else {
+                continue;
+            };
+            if quantity::nanos(limit).is_some_and(|most| asked > most) {
+                let detail = format!("must be less than or equal to {name} limit of {limit}");
+                self.invalid(&at.field("requests"), request, &detail);
             }
         }
     }
@@ -1176,6 +1203,21 @@ mod tests {
                 "spec.containers[0].volumeMounts[0].name: Not found: \"dta\"",
                 "spec.containers[1].name: Duplicate value: \"a\"",
                 "spec.containers[1].image: Required value",
+            ]
+        );
+    }
+
+    #[test]
+    fn requests_stay_below_limits() {
+        let resources =
+            json!({"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1G"}});
+        let pod = json!({"metadata": {"name": "p"}, "spec": {
+            "containers": [{"name": "a", "image": "x", "resources": resources}],
+        }});
+        assert_eq!(
+            faults(POD, pod, None),
+            [
+                "spec.containers[0].resources.requests: Invalid value: \"1\": must be less than or equal to cpu limit of 500m"
             ]
         );
     }

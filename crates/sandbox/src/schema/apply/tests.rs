@@ -353,6 +353,42 @@ fn without_schema_objects_merge_and_lists_are_one_value() {
 }
 
 #[test]
+fn lists_of_custom_resources_merge_by_their_keys() {
+    let port = json!({
+        "type": "object",
+        "required": ["port"],
+        "properties": {
+            "port": {"type": "integer"},
+            "protocol": {"type": "string", "default": "TCP"},
+            "name": {"type": "string"},
+        },
+    });
+    let ports = json!({
+        "type": "array",
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["port", "protocol"],
+        "items": port,
+    });
+    let spec = json!({"type": "object", "properties": {"ports": ports}});
+    let schema =
+        Schema::from_crd(&json!({"type": "object", "properties": {"spec": spec}})).expect("it is structural");
+    let object = |ports: Value| json!({"apiVersion": "x/v1", "kind": "X", "metadata": {"name": "x"}, "spec": {"ports": ports}});
+    let apply = |live: Option<&Value>, ports: Value, who: &str| {
+        super::apply(Some(&schema), live, &object(ports), by(who), Conflicts::Refuse).expect("nobody objects")
+    };
+    let live = apply(None, json!([{"port": 80, "name": "a"}]), "one");
+    let live = apply(
+        Some(&live),
+        json!([{"port": 80, "protocol": "UDP"}, {"port": 80, "protocol": "TCP"}]),
+        "two",
+    );
+    assert_eq!(
+        live["spec"]["ports"],
+        json!([{"port": 80, "protocol": "UDP"}, {"port": 80, "protocol": "TCP", "name": "a"}])
+    );
+}
+
+#[test]
 fn status_has_books_of_its_own() {
     let live = applied(None, json!({"replicas": 2}), "one");
     let mut new = live.clone();
