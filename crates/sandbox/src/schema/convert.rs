@@ -76,7 +76,7 @@ fn normalise(scalar: Scalar, value: &mut Value) {
         (Scalar::String, Value::Null) => Some(String::new()),
         (Scalar::Quantity, Value::String(text)) => quantity::canonical(text),
         (Scalar::Quantity, Value::Number(number)) => quantity::canonical(&number.to_string()),
-        (Scalar::Time, Value::String(text)) => text.parse::<Timestamp>().ok().map(|time| time_text(time)),
+        (Scalar::Time, Value::String(text)) => text.parse::<Timestamp>().ok().map(time_text),
         (Scalar::MicroTime, Value::String(text)) => text.parse::<Timestamp>().ok().map(micro_time_text),
         _ => None,
     };

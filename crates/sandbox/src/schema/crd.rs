@@ -776,6 +776,8 @@ fn is_duration(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn schema(spec: Value) -> Schema {
@@ -922,5 +924,93 @@ mod tests {
                 "openAPIV3Schema.properties[spec].properties[c].type: Unsupported value: \"text\": supported values: \"array\", \"boolean\", \"integer\", \"number\", \"object\", \"string\"",
             ]
         );
+    }
+
+    #[test]
+    fn a_default_must_satisfy_its_own_schema() {
+        let refused = Schema::from_crd(&json!({
+            "type": "object",
+            "properties": {"size": {"type": "integer", "minimum": 1, "default": 0}},
+        }));
+        let causes: Vec<String> = refused
+            .expect_err("zero is too small")
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let field = "openAPIV3Schema.properties[size].default";
+        assert_eq!(
+            causes,
+            [format!(
+                "{field}: Invalid value: 0: {field} in body should be greater than or equal to 1"
+            )]
+        );
+    }
+
+    fn any_schema() -> impl Strategy<Value = Value> {
+        let scalar = prop_oneof![
+            Just(json!({"type": "string", "default": "x", "pattern": "^x"})),
+            Just(json!({"type": "integer", "minimum": 1})),
+            Just(json!({"x-kubernetes-int-or-string": true})),
+            Just(json!({"type": "boolean", "nullable": true})),
+            Just(json!({"x-kubernetes-preserve-unknown-fields": true})),
+        ];
+        scalar.prop_recursive(3, 16, 3, |inner| {
+            prop_oneof![
+                prop::collection::btree_map("[a-c]", inner.clone(), 0..3)
+                    .prop_map(|properties| json!({"type": "object", "properties": properties})),
+                inner
+                    .clone()
+                    .prop_map(|values| json!({"type": "object", "additionalProperties": values})),
+                inner
+                    .clone()
+                    .prop_map(|items| json!({"type": "array", "items": items})),
+                (inner.clone(), inner).prop_map(
+                    |(one, other)| json!({"type": "object", "properties": {"a": one}, "anyOf": [other]})
+                ),
+            ]
+        })
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            (0..3).prop_map(Value::from),
+            Just(json!("x"))
+        ];
+        leaf.prop_recursive(4, 24, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
+                prop::collection::btree_map("[a-d]", inner, 0..3)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn pruning_and_defaulting_settle_at_once(spec in any_schema(), value in any_value()) {
+            let schema = schema(spec);
+            let mut once = object(value);
+            schema.prune(&mut once);
+            schema.default_(&mut once);
+            let mut twice = once.clone();
+            prop_assert_eq!(schema.prune(&mut twice), Vec::<String>::new());
+            schema.default_(&mut twice);
+            prop_assert_eq!(once, twice);
+        }
+
+        #[test]
+        fn arbitrary_schemas_and_values_never_panic(schema in any_value(), value in any_value()) {
+            let whole = json!({"type": "object", "properties": {"spec": schema}, "anyOf": schema, "not": value});
+            if let Ok(schema) = Schema::from_crd(&whole) {
+                let mut object = object(value);
+                schema.prune(&mut object);
+                schema.default_(&mut object);
+                schema.validate(&object, None);
+            }
+        }
     }
 }

@@ -73,9 +73,8 @@ impl Schema {
                 const GROUP: &str = "rbac.authorization.k8s.io";
                 set(child(object, "roleRef"), "apiGroup", GROUP);
                 for subject in list(object, "subjects") {
-                    match subject.get("kind").and_then(Value::as_str) {
-                        Some("User" | "Group") => set(subject, "apiGroup", GROUP),
-                        _ => {}
+                    if let Some("User" | "Group") = subject.get("kind").and_then(Value::as_str) {
+                        set(subject, "apiGroup", GROUP);
                     }
                 }
             }

@@ -235,6 +235,9 @@ impl Components {
             ("kind", json!({"type": "string"})),
             ("metadata", reference("meta.v1.ObjectMeta")),
         ] {
+            if !schema["properties"].is_object() {
+                schema["properties"] = json!({});
+            }
             schema["properties"][field] = schema_of_field;
         }
         self.wanted.insert("meta.v1.ObjectMeta");

@@ -21,8 +21,10 @@ pub enum PatchError {
 
 /// More operations than any honest client sends.
 const OPERATIONS_MAX: usize = 10_000;
-/// `copy` can double an object with each operation; this bounds what all of them add.
-const COPIED_BYTES_MAX: usize = 3 << 20;
+/// `copy` can double an object with each operation; this bounds what all of them handle.
+const MOVED_BYTES_MAX: usize = 3 << 20;
+/// As deep as a body may nest.
+const DEPTH_MAX: usize = 128;
 
 /// RFC 6902.
 pub fn json_patch(current: &Value, patch: &Value) -> Result<Value, PatchError> {
@@ -35,20 +37,50 @@ pub fn json_patch(current: &Value, patch: &Value) -> Result<Value, PatchError> {
         )));
     }
     let mut object = current.clone();
-    let mut copied = 0;
+    let mut budget = MOVED_BYTES_MAX;
     for operation in patch.0 {
-        if let json_patch::PatchOperation::Copy(copy) = &operation {
-            copied += object
-                .pointer(copy.from.as_str())
-                .map_or(0, |source| source.to_string().len());
-            if copied > COPIED_BYTES_MAX {
-                return Err(PatchError::Malformed("the JSON patch copies too much".to_owned()));
-            }
-        }
+        bound(&object, &operation, &mut budget)?;
         json_patch::patch_unsafe(&mut object, std::slice::from_ref(&operation))
             .map_err(|error| PatchError::Unprocessable(error.kind.to_string()))?;
     }
     Ok(object)
+}
+
+/// A patch can make an object bigger and deeper than its own text. Everything that walks objects recurses, so depth
+/// is bounded like that of a parsed body.
+fn bound(
+    object: &Value,
+    operation: &json_patch::PatchOperation,
+    budget: &mut usize,
+) -> Result<(), PatchError> {
+    use json_patch::PatchOperation::{Add, Copy, Move, Remove, Replace, Test};
+    let (path, value, moves) = match operation {
+        Add(add) => (&add.path, Some(&add.value), false),
+        Replace(replace) => (&replace.path, Some(&replace.value), false),
+        Copy(copy) => (&copy.path, object.pointer(copy.from.as_str()), true),
+        Move(moved) => (&moved.path, object.pointer(moved.from.as_str()), true),
+        Remove(_) | Test(_) => return Ok(()),
+    };
+    let Some(value) = value else { return Ok(()) };
+    if moves {
+        *budget = budget
+            .checked_sub(value.to_string().len())
+            .ok_or_else(|| PatchError::Malformed("the JSON patch copies or moves too much".to_owned()))?;
+    }
+    if path.tokens().count() + depth(value) > DEPTH_MAX {
+        return Err(PatchError::Malformed(format!(
+            "the JSON patch nests objects more than {DEPTH_MAX} levels deep"
+        )));
+    }
+    Ok(())
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Object(object) => 1 + object.values().map(depth).max().unwrap_or(0),
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// RFC 7386.
@@ -433,6 +465,17 @@ mod tests {
             json_patch(&json!({"a": ["x"]}), &patch),
             Err(PatchError::Malformed(_))
         ));
+    }
+
+    #[test]
+    fn patches_do_not_nest_without_bound() {
+        let operation = json!({"op": "copy", "from": "/a", "path": "/a/b"});
+        let patch = Value::Array(vec![operation; 200]);
+        let error = json_patch(&json!({"a": {}}), &patch).expect_err("each copy adds a level");
+        assert_eq!(
+            error.to_string(),
+            "the JSON patch nests objects more than 128 levels deep"
+        );
     }
 
     fn any_json() -> impl Strategy<Value = Value> {

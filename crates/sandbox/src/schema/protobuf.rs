@@ -504,6 +504,37 @@ mod tests {
         assert!(compared > 35, "only {compared} kinds were compared");
     }
 
+    /// What kubectl 1.33 sends for `create deployment web --image=nginx --replicas=0 --port=80`.
+    const KUBECTL_CREATE_DEPLOYMENT: &[u8] =
+        b"k8s\x00\x0a\x15\x0a\x07apps/v1\x12\x0aDeployment\x12\xb8\x01\x0a\x1f\x0a\x03web\x12\x00\x1a\x00\
+        \"\x00*\x002\x008\x00B\x00Z\x0a\x0a\x03app\x12\x03web\x12\x86\x01\x08\x00\x12\x0c\x0a\x0a\x0a\
+        \x03app\x12\x03web\x1al\x0a\x1c\x0a\x00\x12\x00\x1a\x00\"\x00*\x002\x008\x00B\x00Z\x0a\x0a\x03ap\
+        p\x12\x03web\x12L\x12.\x0a\x05nginx\x12\x05nginx*\x002\x0a\x0a\x00\x10\x00\x18P\"\x00*\x00B\x00j\
+        \x00r\x00\x80\x01\x00\x88\x01\x00\x90\x01\x00\xa2\x01\x00\x1a\x002\x00B\x00J\x00R\x00X\x00`\x00h\
+        \x00\x82\x01\x00\x8a\x01\x00\x9a\x01\x00\xc2\x01\x00\"\x02\x0a\x00(\x008\x00\x1a\x0c\x08\x00\x10\
+        \x00\x18\x00 \x00(\x008\x00\x1a\x00\"\x00";
+
+    #[test]
+    fn kubectl_creates_a_deployment() {
+        let container =
+            json!({"image": "nginx", "name": "nginx", "ports": [{"containerPort": 80}], "resources": {}});
+        assert_eq!(
+            decode(KUBECTL_CREATE_DEPLOYMENT),
+            Ok(json!({
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {"labels": {"app": "web"}, "name": "web"},
+                "spec": {
+                    "replicas": 0,
+                    "selector": {"matchLabels": {"app": "web"}},
+                    "strategy": {},
+                    "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [container]}},
+                },
+                "status": {},
+            }))
+        );
+    }
+
     #[test]
     fn zero_is_absence_except_in_pointers() {
         // spec { replicas: 0, minReadySeconds: 0 }, metadata { uid: "", creationTimestamp {} }

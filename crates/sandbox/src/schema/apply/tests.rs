@@ -373,11 +373,11 @@ fn lists_of_custom_resources_merge_by_their_keys() {
     let schema =
         Schema::from_crd(&json!({"type": "object", "properties": {"spec": spec}})).expect("it is structural");
     let object = |ports: Value| json!({"apiVersion": "x/v1", "kind": "X", "metadata": {"name": "x"}, "spec": {"ports": ports}});
-    let apply = |live: Option<&Value>, ports: Value, who: &str| {
-        super::apply(Some(&schema), live, &object(ports), by(who), Conflicts::Refuse).expect("nobody objects")
+    let with = |live: Option<&Value>, ports: Value, who: &str| {
+        apply(Some(&schema), live, &object(ports), by(who), Conflicts::Refuse).expect("nobody objects")
     };
-    let live = apply(None, json!([{"port": 80, "name": "a"}]), "one");
-    let live = apply(
+    let live = with(None, json!([{"port": 80, "name": "a"}]), "one");
+    let live = with(
         Some(&live),
         json!([{"port": 80, "protocol": "UDP"}, {"port": 80, "protocol": "TCP"}]),
         "two",
