@@ -616,4 +616,103 @@ mod tests {
             assert!(check_name(name).is_err(), "{name}");
         }
     }
+
+    async fn create<K>(api: Api<K>, value: Value)
+    where
+        K: kube::Resource + Clone + serde::de::DeserializeOwned + serde::Serialize + std::fmt::Debug,
+    {
+        let object: K = serde_json::from_value(value).unwrap();
+        api.create(&kube::api::PostParams::default(), &object)
+            .await
+            .unwrap();
+    }
+
+    /// A cluster with the extension, as far as links look at it.
+    async fn target() -> Client {
+        let cluster = hawser_sandbox::api::Cluster::new(Default::default());
+        let client = cluster.client(hawser_sandbox::api::Identity::admin());
+        for name in [keys::CONTROL_PLANE_NAMESPACE, keys::MULTICLUSTER_NAMESPACE] {
+            let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
+            create(namespaces, json!({"metadata": {"name": name}})).await;
+        }
+        let values = hawser_control::values::Values::default().to_yaml().unwrap();
+        let maps: Api<k8s_openapi::api::core::v1::ConfigMap> =
+            Api::namespaced(client.clone(), keys::CONTROL_PLANE_NAMESPACE);
+        create(
+            maps,
+            json!({"metadata": {"name": keys::CONFIG_MAP}, "data": {"values": values}}),
+        )
+        .await;
+        let extension = keys::MULTICLUSTER_NAMESPACE;
+        for object in manifests::render(&Settings::default()) {
+            if object["kind"] == "Service" {
+                create(Api::<Service>::namespaced(client.clone(), extension), object).await;
+            }
+        }
+        let token = json!({
+            "metadata": {
+                "name": "token",
+                "annotations": {"kubernetes.io/service-account.name": keys::REMOTE_ACCESS_DEFAULT},
+            },
+            "type": "kubernetes.io/service-account-token",
+            "stringData": {"token": "secret-token", "ca.crt": "CA"},
+        });
+        create(Api::<Secret>::namespaced(client.clone(), extension), token).await;
+        client
+    }
+
+    #[tokio::test]
+    async fn a_link_is_made_of_what_the_target_says() {
+        let client = target().await;
+        let services: Api<Service> = Api::namespaced(client.clone(), keys::MULTICLUSTER_NAMESPACE);
+        let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}});
+        let params = kube::api::PatchParams::default();
+        services
+            .patch_status(keys::GATEWAY_NAME, &params, &kube::api::Patch::Merge(status))
+            .await
+            .unwrap();
+
+        let made = objects(&client, "east", "https://192.0.2.1:6443", &Settings::default())
+            .await
+            .unwrap();
+        let link = made.iter().find(|object| object["kind"] == "Link").unwrap();
+        assert_eq!(
+            link["spec"],
+            json!({
+                "targetClusterName": "east", "targetClusterDomain": "cluster.local",
+                "targetClusterLinkerdNamespace": "linkerd",
+                "clusterCredentialsSecret": "cluster-credentials-east",
+                "gatewayAddress": "203.0.113.7", "gatewayPort": "4143",
+                "gatewayIdentity": "linkerd-gateway.linkerd-multicluster.serviceaccount.identity.linkerd.cluster.local",
+                "probeSpec": {"path": "/ready", "port": "4191", "period": "3s"},
+                "selector": {"matchLabels": {keys::EXPORTED: "true"}},
+                "remoteDiscoverySelector": {"matchLabels": {keys::EXPORTED: "remote-discovery"}},
+                "federatedServiceSelector": {"matchLabels": {keys::FEDERATED: "member"}},
+            })
+        );
+        let secret = made.iter().find(|object| object["kind"] == "Secret").unwrap();
+        let text = secret["data"]["kubeconfig"].as_str().unwrap();
+        let text = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+        let read = kube::config::Kubeconfig::from_yaml(std::str::from_utf8(&text).unwrap()).unwrap();
+        let cluster = read.clusters[0].cluster.clone().unwrap();
+        assert_eq!(cluster.server.as_deref(), Some("https://192.0.2.1:6443"));
+        assert_eq!(cluster.certificate_authority_data.as_deref(), Some("Q0E="));
+    }
+
+    #[tokio::test]
+    async fn a_gateway_without_an_address_is_a_problem_with_a_way_out() {
+        let client = target().await;
+        let wanted = Wanted {
+            namespace: keys::MULTICLUSTER_NAMESPACE,
+            name: keys::GATEWAY_NAME,
+            ..wanted()
+        };
+        let problem = find_gateway(&client, &wanted, Duration::ZERO).await.unwrap_err();
+        assert_eq!(
+            problem.to_string(),
+            "error: cannot find the gateway linkerd-multicluster/linkerd-gateway\n  \
+             why: it has no ingress addresses\n  \
+             try: wait for the load balancer, or give --gateway-addresses"
+        );
+    }
 }

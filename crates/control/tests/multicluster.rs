@@ -1,0 +1,726 @@
+//! Mirror and failover against API servers in this process: two clusters, west imports what east exports.
+//!
+//! No sockets but the probe's, no sleeps: every expectation is a condition that a watch waits for.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_control::failover;
+use hawser_control::mirror::{self, Connect};
+use hawser_control::observe::Bell;
+use hawser_crd::keys;
+use hawser_crd::{Link, TrafficSplit};
+use hawser_runtime::Metrics;
+use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
+use k8s_openapi::api::core::v1::{Endpoints, Event as CoreEvent, Namespace, Secret, Service};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::core::NamespaceResourceScope;
+use kube::runtime::wait::{Condition, await_condition, conditions};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// A condition that isn't met by then is a failure, whatever the machine's load.
+const DEADLINE: Duration = Duration::from_secs(30);
+const EXTENSION: &str = "linkerd-multicluster";
+
+/// A cluster and an administrator's client.
+#[derive(Clone)]
+struct Side {
+    cluster: Arc<Cluster>,
+    client: Client,
+}
+
+impl Side {
+    async fn new(name: &str, namespaces: &[&str]) -> Self {
+        let cluster = Cluster::new(ClusterOptions {
+            name: name.into(),
+            ..Default::default()
+        });
+        let client = cluster.client(Identity::admin());
+        let side = Self { cluster, client };
+        for namespace in namespaces {
+            side.namespace(namespace).await;
+        }
+        side
+    }
+
+    async fn namespace(&self, name: &str) {
+        let namespace: Namespace = object(json!({"metadata": {"name": name}}));
+        Api::all(self.client.clone())
+            .create(&PostParams::default(), &namespace)
+            .await
+            .unwrap();
+    }
+
+    async fn define(&self, definition: Value) {
+        let crds: Api<CustomResourceDefinition> = Api::all(self.client.clone());
+        let name = definition["metadata"]["name"].as_str().unwrap().to_owned();
+        crds.create(&PostParams::default(), &object(definition))
+            .await
+            .unwrap();
+        within(await_condition(crds, &name, conditions::is_crd_established()))
+            .await
+            .unwrap();
+    }
+
+    fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self, namespace: &str) -> Api<K> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    async fn create<K>(&self, namespace: &str, value: Value)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Serialize
+            + Debug,
+    {
+        self.api::<K>(namespace)
+            .create(&PostParams::default(), &object(value))
+            .await
+            .unwrap();
+    }
+
+    async fn patch<K>(&self, namespace: &str, name: &str, patch: Value)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        self.api::<K>(namespace)
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+    }
+
+    async fn delete<K>(&self, namespace: &str, name: &str)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        self.api::<K>(namespace)
+            .delete(name, &DeleteParams::default())
+            .await
+            .unwrap();
+    }
+
+    /// Waits until an object is as expected.
+    #[track_caller]
+    fn expect<K>(
+        &self,
+        namespace: &str,
+        name: &str,
+        what: impl Fn(Option<&K>) -> bool + Send,
+    ) -> impl Future<Output = ()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + 'static,
+    {
+        let api = self.api::<K>(namespace);
+        let (name, caller) = (name.to_owned(), std::panic::Location::caller());
+        async move {
+            let met =
+                tokio::time::timeout(DEADLINE, await_condition(api.clone(), &name, Adapter(what))).await;
+            if !matches!(met, Ok(Ok(_))) {
+                let found = api.get_opt(&name).await;
+                panic!(
+                    "{caller}: {name} never became as expected; it is {found:#?} ({:?})",
+                    met.err()
+                );
+            }
+        }
+    }
+}
+
+/// Closures with borrowed arguments don't infer as conditions by themselves.
+struct Adapter<F>(F);
+
+impl<K, F: Fn(Option<&K>) -> bool> Condition<K> for Adapter<F> {
+    fn matches_object(&self, object: Option<&K>) -> bool {
+        (self.0)(object)
+    }
+}
+
+fn object<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future)
+        .await
+        .expect("it happens in time")
+}
+
+/// West, east, and a mirror controller between them.
+struct World {
+    west: Side,
+    east: Side,
+    _stop: DropGuard,
+}
+
+impl World {
+    async fn linked(probe_port: u16) -> Self {
+        let west = Side::new("west", &[EXTENSION, "test"]).await;
+        let east = Side::new("east", &["test", "only-east"]).await;
+        west.define(hawser_crd::manifests::links()).await;
+        west.create::<Secret>(EXTENSION, credentials("east")).await;
+        west.create::<Link>(EXTENSION, link(probe_port)).await;
+
+        let other = Side::new("other", &["test"]).await;
+        other.create::<Service>("test", service("elsewhere", true)).await;
+        let clusters = [("east", east.clone()), ("other", other)];
+        let connect: Connect = Arc::new(move |kubeconfig| {
+            let found = clusters.iter().find(|(name, _)| name.as_bytes() == kubeconfig);
+            let client = found.map(|(_, side)| side.cluster.client(Identity::admin()));
+            Box::pin(async move { client.ok_or(mirror::RemoteError::NotText) })
+        });
+        let stop = CancellationToken::new();
+        let config = mirror::Config {
+            namespace: EXTENSION.into(),
+            link: "east".into(),
+            probe_service: Some("localhost".into()),
+            write_endpoint_slices: false,
+        };
+        let (_, leads) = tokio::sync::watch::channel(true);
+        let client = west.client.clone();
+        let mirror = mirror::mirror(
+            client,
+            config,
+            connect,
+            Metrics::default(),
+            leads,
+            Bell::default(),
+            stop.clone(),
+        );
+        tokio::spawn(mirror);
+        Self {
+            west,
+            east,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    /// An exported Service with one ready pod.
+    async fn export(&self, name: &str) {
+        self.east.create::<Service>("test", service(name, true)).await;
+        self.east.create::<Endpoints>("test", endpoints(name, true)).await;
+    }
+}
+
+fn credentials(kubeconfig: &str) -> Value {
+    json!({
+        "metadata": {"name": "cluster-credentials-east"},
+        "type": keys::KUBECONFIG_SECRET_TYPE, "stringData": {"kubeconfig": kubeconfig},
+    })
+}
+
+fn link(probe_port: u16) -> Value {
+    json!({
+        "metadata": {"name": "east"},
+        "spec": {
+            "targetClusterName": "east", "targetClusterDomain": "cluster.local",
+            "clusterCredentialsSecret": "cluster-credentials-east",
+            "gatewayAddress": "203.0.113.7", "gatewayPort": "4143", "gatewayIdentity": "gateway.identity",
+            "probeSpec": {
+                "path": "/ready", "port": probe_port.to_string(), "period": "50ms", "timeout": "5s",
+                "failureThreshold": "2",
+            },
+            "selector": {"matchLabels": {keys::EXPORTED: "true"}},
+        },
+    })
+}
+
+fn service(name: &str, exported: bool) -> Value {
+    let mut labels = json!({"app": name});
+    if exported {
+        labels[keys::EXPORTED] = "true".into();
+    }
+    json!({
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+    })
+}
+
+fn endpoints(name: &str, ready: bool) -> Value {
+    let addresses = if ready { "addresses" } else { "notReadyAddresses" };
+    json!({
+        "metadata": {"name": name, "labels": {"app": name, keys::EXPORTED: "true"}},
+        "subsets": [{addresses: [{"ip": "10.42.0.9"}], "ports": [{"name": "http", "port": 8080}]}],
+    })
+}
+
+/// Addresses of Endpoints: `ready/not ready`.
+fn addresses(endpoints: Option<&Endpoints>) -> Option<String> {
+    let subsets = endpoints?.subsets.iter().flatten();
+    let (mut ready, mut not_ready) = (Vec::new(), Vec::new());
+    for subset in subsets {
+        ready.extend(
+            subset
+                .addresses
+                .iter()
+                .flatten()
+                .map(|address| address.ip.clone()),
+        );
+        not_ready.extend(
+            subset
+                .not_ready_addresses
+                .iter()
+                .flatten()
+                .map(|address| address.ip.clone()),
+        );
+    }
+    Some(format!("{}/{}", ready.join(","), not_ready.join(",")))
+}
+
+fn leads_to(expected: &'static str) -> impl Fn(Option<&Endpoints>) -> bool + Send {
+    move |endpoints| addresses(endpoints).as_deref() == Some(expected)
+}
+
+fn condition(link: Option<&Link>, service: &str) -> Option<(String, String)> {
+    let status = link?.status.as_ref()?;
+    let entry = status
+        .mirror_services
+        .iter()
+        .find(|entry| entry.remote_ref.name == service)?;
+    entry
+        .conditions
+        .first()
+        .map(|condition| (condition.status.clone(), condition.reason.clone()))
+}
+
+fn has_condition(
+    service: &'static str,
+    status: &'static str,
+    reason: &'static str,
+) -> impl Fn(Option<&Link>) -> bool + Send {
+    move |link| condition(link, service) == Some((status.to_owned(), reason.to_owned()))
+}
+
+/// A gateway's probe port that answers until dropped.
+async fn gateway() -> (u16, tokio_util::task::AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            if socket.read(&mut request).await.is_ok_and(|length| length > 0) {
+                let _ = socket
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                    .await;
+            }
+        }
+    });
+    (port, tokio_util::task::AbortOnDropHandle::new(serve))
+}
+
+#[tokio::test]
+async fn an_exported_service_has_a_mirror_as_long_as_it_is_exported() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    world.export("web").await;
+    world
+        .west
+        .expect::<Service>("test", "web-east", |service| {
+            service.is_some_and(|service| {
+                let labels = service.metadata.labels.clone().unwrap_or_default();
+                let spec = service.spec.clone().unwrap_or_default();
+                labels.get(keys::CLUSTER_NAME).is_some_and(|name| name == "east")
+                    && labels.get("app").is_some_and(|app| app == "web")
+                    && !labels.contains_key(keys::EXPORTED)
+                    && spec.selector.is_none_or(|selector| selector.is_empty())
+                    && spec
+                        .ports
+                        .is_some_and(|ports| ports.len() == 1 && ports[0].port == 80)
+            })
+        })
+        .await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+    world
+        .west
+        .expect::<Link>(EXTENSION, "east", has_condition("web", "True", "Mirrored"))
+        .await;
+    world
+        .west
+        .expect::<Endpoints>(EXTENSION, "localhost", leads_to("203.0.113.7/"))
+        .await;
+
+    world
+        .east
+        .patch::<Service>(
+            "test",
+            "web",
+            json!({"metadata": {"labels": {keys::EXPORTED: null}}}),
+        )
+        .await;
+    world
+        .west
+        .expect::<Service>("test", "web-east", |service| service.is_none())
+        .await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", |endpoints| endpoints.is_none())
+        .await;
+    world
+        .west
+        .expect::<Link>(EXTENSION, "east", |link| condition(link, "web").is_none())
+        .await;
+}
+
+#[tokio::test]
+async fn a_mirror_has_endpoints_only_while_its_service_has_ready_pods() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    world.export("web").await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+    world
+        .east
+        .patch::<Endpoints>(
+            "test",
+            "web",
+            json!({"subsets": endpoints("web", false)["subsets"]}),
+        )
+        .await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("/"))
+        .await;
+    world
+        .east
+        .patch::<Endpoints>(
+            "test",
+            "web",
+            json!({"subsets": endpoints("web", true)["subsets"]}),
+        )
+        .await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+}
+
+#[tokio::test]
+async fn a_dead_gateways_mirrors_are_not_ready_until_it_answers_again() {
+    let (port, alive) = gateway().await;
+    let world = World::linked(port).await;
+    world.export("web").await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+    drop(alive);
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("/203.0.113.7"))
+        .await;
+    // Otherwise nobody could ever find out that it lives again.
+    world
+        .west
+        .expect::<Endpoints>(EXTENSION, "localhost", leads_to("203.0.113.7/"))
+        .await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_never_answered_is_dead_too() {
+    let (port, never_alive) = gateway().await;
+    drop(never_alive);
+    let world = World::linked(port).await;
+    world.export("web").await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("/203.0.113.7"))
+        .await;
+}
+
+#[tokio::test]
+async fn a_foreign_service_with_the_mirrors_name_is_left_alone_and_told() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    let foreign = json!({
+        "metadata": {"name": "web-east", "labels": {"owner": "someone"}},
+        "spec": {"ports": [{"port": 9}]},
+    });
+    world.west.create::<Service>("test", foreign).await;
+    let before = world.west.api::<Service>("test").get("web-east").await.unwrap();
+    world.export("web").await;
+    world
+        .west
+        .expect::<Link>(EXTENSION, "east", has_condition("web", "False", "NameConflict"))
+        .await;
+    assert_eq!(
+        world.west.api::<Service>("test").get("web-east").await.unwrap(),
+        before
+    );
+    assert!(
+        world
+            .west
+            .api::<Endpoints>("test")
+            .get_opt("web-east")
+            .await
+            .unwrap()
+            .is_none()
+    );
+
+    world.west.delete::<Service>("test", "web-east").await;
+    world
+        .west
+        .expect::<Link>(EXTENSION, "east", has_condition("web", "True", "Mirrored"))
+        .await;
+}
+
+#[tokio::test]
+async fn a_missing_namespace_is_told_and_made_up_for() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    world
+        .east
+        .create::<Service>("only-east", service("web", true))
+        .await;
+    world
+        .west
+        .expect::<Link>(
+            EXTENSION,
+            "east",
+            has_condition("web", "False", "MissingNamespace"),
+        )
+        .await;
+    world
+        .east
+        .expect::<CoreEvent>("only-east", "web.not-mirrored-to-east", |event| {
+            event.is_some_and(|event| event.reason.as_deref() == Some("ServiceMirroringSkipped"))
+        })
+        .await;
+    world.west.namespace("only-east").await;
+    world
+        .west
+        .expect::<Service>("only-east", "web-east", |service| service.is_some())
+        .await;
+}
+
+#[tokio::test]
+async fn what_others_do_to_mirrors_is_undone() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    world.export("web").await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+    world
+        .west
+        .patch::<Endpoints>("test", "web-east", json!({"subsets": []}))
+        .await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+    world
+        .west
+        .patch::<Service>("test", "web-east", json!({"spec": {"selector": {"app": "mine"}}}))
+        .await;
+    world
+        .west
+        .expect::<Service>("test", "web-east", |service| {
+            let spec = service.and_then(|service| service.spec.as_ref());
+            spec.is_some_and(|spec| spec.selector.as_ref().is_none_or(|selector| selector.is_empty()))
+        })
+        .await;
+    let uid = world
+        .west
+        .api::<Service>("test")
+        .get("web-east")
+        .await
+        .unwrap()
+        .metadata
+        .uid;
+    world.west.delete::<Service>("test", "web-east").await;
+    world
+        .west
+        .expect::<Service>("test", "web-east", move |service| {
+            service.is_some_and(|service| service.metadata.uid != uid)
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn mirrors_survive_the_targets_absence_and_catch_up_after_it() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    world.export("web").await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+    // Longer than the pause between two heartbeats.
+    world.east.cluster.interrupt(Duration::from_secs(4));
+    world
+        .west
+        .expect::<Link>(
+            EXTENSION,
+            "east",
+            has_condition("web", "Unknown", "TargetUnreachable"),
+        )
+        .await;
+    assert!(
+        world
+            .west
+            .api::<Service>("test")
+            .get_opt("web-east")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    world
+        .west
+        .expect::<Link>(EXTENSION, "east", has_condition("web", "True", "Mirrored"))
+        .await;
+    world.export("late").await;
+    world
+        .west
+        .expect::<Endpoints>("test", "late-east", leads_to("203.0.113.7/"))
+        .await;
+}
+
+#[tokio::test]
+async fn rotated_credentials_are_used_at_once() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    world.export("web").await;
+    world
+        .west
+        .expect::<Service>("test", "web-east", |service| service.is_some())
+        .await;
+    let rotated = json!({"stringData": {"kubeconfig": "other"}});
+    world
+        .west
+        .patch::<Secret>(EXTENSION, "cluster-credentials-east", rotated)
+        .await;
+    world
+        .west
+        .expect::<Service>("test", "elsewhere-east", |service| service.is_some())
+        .await;
+    world
+        .west
+        .expect::<Service>("test", "web-east", |service| service.is_none())
+        .await;
+}
+
+#[tokio::test]
+async fn without_its_link_nothing_of_it_remains() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    world.export("web").await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+    world.west.delete::<Link>(EXTENSION, "east").await;
+    world
+        .west
+        .expect::<Service>("test", "web-east", |service| service.is_none())
+        .await;
+    world
+        .west
+        .expect::<Endpoints>("test", "web-east", |endpoints| endpoints.is_none())
+        .await;
+    world
+        .west
+        .expect::<Endpoints>(EXTENSION, "localhost", |endpoints| endpoints.is_none())
+        .await;
+}
+
+fn weighs(expected: &'static str) -> impl Fn(Option<&TrafficSplit>) -> bool + Send {
+    move |split| {
+        let backends = split.iter().flat_map(|split| split.spec.backends.iter());
+        let weights: Vec<String> = backends.map(|backend| backend.weight.0.to_string()).collect();
+        weights.join("/") == expected
+    }
+}
+
+#[tokio::test]
+async fn weights_follow_readiness_there_and_back() {
+    let west = Side::new("west", &["test"]).await;
+    west.define(hawser_crd::manifests::traffic_splits()).await;
+    for name in ["web", "web-east"] {
+        west.create::<Endpoints>("test", endpoints(name, true)).await;
+    }
+    let split = json!({
+        "metadata": {
+            "name": "web",
+            "labels": {keys::FAILOVER_CONTROLLED_BY: "linkerd-failover"},
+            "annotations": {keys::FAILOVER_PRIMARY: "web"},
+        },
+        "spec": {"service": "web", "backends": [
+            {"service": "web", "weight": 0}, {"service": "web-east", "weight": 1}]},
+    });
+    west.create::<TrafficSplit>("test", split).await;
+    let stop = CancellationToken::new();
+    let _guard = stop.clone().drop_guard();
+    let (_, leads) = tokio::sync::watch::channel(true);
+    let selector = "failover.linkerd.io/controlled-by=linkerd-failover".to_owned();
+    tokio::spawn(failover::failover(
+        west.client.clone(),
+        selector,
+        "test".into(),
+        Metrics::default(),
+        leads,
+        Bell::default(),
+        stop,
+    ));
+    west.expect::<TrafficSplit>("test", "web", weighs("1/0")).await;
+    west.patch::<Endpoints>(
+        "test",
+        "web",
+        json!({"subsets": endpoints("web", false)["subsets"]}),
+    )
+    .await;
+    west.expect::<TrafficSplit>("test", "web", weighs("0/1")).await;
+    west.patch::<Endpoints>(
+        "test",
+        "web",
+        json!({"subsets": endpoints("web", true)["subsets"]}),
+    )
+    .await;
+    west.expect::<TrafficSplit>("test", "web", weighs("1/0")).await;
+
+    // The third Event follows the third change of weights; nothing else can be waited for by name.
+    let events: Api<Event> = west.api("test");
+    let notes = within(async {
+        loop {
+            let list = events.list(&ListParams::default()).await.unwrap();
+            let mut notes: Vec<_> = list
+                .items
+                .into_iter()
+                .map(|event| (event.event_time, event.note))
+                .collect();
+            if notes.len() >= 3 {
+                notes.sort_by_key(|(time, _)| time.as_ref().map(|time| time.0));
+                return notes.into_iter().filter_map(|(_, note)| note).collect::<Vec<_>>();
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(
+        notes,
+        [
+            "trafficsplit/web switching traffic to primary",
+            "trafficsplit/web failing over to fallbacks",
+            "trafficsplit/web switching traffic to primary",
+        ]
+    );
+}
