@@ -29,6 +29,8 @@ const UDP_PLAIN: usize = 512;
 const UDP_MAX: usize = 1232;
 /// TCP connections at once. More wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
+/// After a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A TCP client must ask, or take its answer, within this time.
 const TCP_IDLE: Duration = Duration::from_secs(10);
 
@@ -123,6 +125,8 @@ async fn serve_tcp(listener: TcpListener, zones: Zones) {
             .await
             .expect("the semaphore is never closed");
         let Ok((stream, _)) = listener.accept().await else {
+            // Out of file descriptors, most likely: others must close first.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
         while connections.try_join_next().is_some() {}
@@ -153,5 +157,108 @@ async fn converse(mut stream: TcpStream, zones: &Zones) -> io::Result<()> {
         let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
         let framed = [length.to_be_bytes().as_slice(), &bytes].concat();
         timeout(TCP_IDLE, stream.write_all(&framed)).await??;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{MessageType, OpCode, Query, ResponseCode};
+    use hickory_proto::rr::{Name, RecordType};
+
+    use super::*;
+    use crate::network::services::tests::snapshot;
+    use crate::network::testing::in_namespaces;
+    use crate::network::wan::Wan;
+    use crate::network::{ClusterNetwork, plan_addresses, services};
+
+    const CLUSTER: &str = "
+kind: Service
+metadata: {namespace: kube-system, name: kube-dns}
+spec: {clusterIP: 10.43.0.10, ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]}
+---
+kind: EndpointSlice
+metadata: {namespace: kube-system, name: kube-dns, labels: {kubernetes.io/service-name: kube-dns}}
+addressType: IPv4
+ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
+endpoints: [{addresses: [10.42.0.1]}]
+";
+
+    fn question() -> Vec<u8> {
+        let mut query = Message::new(7, MessageType::Query, OpCode::Query);
+        let name = Name::from_ascii("kube-dns.kube-system.svc.cluster.local.").expect("a name");
+        query.add_query(Query::query(name, RecordType::A));
+        query.to_vec().expect("a query is short")
+    }
+
+    fn check(answer: &[u8]) {
+        let answer = Message::from_vec(answer).expect("a DNS message");
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+        let data: Vec<_> = answer
+            .answers
+            .iter()
+            .map(|record| record.data.to_string())
+            .collect();
+        assert_eq!(data, ["10.43.0.10"]);
+    }
+
+    /// Asks until the Service is programmed: before that it is refused.
+    async fn ask_udp(pod: &NetNs, server: SocketAddr) -> io::Result<Vec<u8>> {
+        let socket = pod.bind_udp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))).await?;
+        socket.connect(server).await?;
+        socket.send(&question()).await?;
+        let mut answer = vec![0; 512];
+        let length = socket.recv(&mut answer).await?;
+        answer.truncate(length);
+        Ok(answer)
+    }
+
+    async fn ask_tcp(pod: &NetNs, server: SocketAddr) -> io::Result<Vec<u8>> {
+        let mut stream = pod.connect(server).await?;
+        let question = question();
+        let length = u16::try_from(question.len())
+            .expect("a query is short")
+            .to_be_bytes();
+        stream.write_all(&[&length, question.as_slice()].concat()).await?;
+        let length = stream.read_u16().await?;
+        let mut answer = vec![0; usize::from(length)];
+        stream.read_exact(&mut answer).await?;
+        Ok(answer)
+    }
+
+    async fn from_a_pod() {
+        let wan = Wan::new();
+        let addresses = plan_addresses(&["west".into()]).expect("one fits").remove(0);
+        let server = SocketAddr::from((addresses.dns, 53));
+        let network = ClusterNetwork::create(addresses, &wan).await.expect("a network");
+        let (_sender, snapshots) = watch::channel(Arc::new(snapshot(CLUSTER)));
+        let stop = CancellationToken::new();
+        tokio::spawn(services::run(
+            snapshots.clone(),
+            Arc::clone(&network),
+            stop.clone(),
+        ));
+        let at = SocketAddr::from((network.gateway(), 53));
+        let bound = Server::bind(network.node(), at)
+            .await
+            .expect("port 53 of a namespace of our own");
+        tokio::spawn(bound.run(snapshots, "cluster.local".into(), BTreeMap::new(), stop.clone()));
+        let pod = network.add_pod("pod").await.expect("a pod").netns;
+        let answer = timeout(Duration::from_secs(20), async {
+            loop {
+                match timeout(Duration::from_millis(200), ask_udp(&pod, server)).await {
+                    Ok(Ok(answer)) => return answer,
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        });
+        check(&answer.await.expect("an answer over UDP"));
+        let answer = timeout(Duration::from_secs(5), ask_tcp(&pod, server)).await;
+        check(&answer.expect("in time").expect("an answer over TCP"));
+        stop.cancel();
+    }
+
+    #[test]
+    fn pods_ask_through_the_dns_service() {
+        in_namespaces("dns::tests::pods_ask_through_the_dns_service", from_a_pod());
     }
 }

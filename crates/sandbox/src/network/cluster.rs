@@ -36,9 +36,11 @@ const BRIDGE: &str = "pods0";
 const LEG: &str = "wan0";
 const LOCAL_TABLE: u32 = 255;
 
-const CARRIER_LOOK_EVERY: Duration = Duration::from_millis(2);
+const CARRIER_LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The kernel may gather such news for a second.
-const CARRIER_LOOKS: u32 = 600;
+const CARRIER_LOOKS: u32 = 300;
+/// Discard: a port on which the node does not listen, so that it refuses at once.
+const UNUSED_PORT: u16 = 9;
 
 /// Why a network could not be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +175,12 @@ impl ClusterNetwork {
             })?;
         links
             .link()
-            .add(LinkBridge::new(BRIDGE).up().build())
+            .add(
+                LinkBridge::new(BRIDGE)
+                    .address(mac(gateway(addresses.pods)).to_vec())
+                    .up()
+                    .build(),
+            )
             .execute()
             .await
             .map_err(link("adding the bridge"))?;
@@ -189,14 +196,9 @@ impl ClusterNetwork {
         };
         let (bridge, leg, lo) = (index(BRIDGE)(), index(LEG)(), index("lo")());
         let (bridge, leg, lo) = (bridge?, leg?, lo?);
-        for interface in [lo, leg] {
-            up(&links, interface)
-                .await
-                .map_err(link("bringing up an interface"))?;
-        }
-        carrier(&links, leg)
+        up(&links, lo)
             .await
-            .map_err(link("waiting for the leg to other clusters"))?;
+            .map_err(link("bringing up the loopback interface"))?;
         let pods = addresses.pods;
         for (interface, address, prefix) in [
             (bridge, gateway(pods), pods.prefix_len()),
@@ -329,6 +331,7 @@ impl ClusterNetwork {
         }
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name("eth0")
+            .address(mac(ip).to_vec())
             .setns_by_fd(pod.fd().as_raw_fd())
             .build();
         let pair = veth(&interface_of(ip), peer).controller(self.bridge).up().build();
@@ -348,12 +351,6 @@ impl ClusterNetwork {
                 .await
                 .map_err(link("bringing up a pod's interface"))?;
         }
-        carrier(&links, eth0)
-            .await
-            .map_err(link("waiting for a pod's interface"))?;
-        carrier(&self.links, self.bridge)
-            .await
-            .map_err(link("waiting for the bridge"))?;
         address_on(&links, eth0, ip, 32)
             .await
             .map_err(link("giving a pod its address"))?;
@@ -371,7 +368,37 @@ impl ClusterNetwork {
                 .await
                 .map_err(link("adding a pod's routes"))?;
         }
+        // Addresses of the link layer are known, so nobody asks for them and nobody can give a wrong answer.
+        let known = [(&links, eth0, self.gateway()), (&self.links, self.bridge, ip)];
+        for (links, interface, address) in known {
+            let neighbour = links
+                .neighbours()
+                .add(interface, address.into())
+                .link_layer_address(&mac(address));
+            neighbour
+                .replace()
+                .execute()
+                .await
+                .map_err(link("adding a pod's neighbours"))?;
+        }
+        self.reach_gateway(&pod).await;
         Ok(pod)
+    }
+
+    /// Waits until packets pass. The kernel notices a new link's carrier some time after the link was made; what is
+    /// sent before is lost, and TCP tries again only after a second.
+    async fn reach_gateway(&self, pod: &NetNs) {
+        let nobody = SocketAddr::from((self.gateway(), UNUSED_PORT));
+        for _ in 0..CARRIER_LOOKS {
+            if let Ok(_refused) = tokio::time::timeout(CARRIER_LOOK_EVERY, pod.connect(nobody)).await {
+                return;
+            }
+        }
+        // It will come; until then connections are slow, but not impossible.
+        tracing::debug!(
+            cluster = self.addresses.name,
+            "a pod does not reach its gateway yet"
+        );
     }
 
     /// Removes whatever was made for the address.
@@ -389,6 +416,12 @@ impl ClusterNetwork {
         // Every change under the lock is a single insertion or removal, so a panicked holder leaves it whole.
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The link-layer address that goes with an address: locally administered, as container networks use to make them.
+fn mac(ip: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = ip.octets();
+    [0x0a, 0x58, a, b, c, d]
 }
 
 /// Interface names have at most 15 bytes; a pod's address makes a unique one.
@@ -426,9 +459,8 @@ pub(super) async fn up(links: &Handle, index: u32) -> Result<(), rtnetlink::Erro
     links.link().set(message).execute().await
 }
 
-/// Waits until the kernel sends through the interface. It notices a new link's carrier some time after the link was
-/// made; what is sent before that is lost, and the next attempt of ARP or TCP is a second away.
-async fn carrier(links: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
+/// Waits until the interface has a carrier.
+pub(super) async fn carrier(links: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
     for _ in 0..CARRIER_LOOKS {
         let mut found = links.link().get().match_index(index).execute();
         while let Some(link) = found.try_next().await? {
@@ -695,7 +727,7 @@ endpoints:
         );
         assert_eq!(
             ask(&stranger.netns, "10.42.0.3:8080").await,
-            Err(io::ErrorKind::HostUnreachable)
+            Err(io::ErrorKind::TimedOut)
         );
         assert_eq!(
             ask(&stranger.netns, "192.0.2.1:80").await,

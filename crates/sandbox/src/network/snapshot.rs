@@ -126,3 +126,68 @@ where
     let ready = std::pin::pin!(store.wait_until_ready());
     futures::FutureExt::now_or_never(ready).is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::api::{DeleteParams, PostParams};
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::{Cluster, ClusterOptions, Identity};
+
+    /// Hung tests should fail, not hang.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn seen(snapshots: &mut watch::Receiver<Arc<Snapshot>>, wanted: fn(&Snapshot) -> bool) {
+        let found = tokio::time::timeout(PATIENCE, snapshots.wait_for(|snapshot| wanted(snapshot))).await;
+        found
+            .expect("the snapshot catches up")
+            .expect("it is still followed");
+    }
+
+    #[tokio::test]
+    async fn services_and_their_slices_are_followed() {
+        let cluster = Cluster::new(ClusterOptions::default());
+        let client = cluster.client(Identity::admin());
+        let stop = CancellationToken::new();
+        let (mut snapshots, work) = follow(client.clone(), stop.clone());
+        let work = tokio::spawn(work);
+        let name = || ("default".to_owned(), "db".to_owned());
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "db"},
+            "spec": {"clusterIP": "None", "ports": [{"port": 5432}]},
+        }))
+        .expect("a Service");
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "db-x", "labels": {"kubernetes.io/service-name": "db"}},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["10.42.0.2"]}],
+        }))
+        .expect("an EndpointSlice");
+        let services: Api<Service> = Api::namespaced(client.clone(), "default");
+        let slices: Api<EndpointSlice> = Api::namespaced(client, "default");
+        services
+            .create(&PostParams::default(), &service)
+            .await
+            .expect("created");
+        slices
+            .create(&PostParams::default(), &slice)
+            .await
+            .expect("created");
+        seen(&mut snapshots, |snapshot| {
+            let db = ("default".to_owned(), "db".to_owned());
+            snapshot.services.contains_key(&db)
+                && snapshot.slices.get(&db).is_some_and(|found| found.len() == 1)
+        })
+        .await;
+        services
+            .delete(&name().1, &DeleteParams::default())
+            .await
+            .expect("deleted");
+        seen(&mut snapshots, |snapshot| snapshot.services.is_empty()).await;
+        stop.cancel();
+        tokio::time::timeout(PATIENCE, work)
+            .await
+            .expect("it stops")
+            .expect("it does not panic");
+    }
+}

@@ -8,6 +8,7 @@
 //! [`Switch`] decides where a frame goes and when; it is pure. [`Wan`] reads, waits and writes.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::cluster::{connect, up, veth};
+use super::cluster::{carrier, connect, up, veth};
 use super::netns::NetNs;
 
 nix::setsockopt_impl!(
@@ -52,7 +53,7 @@ pub enum WanError {
     Socket {
         leg: String,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     #[error("making the interfaces of {leg}")]
     Link {
@@ -203,7 +204,7 @@ impl Wan {
     pub(super) async fn attach(&self, cluster: &str, node: &NetNs, name: &str) -> Result<(), WanError> {
         let port = lock(&self.state).legs.len();
         let leg = format!("wan-{port}");
-        let socket = |source: std::io::Error| WanError::Socket {
+        let socket = |source: io::Error| WanError::Socket {
             leg: leg.clone(),
             source,
         };
@@ -230,8 +231,19 @@ impl Wan {
             .execute()
             .await
             .map_err(link)?;
-        let index = nix::net::if_::if_nametoindex(leg.as_str()).map_err(|errno| socket(errno.into()))?;
-        up(&links, index).await.map_err(link)?;
+        // Both ends before anything is sent: a frame that meets an end without carrier is lost, and ARP asks again
+        // only after a second.
+        let inner_links = connect(node).map_err(socket)?;
+        let index = |name: &str| nix::net::if_::if_nametoindex(name).map_err(io::Error::from);
+        let outer = index(&leg).map_err(socket)?;
+        let inner = node.run(|| index(name)).map_err(socket)?;
+        let ends = [(&links, outer), (&inner_links, inner)];
+        for (links, end) in ends {
+            up(links, end).await.map_err(link)?;
+        }
+        for (links, end) in ends {
+            carrier(links, end).await.map_err(link)?;
+        }
 
         let opened = open(&leg).map_err(|errno| socket(errno.into()))?;
         // To the runtime a packet socket is like any datagram socket; only opening and binding differ.
@@ -325,7 +337,7 @@ async fn read(port: Port, leg: Arc<UdpSocket>, state: Arc<Mutex<State>>, wake: A
         for _ in 0..BURST {
             match leg.try_recv(&mut buffer) {
                 Ok(length) => deliver(port, &buffer[..length], &state, &wake),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     tracing::debug!(port, %error, "reading frames between clusters");
                     break;
