@@ -16,6 +16,8 @@ use crate::problem::Problem;
 /// Clocks of machines that verify may be a little behind ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+/// Certificates can't name years of five digits; nobody means more than a century.
+const LIFE_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Make certificates: hawser certs create root root.crt root.key
 #[derive(Debug, clap::Args)]
@@ -122,7 +124,7 @@ fn validity(text: &str, now: SystemTime) -> Result<Validity, Problem> {
         )
     };
     let life = hawser_crd::link::parse_duration(text)
-        .filter(|life| *life >= HOUR)
+        .filter(|life| (HOUR..=LIFE_MAX).contains(life))
         .ok_or_else(wrong)?;
     let not_after = now.checked_add(life).ok_or_else(wrong)?;
     Ok(Validity {

@@ -6,13 +6,14 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_control::failover;
 use hawser_control::mirror::{self, Connect};
 use hawser_control::observe::Bell;
+use hawser_control::{failover, lease};
 use hawser_crd::keys;
 use hawser_crd::{Link, TrafficSplit};
 use hawser_runtime::Metrics;
 use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Event as CoreEvent, Namespace, Secret, Service};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -723,4 +724,38 @@ async fn weights_follow_readiness_there_and_back() {
             "trafficsplit/web switching traffic to primary",
         ]
     );
+}
+
+#[tokio::test]
+async fn a_leader_that_leaves_makes_room_for_the_next() {
+    let west = Side::new("west", &[EXTENSION]).await;
+    let candidate = |name: &str| {
+        let stop = CancellationToken::new();
+        let leadership = lease::run(
+            west.client.clone(),
+            EXTENSION,
+            keys::service_mirror_lease("east"),
+            name.into(),
+            Bell::default(),
+            stop.clone(),
+        );
+        (leadership, stop)
+    };
+    let holder = |name: &'static str| {
+        move |lease: Option<&Lease>| {
+            let spec = lease.and_then(|lease| lease.spec.as_ref());
+            spec.and_then(|spec| spec.holder_identity.as_deref()) == Some(name)
+        }
+    };
+    let (first, leave) = candidate("first");
+    within(first.watch().wait_for(|leads| *leads)).await.unwrap();
+    west.expect::<Lease>(EXTENSION, "service-mirror-write-east", holder("first"))
+        .await;
+    let (second, _stay) = candidate("second");
+    assert!(!*second.watch().borrow());
+    leave.cancel();
+    within(first.released()).await;
+    within(second.watch().wait_for(|leads| *leads)).await.unwrap();
+    west.expect::<Lease>(EXTENSION, "service-mirror-write-east", holder("second"))
+        .await;
 }
