@@ -1,8 +1,6 @@
 //! Carries one write out. Each may be repeated safely.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use k8s_openapi::api::core::v1::{Event, Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::Client;
 use kube::api::{
     DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions, Request,
@@ -13,9 +11,6 @@ use super::plan::{Action, Manner, Note, Reference, Write, time};
 use super::snapshot::{Key, Resource, Target};
 
 const MANAGER: &str = "kube-controller-manager";
-/// Secrets of this kind hold tokens for as long as they exist; their deletion revokes them.
-const TOKEN_SECONDS: i64 = 10 * 365 * 24 * 3600;
-
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
     #[error(transparent)]
@@ -28,8 +23,6 @@ pub(crate) enum ApplyError {
     NotEmpty(String),
     #[error("the API server did not answer in time")]
     Timeout,
-    #[error("the API server issued no token")]
-    NoToken,
 }
 
 impl ApplyError {
@@ -57,17 +50,36 @@ pub(crate) async fn apply(
     served: &[Resource],
 ) -> Result<Answer, ApplyError> {
     let Action { scope, write, note } = action;
-    let answer = write_out(client, write, served).await?;
-    if let Some(note) = note {
-        let written = match &answer {
-            Answer::Object(_, object) => object["metadata"]["name"].as_str().unwrap_or_default(),
-            _ => "",
-        };
-        if let Err(error) = record(client, &scope, note, written).await {
-            tracing::debug!(%scope, %error, "recording an event");
+    let answer = write_out(client, write, served).await;
+    let note = note.and_then(|note| match &answer {
+        Ok(Answer::Object(_, object)) => {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            Some(Note {
+                message: note.message.replace("{name}", name),
+                ..note
+            })
         }
+        Ok(_) => Some(note),
+        Err(error) if error.is_staleness() => None,
+        Err(error) => {
+            let message = match error {
+                ApplyError::Api(kube::Error::Api(status)) => format!("Error creating: {}", status.message),
+                error => format!("Error creating: {error}"),
+            };
+            note.refusal.map(|reason| Note {
+                warning: true,
+                reason,
+                message,
+                ..note
+            })
+        }
+    });
+    if let Some(note) = note
+        && let Err(error) = record(client, &scope, note).await
+    {
+        tracing::debug!(%scope, %error, "recording an event");
     }
-    Ok(answer)
+    answer
 }
 
 async fn write_out(client: &Client, write: Write, served: &[Resource]) -> Result<Answer, ApplyError> {
@@ -112,38 +124,6 @@ async fn write_out(client: &Client, write: Write, served: &[Resource]) -> Result
             Ok(Answer::Nothing)
         }
         Write::Finalize { namespace } => finalize(client, &namespace, served).await,
-        Write::Token {
-            secret,
-            uid,
-            account,
-            account_uid,
-            ca,
-        } => {
-            let bound = json!({ "apiVersion": "v1", "kind": "Secret", "name": secret.name, "uid": uid });
-            let review = json!({
-                "apiVersion": "authentication.k8s.io/v1",
-                "kind": "TokenRequest",
-                "spec": { "audiences": [], "expirationSeconds": TOKEN_SECONDS, "boundObjectRef": bound },
-            });
-            let request = Request::new(format!("/api/v1/namespaces/{}/serviceaccounts", secret.namespace));
-            let request = request.create_subresource("token", &account, &post(), body(&review))?;
-            let issued: Value = client.request(request).await?;
-            let token = issued["status"]["token"].as_str().ok_or(ApplyError::NoToken)?;
-            let patch = json!({
-                "metadata": { "uid": uid, "annotations": { "kubernetes.io/service-account.uid": account_uid } },
-                "data": {
-                    "token": STANDARD.encode(token),
-                    "ca.crt": STANDARD.encode(ca),
-                    "namespace": STANDARD.encode(&secret.namespace),
-                },
-            });
-            let target = Target {
-                resource: Resource::of::<Secret>(),
-                key: secret,
-            };
-            let patched = send_patch(client, &target, None, &patch).await?;
-            Ok(Answer::Object(target.resource, patched))
-        }
         Write::Note => Ok(Answer::Nothing),
     }
 }
@@ -245,7 +225,7 @@ async fn finalize(client: &Client, namespace: &str, served: &[Resource]) -> Resu
     Ok(Answer::Nothing)
 }
 
-async fn record(client: &Client, scope: &Target, note: Note, written: &str) -> Result<(), ApplyError> {
+async fn record(client: &Client, scope: &Target, note: Note) -> Result<(), ApplyError> {
     let Target {
         resource,
         key: Key { namespace, name },
@@ -269,7 +249,7 @@ async fn record(client: &Client, scope: &Target, note: Note, written: &str) -> R
         },
         "type": if note.warning { "Warning" } else { "Normal" },
         "reason": note.reason,
-        "message": note.message.replace("{name}", written),
+        "message": note.message,
         "source": { "component": note.component },
         "reportingComponent": note.component,
         "firstTimestamp": now,

@@ -52,7 +52,15 @@ impl<'a> Rollout<'a> {
         let mut sets = view.replica_sets_of(&deployment.metadata).to_vec();
         sets.sort_by_key(|set| (created(&set.metadata), set.metadata.name.clone()));
         let template = json!(spec.template);
-        let new = sets.iter().copied().find(|set| template_of(set) == template);
+        // Its name was made from the template, so it is the one even if the API server filled in something since.
+        let name = format!(
+            "{}-{}",
+            deployment.metadata.name.as_deref().unwrap_or_default(),
+            short_hash(&template)
+        );
+        let same =
+            |set: &&ReplicaSet| template_of(set) == template || set.metadata.name.as_ref() == Some(&name);
+        let new = sets.iter().copied().find(same);
         sets.retain(|set| new.is_none_or(|new| !std::ptr::eq(*set, new)));
         let wanted = i64::from(spec.replicas.unwrap_or(1));
         let rolling = spec
@@ -99,7 +107,7 @@ impl<'a> Rollout<'a> {
             Some(new) => self.plan_annotations(plan, new, revision),
         }
         if self.spec.paused == Some(true) {
-            if let Some(new) = self.new.or(self.old.last().copied()) {
+            if let Some(new) = self.new.or_else(|| self.old.last().copied()) {
                 let others: i64 = self
                     .sets()
                     .filter(|set| !std::ptr::eq(*set, new))
@@ -163,14 +171,7 @@ impl<'a> Rollout<'a> {
                 let version = &orphan.metadata.resource_version;
                 let patch = json!({ "metadata": { "ownerReferences": owners, "resourceVersion": version } });
                 let target = Target { resource, key };
-                plan.act(
-                    &self.scope,
-                    Write::Patch {
-                        target,
-                        subresource: None,
-                        patch,
-                    },
-                );
+                plan.patch(&self.scope, target, patch);
             }
             return;
         }
@@ -225,14 +226,7 @@ impl<'a> Rollout<'a> {
             "spec": { "minReadySeconds": min_ready },
         });
         if let Some(patch) = merge_patch(&current, &wanted) {
-            plan.act(
-                &self.scope,
-                Write::Patch {
-                    target: Target::of(new),
-                    subresource: None,
-                    patch,
-                },
-            );
+            plan.patch(&self.scope, Target::of(new), patch);
         }
     }
 
@@ -316,17 +310,7 @@ impl<'a> Rollout<'a> {
         let mut idle: Vec<_> = self.old.iter().filter(idle).collect();
         idle.sort_by_key(|set| revision_of(set));
         for set in idle.iter().take(idle.len().saturating_sub(limit)) {
-            let uid = set.metadata.uid.clone().unwrap_or_default();
-            let target = Target::of(**set);
-            plan.act(
-                &self.scope,
-                Write::Delete {
-                    target,
-                    uid,
-                    unless: Vec::new(),
-                    manner: Manner::Background,
-                },
-            );
+            plan.delete(&self.scope, Target::of(**set), &set.metadata, Manner::Background);
         }
     }
 
@@ -335,14 +319,7 @@ impl<'a> Rollout<'a> {
         let number = revision.to_string();
         if self.new.is_some() && current[REVISION] != number.as_str() {
             let patch = json!({ "metadata": { "annotations": { REVISION: number } } });
-            plan.act(
-                &self.scope,
-                Write::Patch {
-                    target: self.scope.clone(),
-                    subresource: None,
-                    patch,
-                },
-            );
+            plan.patch(&self.scope, self.scope.clone(), patch);
         }
         let status = |set: &ReplicaSet| set.status.clone().unwrap_or_default();
         let total: i64 = self.sets().map(|set| i64::from(status(set).replicas)).sum();

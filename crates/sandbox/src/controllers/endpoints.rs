@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
-use super::plan::{Manner, Plan, View, Write, controlled_by, controller_of, merge_patch, short_hash};
+use super::plan::{Manner, Plan, View, controlled_by, controller_of, merge_patch, short_hash};
 use super::pods::{is_finished, is_ready, is_terminating};
 use super::snapshot::{Key, Resource, Target};
 
@@ -53,19 +53,13 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
                 resource: Resource::of::<Service>(),
                 key: key.clone(),
             };
-            let unless = vec![super::plan::Reference {
-                target: service,
-                uid: String::new(),
-            }];
-            let uid = endpoints.metadata.uid.clone().unwrap_or_default();
-            plan.act(
+            let unless = vec![super::plan::Reference::any(service)];
+            plan.delete_unless(
                 &target,
-                Write::Delete {
-                    target: target.clone(),
-                    uid,
-                    unless,
-                    manner: Manner::Background,
-                },
+                target.clone(),
+                &endpoints.metadata,
+                Manner::Background,
+                unless,
             );
         }
     }
@@ -285,13 +279,7 @@ pub(crate) fn plan_owned_slices(
             wanted["metadata"]["name"] = json!(name);
             wanted["metadata"]["namespace"] = json!(owner.key.namespace);
             wanted["metadata"]["ownerReferences"] = json!([controlled_by(owner, metadata)]);
-            plan.act(
-                owner,
-                Write::Create {
-                    resource: resource.clone(),
-                    object: wanted,
-                },
-            );
+            plan.create(owner, resource.clone(), wanted);
             continue;
         };
         if current.metadata.deletion_timestamp.is_some() {
@@ -312,14 +300,7 @@ pub(crate) fn plan_owned_slices(
                 resource: resource.clone(),
                 key,
             };
-            plan.act(
-                owner,
-                Write::Patch {
-                    target,
-                    subresource: None,
-                    patch,
-                },
-            );
+            plan.patch(owner, target, patch);
         }
     }
     let in_namespace = view.snapshot.endpoint_slices.values();
@@ -333,17 +314,7 @@ pub(crate) fn plan_owned_slices(
             .as_ref()
             .is_some_and(|name| names.contains(name));
         if controlled && !named && slice.metadata.deletion_timestamp.is_none() {
-            let uid = slice.metadata.uid.clone().unwrap_or_default();
-            let target = Target::of(&**slice);
-            plan.act(
-                owner,
-                Write::Delete {
-                    target,
-                    uid,
-                    unless: Vec::new(),
-                    manner: Manner::Background,
-                },
-            );
+            plan.delete(owner, Target::of(&**slice), &slice.metadata, Manner::Background);
         }
     }
 }
@@ -355,41 +326,28 @@ fn plan_endpoints(view: &View<'_>, plan: &mut Plan, service: &Service, members: 
         .as_ref()
         .and_then(|spec| spec.publish_not_ready_addresses)
         == Some(true);
-    let mut groups: BTreeMap<String, (Vec<Value>, Vec<Value>, Vec<Value>)> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Subset> = BTreeMap::new();
     for member in members.iter().filter(|member| all || !is_terminating(member.pod)) {
-        let ports: Vec<Value> = member.ports.iter().map(|port| subset_port(port)).collect();
-        let (_, ready, not_ready) = groups
-            .entry(json!(ports).to_string())
-            .or_insert_with(|| (ports, Vec::new(), Vec::new()));
+        let ports: Vec<Value> = member.ports.iter().map(subset_port).collect();
+        let subset = groups.entry(json!(ports).to_string()).or_insert_with(|| Subset {
+            ports,
+            ..Subset::default()
+        });
         let mut address = json!({ "ip": member.ip, "targetRef": member.target_reference() });
         for (field, value) in [("nodeName", member.node()), ("hostname", member.hostname)] {
             if let Some(value) = value {
                 address[field] = value.into();
             }
         }
-        if member.ready {
-            ready.push(address)
+        let list = if member.ready {
+            &mut subset.addresses
         } else {
-            not_ready.push(address)
-        }
+            &mut subset.not_ready_addresses
+        };
+        list.push(address);
     }
-    let subsets: Vec<Value> = groups
-        .into_values()
-        .filter(|(ports, ..)| !ports.is_empty() || is_headless(service))
-        .map(|(ports, ready, not_ready)| {
-            let mut subset = Map::new();
-            for (field, list) in [
-                ("addresses", ready),
-                ("notReadyAddresses", not_ready),
-                ("ports", ports),
-            ] {
-                if !list.is_empty() {
-                    subset.insert(field.to_owned(), list.into());
-                }
-            }
-            subset.into()
-        })
-        .collect();
+    let complete = |subset: &Subset| !subset.ports.is_empty() || is_headless(service);
+    let subsets: Vec<Subset> = groups.into_values().filter(complete).collect();
     let mut labels = labels(service);
     labels.insert(
         "endpoints.kubernetes.io/managed-by".to_owned(),
@@ -403,7 +361,7 @@ fn plan_endpoints(view: &View<'_>, plan: &mut Plan, service: &Service, members: 
             "metadata": { "name": scope.key.name, "namespace": scope.key.namespace, "labels": labels },
             "subsets": subsets,
         });
-        return plan.act(&scope, Write::Create { resource, object });
+        return plan.create(&scope, resource, object);
     };
     let wanted = json!({ "metadata": { "labels": labels }, "subsets": subsets });
     let current = json!({
@@ -415,15 +373,20 @@ fn plan_endpoints(view: &View<'_>, plan: &mut Plan, service: &Service, members: 
             resource,
             key: scope.key.clone(),
         };
-        plan.act(
-            &scope,
-            Write::Patch {
-                target,
-                subresource: None,
-                patch,
-            },
-        );
+        plan.patch(&scope, target, patch);
     }
+}
+
+/// Pods whose ports have the same numbers.
+#[derive(Default, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Subset {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_ready_addresses: Vec<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<Value>,
 }
 
 /// Endpoints leave out the empty name.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 
-use super::plan::{Manner, Plan, Reference, View, Write};
+use super::plan::{Manner, Plan, Reference, View};
 use super::snapshot::{Key, Resource, Target};
 
 const FOREGROUND: &str = "foregroundDeletion";
@@ -28,7 +28,7 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
     }
     for (resource, key, metadata) in &objects {
         let target = Target {
-            resource: resource.clone(),
+            resource: Resource::clone(resource),
             key: Key::clone(key),
         };
         let uid = metadata.uid.as_deref().unwrap_or_default();
@@ -38,7 +38,7 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
             let owned = dependents.get(uid).map_or(&[][..], Vec::as_slice);
             for (resource, key, metadata) in owned.iter().map(|index| &objects[*index]) {
                 let target = Target {
-                    resource: resource.clone(),
+                    resource: Resource::clone(resource),
                     key: Key::clone(key),
                 };
                 disown(plan, &target, metadata, uid);
@@ -105,16 +105,7 @@ fn plan_dependent(
     } else {
         Manner::Foreground
     };
-    let uid = metadata.uid.clone().unwrap_or_default();
-    plan.act(
-        target,
-        Write::Delete {
-            target: target.clone(),
-            uid,
-            unless: absent,
-            manner,
-        },
-    );
+    plan.delete_unless(target, target.clone(), metadata, manner, absent);
 }
 
 fn owner_target(view: &View<'_>, owner: &OwnerReference, namespace: &str) -> Option<Target> {
@@ -143,14 +134,7 @@ fn drop_finalizer(plan: &mut Plan, target: &Target, metadata: &ObjectMeta, name:
         .filter(|finalizer| *finalizer != name)
         .collect();
     let patch = json!({ "metadata": { "finalizers": kept, "resourceVersion": metadata.resource_version } });
-    plan.act(
-        target,
-        Write::Patch {
-            target: target.clone(),
-            subresource: None,
-            patch,
-        },
-    );
+    plan.patch(target, target.clone(), patch);
 }
 
 fn disown(plan: &mut Plan, target: &Target, metadata: &ObjectMeta, uid: &str) {
@@ -162,12 +146,5 @@ fn disown(plan: &mut Plan, target: &Target, metadata: &ObjectMeta, uid: &str) {
     let kept: Vec<Value> = owners.map(|owner| json!(owner)).collect();
     let patch =
         json!({ "metadata": { "ownerReferences": kept, "resourceVersion": metadata.resource_version } });
-    plan.act(
-        target,
-        Write::Patch {
-            target: target.clone(),
-            subresource: None,
-            patch,
-        },
-    );
+    plan.patch(target, target.clone(), patch);
 }

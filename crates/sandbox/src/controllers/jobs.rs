@@ -42,17 +42,7 @@ fn plan_job(view: &View<'_>, plan: &mut Plan, job: &Job, spec: &JobSpec) {
         if let Some(seconds) = spec.ttl_seconds_after_finished
             && plan.has_come(after(since, seconds.into()))
         {
-            let uid = job.metadata.uid.clone().unwrap_or_default();
-            let target = scope.clone();
-            plan.act(
-                &scope,
-                Write::Delete {
-                    target,
-                    uid,
-                    unless: Vec::new(),
-                    manner: Manner::Foreground,
-                },
-            );
+            plan.delete(&scope, scope.clone(), &job.metadata, Manner::Foreground);
         }
         return;
     }

@@ -30,7 +30,7 @@ impl Sandbox {
         let cluster = Cluster::new(ClusterOptions::default());
         let client = cluster.client(Identity::admin());
         let shutdown = CancellationToken::new();
-        let controllers = tokio::spawn(run(client.clone(), super::tests::addresses(), shutdown.clone()));
+        let controllers = tokio::spawn(run(client.clone(), tests::addresses(), shutdown.clone()));
         let node = tokio::spawn(node(client.clone()));
         Self {
             client,
@@ -116,9 +116,9 @@ async fn node(client: Client) {
             pod.metadata.name.clone().unwrap(),
         );
         let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-        if super::pods::is_terminating(&pod) {
+        if pods::is_terminating(&pod) {
             let _ = pods.delete(&name, &DeleteParams::default().grace_period(0)).await;
-        } else if pod.spec.as_ref().unwrap().node_name.is_some() && super::pods::phase(&pod) == "Pending" {
+        } else if pod.spec.as_ref().unwrap().node_name.is_some() && pods::phase(&pod) == "Pending" {
             address += 1;
             let status = Patch::Merge(json!({ "status": {
                 "phase": "Running",

@@ -30,14 +30,7 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
         if !wants_address(service) {
             if !current.is_empty() && !has_foreign_class(service) {
                 let patch = json!({ "status": { "loadBalancer": { "ingress": null } } });
-                plan.act(
-                    &scope,
-                    Write::Patch {
-                        target: scope.clone(),
-                        subresource: Some("status"),
-                        patch,
-                    },
-                );
+                plan.patch_status(&scope, scope.clone(), patch);
             }
             continue;
         }

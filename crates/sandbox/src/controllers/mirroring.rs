@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, Service};
 use serde_json::{Map, Value, json};
 
 use super::endpoints::{plan_owned_slices, selector};
-use super::plan::{Manner, Plan, Reference, View, Write, controller_of};
+use super::plan::{Manner, Plan, Reference, View, controller_of};
 use super::snapshot::{Resource, Target};
 
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
@@ -40,20 +40,13 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
                     resource: Resource::of::<Service>(),
                     key: key.clone(),
                 };
-                let unless = vec![Reference {
-                    target: service,
-                    uid: String::new(),
-                }];
-                let uid = endpoints.metadata.uid.clone().unwrap_or_default();
-                let target = scope.clone();
-                plan.act(
+                let unless = vec![Reference::any(service)];
+                plan.delete_unless(
                     &scope,
-                    Write::Delete {
-                        target,
-                        uid,
-                        unless,
-                        manner: Manner::Background,
-                    },
+                    scope.clone(),
+                    &endpoints.metadata,
+                    Manner::Background,
+                    unless,
                 );
             }
             None => {}

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use serde_json::json;
 
 use super::plan::{Manner, Plan, View, Write};
-use super::snapshot::{Key, Target};
+use super::snapshot::{Key, Resource, Target};
 
 pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
     let ending = |namespace: &&Namespace| namespace.metadata.deletion_timestamp.is_some();
@@ -29,14 +29,7 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
             != Some("Terminating")
         {
             let patch = json!({ "status": { "phase": "Terminating" } });
-            plan.act(
-                &scope,
-                Write::Patch {
-                    target: scope.clone(),
-                    subresource: Some("status"),
-                    patch,
-                },
-            );
+            plan.patch_status(&scope, scope.clone(), patch);
         }
         let mut content = objects
             .iter()
@@ -58,17 +51,10 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
             content.filter(|(_, _, metadata)| metadata.deletion_timestamp.is_none())
         {
             let target = Target {
-                resource: resource.clone(),
+                resource: Resource::clone(resource),
                 key: Key::clone(key),
             };
-            let uid = metadata.uid.clone().unwrap_or_default();
-            let write = Write::Delete {
-                target: target.clone(),
-                uid,
-                unless: Vec::new(),
-                manner: Manner::Background,
-            };
-            plan.act(&target, write);
+            plan.delete(&target, target.clone(), metadata, Manner::Background);
         }
     }
 }

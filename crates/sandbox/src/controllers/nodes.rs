@@ -7,7 +7,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
-use super::plan::{Manner, Plan, Reference, View, Write, set_condition};
+use super::plan::{Manner, Plan, Reference, View, set_condition};
 use super::pods::{after, is_ready, is_terminating};
 use super::snapshot::{Key, Resource, Target};
 
@@ -34,24 +34,12 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
                     resource: Resource::of::<Node>(),
                     key: Key::new("", name),
                 };
-                vec![Reference {
-                    target,
-                    uid: String::new(),
-                }]
+                vec![Reference::any(target)]
             }
             _ => continue,
         };
         let target = Target::of(&**pod);
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        plan.act(
-            &target,
-            Write::Delete {
-                target: target.clone(),
-                uid,
-                unless,
-                manner: Manner::AtOnce,
-            },
-        );
+        plan.delete_unless(&target, target.clone(), &pod.metadata, Manner::AtOnce, unless);
     }
 }
 
@@ -76,14 +64,7 @@ fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
         let told = ("NodeStatusUnknown", "Kubelet stopped posting node status.");
         if set_condition(&mut conditions, plan.now, "Ready", "Unknown", told) {
             let patch = json!({ "status": { "conditions": conditions } });
-            plan.act(
-                &scope,
-                Write::Patch {
-                    target: scope.clone(),
-                    subresource: Some("status"),
-                    patch,
-                },
-            );
+            plan.patch_status(&scope, scope.clone(), patch);
         }
         for pod in view
             .snapshot
@@ -99,14 +80,7 @@ fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
             let told = ("NodeNotReady", "The node stopped reporting.");
             set_condition(&mut conditions, plan.now, "Ready", "False", told);
             let patch = json!({ "status": { "conditions": conditions } });
-            plan.act(
-                &target,
-                Write::Patch {
-                    target: target.clone(),
-                    subresource: Some("status"),
-                    patch,
-                },
-            );
+            plan.patch_status(&target, target.clone(), patch);
         }
     }
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
@@ -125,14 +99,7 @@ fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
     taints.extend(wanted.map(|key| json!({ "key": key, "effect": "NoSchedule" })));
     let version = &node.metadata.resource_version;
     let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
-    plan.act(
-        &scope,
-        Write::Patch {
-            target: scope.clone(),
-            subresource: None,
-            patch,
-        },
-    );
+    plan.patch(&scope, scope.clone(), patch);
 }
 
 fn is_on(pod: &Pod, node: &str) -> bool {

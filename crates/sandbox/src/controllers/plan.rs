@@ -59,14 +59,6 @@ pub(crate) enum Write {
     Finalize {
         namespace: String,
     },
-    /// Writes a token for the account into the Secret.
-    Token {
-        secret: Key,
-        uid: String,
-        account: String,
-        account_uid: String,
-        ca: String,
-    },
     /// Nothing but the note.
     Note,
 }
@@ -87,6 +79,16 @@ pub(crate) struct Reference {
     pub(crate) uid: String,
 }
 
+impl Reference {
+    /// Any object of the name.
+    pub(crate) fn any(target: Target) -> Self {
+        Self {
+            target,
+            uid: String::new(),
+        }
+    }
+}
+
 /// An Event about the scope's object. `{name}` stands for the name of the object that was written.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Note {
@@ -95,10 +97,12 @@ pub(crate) struct Note {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
     pub(crate) regarding_uid: String,
+    /// The reason to give if the API server refuses the write. Without one, nobody but the log is told.
+    pub(crate) refusal: Option<&'static str>,
 }
 
 impl Plan {
-    fn new(now: Timestamp) -> Self {
+    pub(crate) fn new(now: Timestamp) -> Self {
         Self {
             now,
             actions: Vec::new(),
@@ -120,6 +124,57 @@ impl Plan {
             write,
             note: Some(note),
         });
+    }
+
+    pub(crate) fn create(&mut self, scope: &Target, resource: Resource, object: Value) {
+        self.act(scope, Write::Create { resource, object });
+    }
+
+    pub(crate) fn patch(&mut self, scope: &Target, target: Target, patch: Value) {
+        self.act(
+            scope,
+            Write::Patch {
+                target,
+                subresource: None,
+                patch,
+            },
+        );
+    }
+
+    pub(crate) fn patch_status(&mut self, scope: &Target, target: Target, patch: Value) {
+        self.act(
+            scope,
+            Write::Patch {
+                target,
+                subresource: Some("status"),
+                patch,
+            },
+        );
+    }
+
+    pub(crate) fn delete(&mut self, scope: &Target, target: Target, metadata: &ObjectMeta, manner: Manner) {
+        self.delete_unless(scope, target, metadata, manner, Vec::new());
+    }
+
+    /// Deletes the object if none of those exists, whatever the snapshot says.
+    pub(crate) fn delete_unless(
+        &mut self,
+        scope: &Target,
+        target: Target,
+        metadata: &ObjectMeta,
+        manner: Manner,
+        unless: Vec<Reference>,
+    ) {
+        let uid = metadata.uid.clone().unwrap_or_default();
+        self.act(
+            scope,
+            Write::Delete {
+                target,
+                uid,
+                unless,
+                manner,
+            },
+        );
     }
 
     /// Patches the status so that it reads `wanted`, if it does not already.
@@ -220,6 +275,15 @@ pub(crate) fn plan(snapshot: &Snapshot, addresses: &ClusterAddresses, now: Times
     {
         controller(&view, &mut plan);
     }
+    // The API server refuses what is new in a namespace that is going.
+    plan.actions.retain(|action| match &action.write {
+        Write::Create { object, .. } => {
+            let namespace = Key::new("", object["metadata"]["namespace"].as_str().unwrap_or_default());
+            let namespace = snapshot.namespaces.get(&namespace);
+            namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_none())
+        }
+        _ => true,
+    });
     plan
 }
 
@@ -315,7 +379,7 @@ impl fmt::Display for Action {
                 let metadata = &object["metadata"];
                 let name = metadata["name"]
                     .as_str()
-                    .or(metadata["generateName"].as_str())
+                    .or_else(|| metadata["generateName"].as_str())
                     .unwrap_or_default();
                 let key = Key::new(metadata["namespace"].as_str().unwrap_or_default(), name);
                 write!(f, "create {} {key}", resource.kind)
@@ -344,7 +408,6 @@ impl fmt::Display for Action {
             }
             Write::Bind { pod, node, .. } => write!(f, "bind {pod} {node}"),
             Write::Finalize { namespace } => write!(f, "finalize {namespace}"),
-            Write::Token { secret, account, .. } => write!(f, "token {account} into {secret}"),
             Write::Note => write!(f, "note {}", self.scope),
         }
     }

@@ -131,7 +131,10 @@ pub(crate) fn create(
             resource: Resource::of::<Pod>(),
             object: pod,
         },
-        note,
+        Note {
+            refusal: Some("FailedCreate"),
+            ..note
+        },
     );
 }
 
@@ -175,5 +178,6 @@ pub(crate) fn note(
         reason,
         message,
         regarding_uid,
+        refusal: None,
     }
 }

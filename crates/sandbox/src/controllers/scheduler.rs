@@ -158,7 +158,7 @@ pub(crate) fn matches_selector(spec: &PodSpec, node: &Node) -> bool {
 fn admits<'a>(selector: &NodeSelector, node: &'a Node, label: impl Fn(&str) -> Option<&'a str>) -> bool {
     let field = |key: &str| {
         (key == "metadata.name")
-            .then(|| node.metadata.name.as_deref())
+            .then_some(node.metadata.name.as_deref())
             .flatten()
     };
     selector.node_selector_terms.iter().any(|term| {

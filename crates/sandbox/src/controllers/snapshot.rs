@@ -13,7 +13,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{Metadata, NamespaceResourceScope};
@@ -137,8 +137,6 @@ macro_rules! snapshot {
             $(pub(crate) $field: Store<$kind>,)*
             /// ConfigMaps of the name `kube-root-ca.crt`, whole. They are in `others` as well.
             pub(crate) root_cas: Store<ConfigMap>,
-            /// Secrets of the type `kubernetes.io/service-account-token`, whole. They are in `others` as well.
-            pub(crate) token_secrets: Store<Secret>,
             /// All other kinds that can be listed, watched and deleted.
             pub(crate) others: BTreeMap<Resource, Store<ObjectMeta>>,
             /// Objects whose deletion was seen while writes were on their way: an answer that arrives late must not
@@ -173,14 +171,14 @@ macro_rules! snapshot {
 
         impl Snapshot {
             /// Metadata of all objects, with their kind.
-            pub(crate) fn objects(&self) -> Vec<(Resource, &Key, &ObjectMeta)> {
+            pub(crate) fn objects(&self) -> Vec<(Cow<'_, Resource>, &Key, &ObjectMeta)> {
                 let mut all = Vec::new();
                 $({
-                    let resource = Resource::of::<$kind>();
+                    let resource = Cow::<'_, Resource>::Owned(Resource::of::<$kind>());
                     all.extend(self.$field.iter().map(|(key, object)| (resource.clone(), key, &object.metadata)));
                 })*
                 for (resource, store) in &self.others {
-                    all.extend(store.iter().map(|(key, metadata)| (resource.clone(), key, &**metadata)));
+                    all.extend(store.iter().map(|(key, metadata)| (Cow::Borrowed(resource), key, &**metadata)));
                 }
                 all
             }
@@ -190,12 +188,8 @@ macro_rules! snapshot {
                 $(if *resource == Resource::of::<$kind>() {
                     return self.answered_as(|snapshot| &mut snapshot.$field, object);
                 })*
-                if resource.plural == "configmaps" {
-                    if object["metadata"]["name"] == super::accounts::ROOT_CA {
-                        self.answered_as(|snapshot| &mut snapshot.root_cas, object.clone());
-                    }
-                } else if resource.plural == "secrets" {
-                    self.answered_as(|snapshot| &mut snapshot.token_secrets, object.clone());
+                if resource.plural == "configmaps" && object["metadata"]["name"] == super::accounts::ROOT_CA {
+                    self.answered_as(|snapshot| &mut snapshot.root_cas, object.clone());
                 }
                 let Ok(metadata) = serde_json::from_value::<ObjectMeta>(object["metadata"].clone()) else { return };
                 if !self.tombstones.contains(metadata.uid.as_deref().unwrap_or_default())
@@ -310,12 +304,6 @@ impl Object for ObjectMeta {
 }
 
 impl Object for ConfigMap {
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-}
-
-impl Object for Secret {
     fn meta(&self) -> &ObjectMeta {
         &self.metadata
     }

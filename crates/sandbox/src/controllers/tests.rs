@@ -1,10 +1,14 @@
 //! Plans as stories: manifests in, writes out.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use super::plan::{Write, plan};
-use super::snapshot::{Change, Resource, Snapshot};
+use super::plan::{Plan, Write, plan};
+use super::snapshot::{Change, Key, Resource, Snapshot, Target};
+use super::{BACKOFF, Outcome, Scopes};
 use crate::kubelet::ClusterAddresses;
 
 pub(super) fn addresses() -> ClusterAddresses {
@@ -117,7 +121,7 @@ impl Story {
                     object["spec"]["nodeName"] = json!(node);
                     self.put(object);
                 }
-                Write::Finalize { .. } | Write::Token { .. } | Write::Note => {}
+                Write::Finalize { .. } | Write::Note => {}
             }
         }
         lines
@@ -135,7 +139,7 @@ impl Story {
 
     fn get(&self, kind: &str, key: &str) -> Value {
         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
-        let key = super::snapshot::Key::new(namespace, name);
+        let key = Key::new(namespace, name);
         let snapshot = &self.snapshot;
         let mut object = match kind {
             "Pod" => json!(*snapshot.pods[&key]),
@@ -617,13 +621,7 @@ fn a_namespace_empties_before_it_is_finalized() {
         "spec": { "finalizers": ["kubernetes"] },
         "status": { "phase": "Terminating" },
     }));
-    assert!(
-        story
-            .deeds()
-            .contains(&"delete Deployment default/web".to_owned()),
-        "{:?}",
-        story.deeds()
-    );
+    assert_eq!(story.deeds(), ["delete Deployment default/web"]);
     story.snapshot.deployments.clear();
     assert_eq!(story.plan(), ["finalize default"]);
 }
@@ -879,11 +877,73 @@ fn an_answer_that_arrives_after_the_deletion_was_seen_changes_nothing() {
     let mut story = Story::new();
     story.put(deployment(0, "v1"));
     let object = story.get("Deployment", "default/web");
-    let key = super::snapshot::Key::new("default", "web");
+    let key = Key::new("default", "web");
     story.snapshot.watched(
         |snapshot| &mut snapshot.deployments,
         Change::Deleted(key, "Deployment-web".into()),
     );
     story.put(object);
     assert!(story.snapshot.deployments.is_empty());
+}
+
+/// A plan that patches the object of this name, so.
+fn patch_of(name: &str, value: u32) -> Plan {
+    let resource = Resource::of::<k8s_openapi::api::core::v1::ConfigMap>();
+    let target = Target {
+        resource,
+        key: Key::new("default", name),
+    };
+    let mut plan = Plan::new(now());
+    plan.patch(&target, target.clone(), json!({ "data": value }));
+    plan
+}
+
+/// How many writes of the plan may start, and how long the others wait.
+fn admit(scopes: &mut Scopes, plan: Plan, at: Instant) -> (usize, Option<Duration>) {
+    let (admitted, wake) = scopes.admit(plan, at);
+    (admitted.len(), wake.map(|wake| wake - at))
+}
+
+#[test]
+fn an_object_is_written_for_only_when_its_last_writes_were_answered() {
+    let (mut scopes, at) = (Scopes::default(), Instant::now());
+    assert_eq!(admit(&mut scopes, patch_of("a", 1), at), (1, None));
+    assert_eq!(admit(&mut scopes, patch_of("a", 2), at), (0, None));
+    assert_eq!(admit(&mut scopes, patch_of("b", 1), at), (1, None));
+    scopes.finished(&patch_of("a", 1).actions[0].scope, Outcome::Done, at);
+    assert_eq!(admit(&mut scopes, patch_of("a", 2), at), (1, None));
+}
+
+#[test]
+fn failures_and_writes_without_effect_are_repeated_ever_more_slowly() {
+    for outcome in [Outcome::Failed, Outcome::Done] {
+        let (mut scopes, mut at) = (Scopes::default(), Instant::now());
+        let scope = patch_of("a", 1).actions[0].scope.clone();
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            assert_eq!(admit(&mut scopes, patch_of("a", 1), at), (1, None));
+            scopes.finished(&scope, outcome, at);
+            let (admitted, wait) = admit(&mut scopes, patch_of("a", 1), at);
+            assert_eq!(admitted, 0);
+            waits.push(wait.unwrap());
+            at += wait.unwrap();
+        }
+        assert_eq!(waits, [BACKOFF, BACKOFF * 2, BACKOFF * 4, BACKOFF * 8]);
+        // Something else to write, written well, ends it.
+        admit(&mut scopes, patch_of("a", 2), at);
+        scopes.finished(&scope, Outcome::Done, at);
+        assert_eq!(admit(&mut scopes, patch_of("a", 3), at + BACKOFF * 16).0, 1);
+    }
+}
+
+#[test]
+fn nothing_is_created_in_a_namespace_that_is_going() {
+    let mut story = Story::new();
+    story.put(deployment(1, "v1")).put(json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": { "name": "default", "deletionTimestamp": "2026-05-01T12:00:00Z" },
+        "status": { "phase": "Terminating" },
+    }));
+    assert_eq!(story.deeds(), ["delete Deployment default/web"]);
 }

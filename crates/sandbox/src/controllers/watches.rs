@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::discovery::{Discovery, Scope, verbs};
@@ -20,7 +20,7 @@ use super::snapshot::{Change, Key, Object, Resource, Snapshot, Store, Watch};
 /// A change that is folded into the snapshot by the one task that owns it.
 pub(crate) enum Update {
     Whole(Box<dyn FnOnce(&mut Snapshot) + Send>),
-    Other(Resource, Change<ObjectMeta>),
+    Other(Box<(Resource, Change<ObjectMeta>)>),
     /// A watch that planning waits for has delivered its first complete list.
     Synced,
     /// The kinds that the cluster serves now, beside those that are held whole.
@@ -59,8 +59,6 @@ impl Watches {
         watches.watch_all();
         let root_cas = watcher::Config::default().fields("metadata.name=kube-root-ca.crt");
         watches.watch_some::<ConfigMap>(root_cas, |snapshot| &mut snapshot.root_cas);
-        let tokens = watcher::Config::default().fields("type=kubernetes.io/service-account-token");
-        watches.watch_some::<Secret>(tokens, |snapshot| &mut snapshot.token_secrets);
         watches.discover();
         (watches, receiver)
     }
@@ -77,7 +75,8 @@ impl Watches {
     pub(crate) fn fold(&mut self, snapshot: &mut Snapshot, update: Update) {
         match update {
             Update::Whole(fold) => fold(snapshot),
-            Update::Other(resource, change) => {
+            Update::Other(update) => {
+                let (resource, change) = *update;
                 if !self.others.contains_key(&resource) {
                     return;
                 }
@@ -160,7 +159,7 @@ impl Watches {
                             Change::Replaced(all.into_iter().map(|object| object.metadata).collect())
                         }
                     };
-                    let update = Update::Other(watched.clone(), change);
+                    let update = Update::Other(Box::new((watched.clone(), change)));
                     let sender = sender.clone();
                     async move { sender.send(update).await.is_ok() }
                 },
