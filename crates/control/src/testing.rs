@@ -94,6 +94,12 @@ impl Watched {
         }
     }
 
+    pub(crate) async fn create(&self, yaml: &str) {
+        for document in documents(yaml) {
+            create(&self.client, document).await;
+        }
+    }
+
     /// Merge-patches one object.
     pub(crate) async fn patch(&self, path: &str, patch: Value) {
         request(

@@ -675,14 +675,14 @@ mod tests {
             entry["value"].as_str().unwrap().to_owned()
         };
         for (deployment, variable, expected) in [
-            ("identity", "IDENTITY", "localhost.:8080"),
+            ("identity", "IDENTITY", "127.0.0.1:8080"),
             (
                 "identity",
                 "POLICY",
                 "linkerd-policy.linkerd.svc.cluster.local.:8090",
             ),
-            ("destination", "DESTINATION", "localhost.:8086"),
-            ("destination", "POLICY", "localhost.:8090"),
+            ("destination", "DESTINATION", "127.0.0.1:8086"),
+            ("destination", "POLICY", "127.0.0.1:8090"),
             (
                 "destination",
                 "IDENTITY",

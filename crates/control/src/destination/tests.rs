@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 
 use super::*;
 use crate::testing::{Watched, mesh, view};
+use crate::view::watch::Feed;
 
 const WEB: &str = "
 apiVersion: v1
@@ -48,6 +49,17 @@ kind: Pod
 metadata: {name: plain, namespace: test}
 spec: {containers: [{name: app, image: app}]}
 status: {phase: Running, podIP: 10.42.0.9, podIPs: [{ip: 10.42.0.9}]}
+";
+
+/// What the API server wants to see before it takes the pods.
+const ACCOUNT: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: test}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: web, namespace: test}
 ";
 
 const MIRROR: &str = "
@@ -336,11 +348,7 @@ fn a_gateway_is_told_only_of_exported_services() {
 
 #[tokio::test]
 async fn proxies_follow_the_cluster_through_its_watches() {
-    let cluster = Watched::start(
-        &FEEDS[..4],
-        &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: test}}\n---{WEB}"),
-    )
-    .await;
+    let cluster = Watched::start(&FEEDS[..4], &format!("{ACCOUNT}---{WEB}")).await;
     let server = server(cluster.view.clone(), Arc::new(mesh()), cluster.drain.clone());
     let mut client = DestinationClient::new(server);
     let request = GetDestination {
@@ -377,4 +385,59 @@ async fn proxies_follow_the_cluster_through_its_watches() {
     assert_eq!(next().await, "no endpoints, exists=true");
     cluster.delete("/api/v1/namespaces/test/services/web").await;
     assert_eq!(next().await, "no endpoints, exists=false");
+}
+
+#[tokio::test]
+async fn a_split_takes_effect_as_soon_as_its_kind_is_defined() {
+    let cluster = Watched::start(
+        &[Feed::Services, Feed::TrafficSplits],
+        "
+apiVersion: v1
+kind: Namespace
+metadata: {name: test}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: test}
+spec: {ports: [{name: http, port: 80}]}
+",
+    )
+    .await;
+    let server = server(cluster.view.clone(), Arc::new(mesh()), cluster.drain.clone());
+    let mut client = DestinationClient::new(server);
+    let request = GetDestination {
+        path: "web.test.svc.cluster.local:80".into(),
+        ..GetDestination::default()
+    };
+    let mut profiles = client.get_profile(request).await.unwrap().into_inner();
+    let mut next = async || {
+        let profile = timeout(Duration::from_secs(10), profiles.message())
+            .await
+            .expect("changes come promptly");
+        profile
+            .unwrap()
+            .expect("the stream goes on")
+            .dst_overrides
+            .iter()
+            .map(|dst| dst.weight)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(next().await, [0; 0]);
+    let definition = hawser_crd::manifests::traffic_splits();
+    cluster.create(&definition.to_string()).await;
+    cluster
+        .create(
+            "
+apiVersion: split.smi-spec.io/v1alpha2
+kind: TrafficSplit
+metadata: {name: web, namespace: test}
+spec: {service: web, backends: [{service: web, weight: 1}, {service: other, weight: 3}]}
+",
+        )
+        .await;
+    assert_eq!(next().await, [10_000, 30_000]);
+    cluster
+        .delete("/apis/split.smi-spec.io/v1alpha2/namespaces/test/trafficsplits/web")
+        .await;
+    assert_eq!(next().await, [0; 0]);
 }

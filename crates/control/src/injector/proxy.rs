@@ -519,7 +519,7 @@ impl Sidecar<'_> {
         let ns = self.injection.control_plane_namespace;
         let (domain, trust_domain) = (&values.cluster_domain, values.trust_domain());
         let address = |local: bool, service: &str, port: u16| match local {
-            true => format!("localhost.:{port}"),
+            true => format!("127.0.0.1:{port}"),
             false => format!("{service}.{ns}.svc.{domain}.:{port}"),
         };
         let name = |account: &str| format!("{account}.{ns}.serviceaccount.identity.{ns}.{trust_domain}");

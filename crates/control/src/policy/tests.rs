@@ -1,11 +1,14 @@
 //! Policies as proxies get them: from texts, and through a real watch.
 
+use linkerd2_proxy_api::inbound::inbound_server_policies_client::InboundServerPoliciesClient;
 use linkerd2_proxy_api::inbound::{Authz, authn, proxy_protocol};
 use linkerd2_proxy_api::meta::metadata;
 use linkerd2_proxy_api::outbound::proxy_protocol as outbound_protocol;
+use serde_json::json;
+use tokio::time::timeout;
 
 use super::*;
-use crate::testing::{mesh, view};
+use crate::testing::{Watched, mesh, view};
 
 const POD: &str = "
 apiVersion: v1
@@ -341,4 +344,44 @@ fn workloads_are_read_in_both_forms() {
     for wrong in ["", "a", "{}", ":b", "a:"] {
         assert!(workload(wrong).is_err(), "{wrong}");
     }
+}
+
+#[tokio::test]
+async fn proxies_follow_policies_through_their_watches() {
+    let definitions: Vec<String> = hawser_crd::manifests::policy()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let namespaces = "apiVersion: v1\nkind: Namespace\nmetadata: {name: test}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: auth}\n";
+    let cluster = Watched::start(
+        &FEEDS,
+        &format!("{namespaces}---{POD}---\n{}", definitions.join("\n---\n")),
+    )
+    .await;
+    let routes = routes(cluster.view.clone(), Arc::new(mesh()), cluster.drain.clone());
+    let mut client = InboundServerPoliciesClient::new(routes);
+    let spec = PortSpec {
+        workload: r#"{"ns":"test","pod":"web-1"}"#.into(),
+        port: 8080,
+    };
+    let mut updates = client.watch_port(spec).await.unwrap().into_inner();
+    let mut next = async || {
+        let update = timeout(Duration::from_secs(5), updates.message())
+            .await
+            .expect("changes come promptly");
+        show(&update.unwrap().expect("the stream goes on"))
+    };
+    assert_eq!(next().await[0], "default all-unauthenticated detect");
+    cluster.create(SERVER).await;
+    assert_eq!(next().await, ["server web http/1"]);
+    cluster.create(&[NETWORK, POLICY, ANY].join("---")).await;
+    assert_eq!(
+        next().await,
+        ["server web http/1", "policy: *. from 0.0.0.0/0 ::/0"]
+    );
+    let network = "/apis/policy.linkerd.io/v1alpha1/namespaces/test/networkauthentications/source";
+    cluster
+        .patch(network, json!({"spec": {"networks": [{"cidr": "10.0.0.0/8"}]}}))
+        .await;
+    assert_eq!(next().await[1], "policy: *. from 10.0.0.0/8");
 }
