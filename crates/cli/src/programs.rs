@@ -1,13 +1,25 @@
 //! The programs inside this binary, by the name that it is called by.
 
 use std::ffi::{OsStr, OsString};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
+
+use hawser_runtime::logging::Format;
+use hawser_sandbox::images::{Image, Images};
+use hawser_sandbox::launcher::{assemble, enter};
+
+use crate::problem::Problem;
 
 type Program = fn(Vec<OsString>) -> ExitCode;
 
 /// Name and entry point of every program. Pods see the names in `/usr/local/bin`.
 const PROGRAMS: &[(&str, Program)] = &[
+    (enter::PROGRAM, |args| enter::main(&args, supervise)),
+    ("hawser-container", hawser_sandbox::node::starter::main),
+    ("hawser-proxy", hawser_proxy::main),
+    ("hawser-proxy-init", hawser_proxy::init::main),
+    ("pause", pause),
     ("hawser-control", hawser_control::main),
     ("emojivoto-web", hawser_emojivoto::web::main),
     ("emojivoto-emoji-svc", hawser_emojivoto::emoji_svc::main),
@@ -27,4 +39,46 @@ pub(crate) fn called_as(argv0: Option<&OsString>) -> Option<Program> {
 /// Every name under which pods of the sandbox may call this binary.
 pub(crate) fn names() -> Vec<String> {
     PROGRAMS.iter().map(|(name, _)| (*name).to_owned()).collect()
+}
+
+/// What the sandbox's supervisor process does.
+fn supervise(request: enter::Request, listeners: Vec<TcpListener>) -> ExitCode {
+    if let Err(error) = hawser_runtime::logging::start("warn,hawser_sandbox=info", Format::Plain) {
+        Problem::new("cannot log", error, "hawser sandbox up").print();
+    }
+    assemble::run(request, listeners, images())
+}
+
+/// The images that the sandbox's pods may name.
+fn images() -> Images {
+    let image = |repository: &str, entrypoint: &[&str]| Image {
+        repository: repository.to_owned(),
+        entrypoint: entrypoint.iter().map(|word| (*word).to_owned()).collect(),
+        arguments: Vec::new(),
+    };
+    Images {
+        // Not `/proc/self/exe`: pods have a `/proc` of their own.
+        executable: std::fs::read_link("/proc/self/exe").unwrap_or_default(),
+        programs: names(),
+        declared: vec![
+            image("cr.hawser.dev/hawser/proxy", &["hawser-proxy"]),
+            image("cr.hawser.dev/hawser/controller", &["hawser-control"]),
+            image("registry.k8s.io/pause", &["pause"]),
+            image("docker.l5d.io/buoyantio/emojivoto-web", &["emojivoto-web"]),
+            image("docker.l5d.io/buoyantio/emojivoto-emoji-svc", &["emojivoto-emoji-svc"]),
+            image("docker.l5d.io/buoyantio/emojivoto-voting-svc", &["emojivoto-voting-svc"]),
+            image("curlimages/curl", &["curl"]),
+        ],
+    }
+}
+
+/// Does nothing until it is told to stop: the container of a pod whose work is done by its sidecar.
+fn pause(_: Vec<OsString>) -> ExitCode {
+    let stopped = crate::block_on(async {
+        let shutdown = hawser_runtime::shutdown::on_signals()
+            .map_err(|error| Problem::new("cannot wait for signals", error, "look at the limits of this pod"))?;
+        shutdown.cancelled().await;
+        Ok(ExitCode::SUCCESS)
+    });
+    stopped.unwrap_or(ExitCode::FAILURE)
 }

@@ -1,10 +1,115 @@
-//! placeholder
-use crate::problem::Problem;
+//! `hawser demo`: the workshop, played on this machine.
+//!
+//! Starts a sandbox with two clusters that ends when the demo does, plays [`scenario`] on them and then shows live
+//! traffic until Ctrl-C; with `--once` it ends with a summary.
+
+mod live;
+mod scenario;
+mod stage;
+mod traffic;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-/// Play the workshop.
+use std::time::{Duration, Instant};
+
+use hawser_sandbox::launcher::control::Status;
+use hawser_sandbox::launcher::enter::Attachment;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+use self::scenario::{Cluster, Outcome};
+use self::stage::{Stage, print_line};
+use crate::problem::Problem;
+use crate::sandbox;
+
+const WEST: &str = "west";
+const EAST: &str = "east";
+/// Tells the proxy's own traffic from its pod's where all processes are one user: see `hawser-proxy-init`.
+const PROXY_MARK: u32 = 2102;
+/// Two small clusters start in a second or two; a busy machine may take longer.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Play the workshop: two linked clusters, votes through the gateway, failover and back.
+///
+/// Everything runs in private namespaces of this machine and vanishes with the demo.
 #[derive(Debug, clap::Args)]
-pub(crate) struct DemoArgs {}
-pub(crate) fn run(_: DemoArgs) -> Result<ExitCode, Problem> {
-    let _ = crate::programs::names();
-    crate::block_on(async { Ok(ExitCode::SUCCESS) })
+#[command(after_help = "Examples:\n  hawser demo           play, then show live traffic until Ctrl-C\n  hawser demo --once    play, check every outcome, print a summary and end")]
+pub(crate) struct DemoArgs {
+    /// Play once, check every outcome and end: 0 if all was as it should be
+    #[arg(long)]
+    once: bool,
+    /// Where logs, kubeconfig and control socket live
+    #[arg(long, env = "HAWSER_DEMO_DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Problem> {
+    let dir = args.state_dir.unwrap_or_else(|| sandbox::default_state_dir().with_extension("demo"));
+    if sandbox::status(&dir).is_ok() {
+        let why = format!("one is running in {}", dir.display());
+        return Err(Problem::new("cannot start a demo", why, "end it, or use another --state-dir"));
+    }
+    let began = Instant::now();
+    print_line("clusters: west and east, each with its own network, API server and node");
+    // Before any thread: see `enter::start`.
+    let mut entered = sandbox::begin(&dir, vec![WEST.into(), EAST.into()], Attachment::Attached)?;
+    let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |_| {})?;
+    print_line(&format!("  ok  clusters are up ({:.1} s)", began.elapsed().as_secs_f64()));
+    print_line(&format!("      look inside: export KUBECONFIG={}", status.kubeconfig.display()));
+    let played = crate::block_on(play(&dir, &status, began, args.once));
+    entered.stop();
+    played
+}
+
+async fn play(dir: &Path, status: &Status, began: Instant, once: bool) -> Result<ExitCode, Problem> {
+    let west = cluster(status, WEST).await?;
+    let east = cluster(status, EAST).await?;
+    let mut stage = Stage::new(began, dir.display().to_string());
+    let interrupted = async {
+        // Without a handler Ctrl-C would end us at once, which is as clean.
+        let _ = tokio::signal::ctrl_c().await;
+    };
+    tokio::pin!(interrupted);
+    let outcome = tokio::select! {
+        outcome = scenario::play(&mut stage, &west, &east) => outcome?,
+        () = &mut interrupted => {
+            stage.curtain();
+            return Ok(ExitCode::from(130));
+        }
+    };
+    stage.curtain();
+    print_line(&summary(&stage, &outcome));
+    if !once {
+        print_line("live, until Ctrl-C:\n");
+        live::show(&west, &east, interrupted).await?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn cluster(status: &Status, name: &'static str) -> Result<Cluster, Problem> {
+    let unusable = |error: &dyn std::error::Error| {
+        Problem::new("cannot use the sandbox's kubeconfig", error.to_string(), "run the demo again")
+    };
+    let kubeconfig = Kubeconfig::read_from(&status.kubeconfig).map_err(|error| unusable(&error))?;
+    let options = KubeConfigOptions { context: Some(name.into()), ..KubeConfigOptions::default() };
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error))?;
+    let client = Client::try_from(config).map_err(|error| unusable(&error))?;
+    let api_url = status.clusters.iter().find(|cluster| cluster.name == name).map(|c| c.internal_server.clone());
+    Ok(Cluster { name, client, api_url: api_url.unwrap_or_default() })
+}
+
+fn summary(stage: &Stage, outcome: &Outcome) -> String {
+    let mut out = String::from("\nsummary\n");
+    for (title, took) in stage.finished() {
+        out += &format!("  ok  {:>6.1} s  {title}\n", took.as_secs_f64());
+    }
+    let figures = [
+        ("from the start to the first vote through east", outcome.first_vote_through_east),
+        ("from the loss of web in west to votes through east", outcome.failover),
+        ("from the return of web to votes in west", outcome.failback),
+    ];
+    for (what, took) in figures {
+        out += &format!("  {:>10.1} s  {what}\n", took.as_secs_f64());
+    }
+    out
 }

@@ -30,8 +30,8 @@ pub(super) enum Look<T> {
 }
 
 impl Stage {
-    /// `logs` is where a failure sends the reader.
-    pub(super) fn new(logs: String) -> Self {
+    /// `started` is when the demo began, `logs` where a failure sends the reader.
+    pub(super) fn new(started: std::time::Instant, logs: String) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg}") {
@@ -39,7 +39,7 @@ impl Stage {
             }
             bar
         });
-        Self { started: Instant::now(), bar, logs, finished: Vec::new() }
+        Self { started: started.into(), bar, logs, finished: Vec::new() }
     }
 
     /// Since the demo began.

@@ -1,0 +1,405 @@
+//! Puts a sandbox together from its parts, inside the namespaces that [`super::enter`] made.
+//!
+//! Per cluster: a network, an API server on two listeners (loopback of the machine, and the segment between clusters),
+//! controllers, a node agent, service addresses and DNS. Every part is a client of its cluster's API server; the only
+//! thing they share is this file.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::ApiResource;
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::control::{self, Answer, ClusterStatus, Command, Status};
+use super::enter::Request;
+use crate::api::{Cluster, ClusterOptions, Identity};
+use crate::images::Images;
+use crate::kubelet::ClusterAddresses;
+use crate::network::wan::{Condition, Wan, WanError};
+use crate::network::{self, ClusterNetwork, NetworkError, plan_addresses};
+use crate::{controllers, dns, node};
+
+const KUBECONFIG: &str = "kubeconfig";
+const DNS_PORT: u16 = 53;
+/// Looking into all clusters for a status must not hang on one that is cut or killed.
+const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why a sandbox could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    #[error("starting the runtime")]
+    Runtime { source: io::Error },
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("listening for cluster {cluster} on {at}")]
+    Listen { cluster: String, at: SocketAddr, source: io::Error },
+    #[error("writing {path}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("making the first objects of cluster {cluster}")]
+    Bootstrap { cluster: String, source: Box<kube::Error> },
+}
+
+/// Runs the sandbox until it is told to stop; what the supervisor process does.
+pub fn run(request: Request, listeners: Vec<TcpListener>, images: Images) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let outcome = runtime
+        .map_err(|source| AssembleError::Runtime { source })
+        .and_then(|runtime| runtime.block_on(supervise(&request, listeners, images)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the sandbox could not be started");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn supervise(request: &Request, listeners: Vec<TcpListener>, images: Images) -> Result<(), AssembleError> {
+    let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let sandbox = Sandbox::start(request, listeners, images).await?;
+    let sandbox = Arc::new(sandbox);
+    let stop = CancellationToken::new();
+    let (answering, told) = (sandbox.clone(), stop.clone());
+    let answer = move |command| {
+        let (sandbox, stop) = (answering.clone(), told.clone());
+        async move { sandbox.answer(command, &stop).await }
+    };
+    tokio::select! {
+        served = control::serve(&request.state_dir, answer) => {
+            served.map_err(|source| AssembleError::Write { path: control::socket(&request.state_dir), source })?;
+        }
+        () = stop.cancelled() => {
+            // The answer to `down` is on its way.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("the sandbox stops");
+    let _ = std::fs::remove_file(control::socket(&request.state_dir));
+    // Pods and namespaces end with this process.
+    Ok(())
+}
+
+fn signals(kind: SignalKind) -> Result<tokio::signal::unix::Signal, AssembleError> {
+    signal(kind).map_err(|source| AssembleError::Runtime { source })
+}
+
+/// All clusters, running.
+pub struct Sandbox {
+    clusters: BTreeMap<String, Running>,
+    wan: Wan,
+    kubeconfig: PathBuf,
+    shutdown: CancellationToken,
+    /// Ends with the sandbox.
+    _tasks: JoinSet<()>,
+}
+
+struct Running {
+    addresses: ClusterAddresses,
+    api: Arc<Cluster>,
+    client: Client,
+    /// Where this machine's clients reach the API server.
+    server: String,
+}
+
+impl Sandbox {
+    /// Starts every cluster; they become ready on their own. `listeners` are in the request's order.
+    pub async fn start(
+        request: &Request,
+        listeners: Vec<TcpListener>,
+        images: Images,
+    ) -> Result<Self, AssembleError> {
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let wan = Wan::new();
+        let mut clusters = BTreeMap::new();
+        let mut kubeconfigs = Vec::new();
+        for (addresses, listener) in plan_addresses(&request.clusters)?.into_iter().zip(listeners) {
+            let name = addresses.name.clone();
+            let dir = request.state_dir.join(&name);
+            let start = Start { addresses, listener, images: &images, dir: &dir, wan: &wan };
+            let running = start.run(&mut tasks, &shutdown).await?;
+            kubeconfigs.push(running.api.kubeconfig(&running.server));
+            clusters.insert(name, running);
+        }
+        let kubeconfig = request.state_dir.join(KUBECONFIG);
+        write_private(&kubeconfig, &join(&kubeconfigs))?;
+        Ok(Self { clusters, wan, kubeconfig, shutdown, _tasks: tasks })
+    }
+
+    async fn answer(&self, command: Command, stop: &CancellationToken) -> Answer {
+        let changed = match command {
+            Command::Status => return Answer::Status(self.status().await),
+            Command::Down => {
+                self.shutdown.cancel();
+                stop.cancel();
+                return Answer::Done;
+            }
+            Command::KillApi { cluster, milliseconds } => {
+                let Some(running) = self.clusters.get(&cluster) else {
+                    return Answer::Failed { why: format!("there is no cluster {cluster}") };
+                };
+                running.api.interrupt(Duration::from_millis(milliseconds));
+                return Answer::Done;
+            }
+            Command::Cut { a, b } => self.disturb(&a, &b, |condition| condition.cut = true),
+            Command::Heal { a, b } => self.disturb(&a, &b, |condition| *condition = Condition::default()),
+            Command::Delay { a, b, milliseconds } => {
+                self.disturb(&a, &b, |condition| condition.delay = Duration::from_millis(milliseconds))
+            }
+            Command::Loss { a, b, share } => self.disturb(&a, &b, |condition| condition.loss = share),
+        };
+        match changed {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Failed { why: error.to_string() },
+        }
+    }
+
+    fn disturb(&self, a: &str, b: &str, change: impl FnOnce(&mut Condition)) -> Result<(), WanError> {
+        self.wan.set(a, b, change).map(|_| ())
+    }
+
+    async fn status(&self) -> Status {
+        let looks = self.clusters.values().map(Running::status);
+        let clusters = futures::future::join_all(looks).await;
+        let disturbed = self.wan.conditions().into_iter().map(|(a, b, condition)| {
+            let what = match condition {
+                Condition { cut: true, .. } => "cut".to_owned(),
+                Condition { delay, loss, .. } => format!("delay {delay:?}, loss {:.1} %", loss * 100.0),
+            };
+            format!("{a} - {b}: {what}")
+        });
+        Status {
+            ready: clusters.iter().all(|cluster| cluster.ready),
+            kubeconfig: self.kubeconfig.clone(),
+            clusters,
+            disturbed: disturbed.collect(),
+        }
+    }
+}
+
+impl Running {
+    async fn status(&self) -> ClusterStatus {
+        let mut status = ClusterStatus {
+            name: self.addresses.name.clone(),
+            server: self.server.clone(),
+            internal_server: format!("https://{}", self.addresses.api),
+            ..ClusterStatus::default()
+        };
+        match tokio::time::timeout(STATUS_DEADLINE, self.look()).await {
+            Ok(Ok((waiting_for, pods, pods_ready))) => {
+                (status.waiting_for, status.pods, status.pods_ready) = (waiting_for, pods, pods_ready);
+            }
+            Ok(Err(error)) => status.waiting_for.push(format!("the API server ({error})")),
+            Err(_) => status.waiting_for.push("the API server's answer".into()),
+        }
+        status.ready = status.waiting_for.is_empty();
+        status
+    }
+
+    async fn look(&self) -> Result<(Vec<String>, usize, usize), kube::Error> {
+        let mut waiting = Vec::new();
+        let nodes = Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?;
+        if !nodes.items.iter().any(|node| has(node.status.as_ref().and_then(|s| s.conditions.as_deref()).map(|all| {
+            all.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+        }))) {
+            waiting.push("the node".into());
+        }
+        let accounts = Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(self.client.clone(), "default");
+        if accounts.get_opt("default").await?.is_none() {
+            waiting.push("the default service account".into());
+        }
+        let pods = Api::<Pod>::all(self.client.clone()).list(&ListParams::default()).await?;
+        let ready = pods.items.iter().filter(|pod| {
+            has(pod.status.as_ref().and_then(|s| s.conditions.as_deref()).map(|all| {
+                all.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+            }))
+        });
+        Ok((waiting, pods.items.len(), ready.count()))
+    }
+}
+
+fn has(found: Option<bool>) -> bool {
+    found.unwrap_or(false)
+}
+
+/// What one cluster is made from.
+struct Start<'a> {
+    addresses: ClusterAddresses,
+    listener: TcpListener,
+    images: &'a Images,
+    dir: &'a Path,
+    wan: &'a Wan,
+}
+
+impl Start<'_> {
+    async fn run(self, tasks: &mut JoinSet<()>, shutdown: &CancellationToken) -> Result<Running, AssembleError> {
+        let addresses = self.addresses;
+        let cluster = addresses.name.clone();
+        let listen = |at: SocketAddr| {
+            let cluster = cluster.clone();
+            move |source| AssembleError::Listen { cluster, at, source }
+        };
+        let network = ClusterNetwork::create(addresses.clone(), self.wan).await?;
+
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        self.listener.set_nonblocking(true).map_err(listen(loopback))?;
+        let port = self.listener.local_addr().map_err(listen(loopback))?.port();
+        let server = format!("https://127.0.0.1:{port}");
+        let machine = tokio::net::TcpListener::from_std(self.listener).map_err(listen(loopback))?;
+        let segment = network.node().listen(addresses.api).await.map_err(listen(addresses.api))?;
+
+        let (dialler, services) = (network.clone(), Dialler::default());
+        let options = options(&addresses, services.clone(), dialler);
+        let api = Cluster::new(options);
+        let client = api.client(Identity::admin());
+        services.know(client.clone());
+        for listener in [machine, segment] {
+            let api = api.clone();
+            tasks.spawn(async move { api.serve(listener).await });
+        }
+        bootstrap(&client, &addresses, network.gateway(), &api.ca_pem())
+            .await
+            .map_err(|source| AssembleError::Bootstrap { cluster: cluster.clone(), source: Box::new(source) })?;
+
+        let (snapshots, follow) = network::snapshot::follow(client.clone(), shutdown.clone());
+        tasks.spawn(follow);
+        tasks.spawn(network::services::run(snapshots.clone(), network.clone(), shutdown.clone()));
+        let at = SocketAddr::from((network.gateway(), DNS_PORT));
+        let names = dns::Server::bind(network.node(), at).await.map_err(listen(at))?;
+        tasks.spawn(names.run(snapshots, addresses.domain.clone(), BTreeMap::new(), shutdown.clone()));
+        tasks.spawn(controllers::run(client.clone(), addresses.clone(), shutdown.clone()));
+
+        let agent = node::Agent::new(node::AgentConfig {
+            client: client.clone(),
+            addresses: addresses.clone(),
+            images: self.images.clone(),
+            networks: Arc::new(network.clone()),
+            state_dir: self.dir.to_owned(),
+            node_name: format!("{cluster}-node"),
+        });
+        api.set_kubelet(agent.kubelet());
+        tasks.spawn(agent.run(shutdown.clone()));
+        Ok(Running { addresses, api, client, server })
+    }
+}
+
+/// Objects that every cluster begins with besides those of its API server: how pods find the API server and DNS, and
+/// whom they trust.
+async fn bootstrap(
+    client: &Client,
+    addresses: &ClusterAddresses,
+    gateway: Ipv4Addr,
+    ca_pem: &str,
+) -> Result<(), kube::Error> {
+    let api = Ipv4Addr::from(u32::from(addresses.services.network()) + 1);
+    let objects = [
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "kube-root-ca.crt", "namespace": "kube-system"},
+            "data": {"ca.crt": ca_pem},
+        }),
+        service("default", "kubernetes", api, &[("https", "TCP", 443)]),
+        slice("default", "kubernetes", api_address(addresses), &[("https", "TCP", addresses.api.port())]),
+        service("kube-system", "kube-dns", addresses.dns, &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)]),
+        slice("kube-system", "kube-dns", gateway, &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)]),
+    ];
+    for object in objects {
+        let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let (group, version) = text("/apiVersion").split_once('/').unwrap_or(("", text("/apiVersion")));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("/kind")));
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), text("/metadata/namespace"), &resource);
+        api.patch(text("/metadata/name"), &PatchParams::apply("sandbox").force(), &Patch::Apply(&object)).await?;
+    }
+    Ok(())
+}
+
+type Port<'a> = (&'a str, &'a str, u16);
+
+fn service(namespace: &str, name: &str, address: Ipv4Addr, ports: &[Port<'_>]) -> Value {
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port, "targetPort": port}))
+        .collect();
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"clusterIP": address, "clusterIPs": [address], "ports": ports},
+    })
+}
+
+fn slice(namespace: &str, service: &str, address: Ipv4Addr, ports: &[Port<'_>]) -> Value {
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port}))
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": service, "namespace": namespace,
+            "labels": {"kubernetes.io/service-name": service, "endpointslice.kubernetes.io/managed-by": "sandbox"},
+        },
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "ports": ports,
+    })
+}
+
+/// One kubeconfig with a context per cluster; the first is the current one.
+fn join(kubeconfigs: &[String]) -> String {
+    let mut joined = json!({"apiVersion": "v1", "kind": "Config", "clusters": [], "users": [], "contexts": []});
+    for kubeconfig in kubeconfigs {
+        let Ok(mut one) = serde_saphyr::from_str::<Value>(kubeconfig) else {
+            unreachable!("we wrote it ourselves");
+        };
+        for list in ["clusters", "users", "contexts"] {
+            if let (Some(all), Some(new)) = (joined[list].as_array_mut(), one[list].as_array_mut()) {
+                all.append(new);
+            }
+        }
+        if joined.get("current-context").is_none() {
+            joined["current-context"] = one["current-context"].take();
+        }
+    }
+    // JSON is YAML: every reader of kubeconfigs takes it.
+    serde_saphyr::to_string(&joined).unwrap_or_else(|_| joined.to_string())
+}
+
+fn write_private(path: &Path, text: &str) -> Result<(), AssembleError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+        .map_err(|source| AssembleError::Write { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joined_kubeconfig_has_every_cluster_and_begins_with_the_first() {
+        let of = |name: &str| {
+            json!({
+                "clusters": [{"name": name}], "users": [{"name": name}], "contexts": [{"name": name}],
+                "current-context": name,
+            })
+            .to_string()
+        };
+        let joined: Value = serde_saphyr::from_str(&join(&[of("west"), of("east")])).expect("YAML");
+        assert_eq!(joined["current-context"], "west");
+        assert_eq!(joined["contexts"], json!([{"name": "west"}, {"name": "east"}]));
+    }
+}
