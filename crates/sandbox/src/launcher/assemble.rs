@@ -9,26 +9,28 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::ApiResource;
-use kube::{Client, ResourceExt};
+use kube::Client;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{self, Answer, ClusterStatus, Command, Status};
 use super::enter::Request;
-use crate::api::{Cluster, ClusterOptions, Identity};
+use crate::api::{Cluster, ClusterOptions, Identity, ServiceDialer};
 use crate::images::Images;
-use crate::kubelet::ClusterAddresses;
+use crate::kubelet::{BoxFuture, ClusterAddresses};
 use crate::network::wan::{Condition, Wan, WanError};
-use crate::network::{self, ClusterNetwork, NetworkError, plan_addresses};
+use crate::network::{self, ClusterNetwork, NetworkError, PodNetwork, plan_addresses};
+use crate::node::{PodNet, PodNetworks};
 use crate::{controllers, dns, node};
 
 const KUBECONFIG: &str = "kubeconfig";
@@ -218,7 +220,7 @@ impl Running {
         }))) {
             waiting.push("the node".into());
         }
-        let accounts = Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(self.client.clone(), "default");
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), "default");
         if accounts.get_opt("default").await?.is_none() {
             waiting.push("the default service account".into());
         }
@@ -262,16 +264,25 @@ impl Start<'_> {
         let machine = tokio::net::TcpListener::from_std(self.listener).map_err(listen(loopback))?;
         let segment = network.node().listen(addresses.api).await.map_err(listen(addresses.api))?;
 
-        let (dialler, services) = (network.clone(), Dialler::default());
-        let options = options(&addresses, services.clone(), dialler);
-        let api = Cluster::new(options);
+        let (services, dialer) = dialer(network.clone());
+        let api = Cluster::new(ClusterOptions {
+            name: cluster.clone(),
+            addresses: vec![addresses.node.into()],
+            services: Some(addresses.services),
+            service_dialer: Some(dialer),
+            ..ClusterOptions::default()
+        });
         let client = api.client(Identity::admin());
-        services.know(client.clone());
+        let _ = services.set(client.clone());
         for listener in [machine, segment] {
-            let api = api.clone();
-            tasks.spawn(async move { api.serve(listener).await });
+            let (api, name) = (api.clone(), cluster.clone());
+            tasks.spawn(async move {
+                if let Err(error) = api.serve(listener).await {
+                    tracing::error!(cluster = name, %error, "the API server stopped");
+                }
+            });
         }
-        bootstrap(&client, &addresses, network.gateway(), &api.ca_pem())
+        bootstrap(&client, &addresses, network.gateway(), api.ca_pem())
             .await
             .map_err(|source| AssembleError::Bootstrap { cluster: cluster.clone(), source: Box::new(source) })?;
 
@@ -287,14 +298,71 @@ impl Start<'_> {
             client: client.clone(),
             addresses: addresses.clone(),
             images: self.images.clone(),
-            networks: Arc::new(network.clone()),
+            networks: Arc::new(Networks(network.clone())),
             state_dir: self.dir.to_owned(),
             node_name: format!("{cluster}-node"),
+            labels: BTreeMap::new(),
+            host_paths: Vec::new(),
         });
-        api.set_kubelet(agent.kubelet());
-        tasks.spawn(agent.run(shutdown.clone()));
+        api.set_kubelet(agent.clone());
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            if let Err(error) = agent.run(stop).await {
+                tracing::error!(cluster, error = &error as &dyn std::error::Error, "the node stopped");
+            }
+        });
         Ok(Running { addresses, api, client, server })
     }
+}
+
+/// Pod networks, as the node agent wants them.
+struct Networks(Arc<ClusterNetwork>);
+
+impl PodNetworks for Networks {
+    fn add_pod<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, io::Result<Arc<dyn PodNet>>> {
+        Box::pin(async move {
+            let pod = self.0.add_pod(uid).await.map_err(io::Error::other)?;
+            Ok(Arc::new(pod) as Arc<dyn PodNet>)
+        })
+    }
+
+    fn remove_pod<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(self.0.remove_pod(uid))
+    }
+}
+
+impl PodNet for PodNetwork {
+    fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+
+    fn netns(&self) -> Option<PathBuf> {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.netns.fd());
+        Some(format!("/proc/{}/fd/{fd}", std::process::id()).into())
+    }
+
+    fn connect(&self, to: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Box::pin(self.netns.connect(to))
+    }
+}
+
+/// How the API server reaches webhooks: by their Service's address, from the node, like everybody else. The client
+/// is set once there is one.
+fn dialer(network: Arc<ClusterNetwork>) -> (Arc<OnceLock<Client>>, ServiceDialer) {
+    let client = Arc::new(OnceLock::<Client>::new());
+    let known = client.clone();
+    let dialer: ServiceDialer = Arc::new(move |namespace, name, port| {
+        let (client, network) = (known.get().cloned(), network.clone());
+        Box::pin(async move {
+            let client = client.ok_or_else(|| io::Error::other("the API server is starting"))?;
+            let services = Api::<Service>::namespaced(client, &namespace);
+            let service = services.get(&name).await.map_err(io::Error::other)?;
+            let address = service.spec.and_then(|spec| spec.cluster_ip).and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+            let address = address.ok_or_else(|| io::Error::other("the Service has no address"))?;
+            network.node().connect((address, port).into()).await
+        })
+    });
+    (client, dialer)
 }
 
 /// Objects that every cluster begins with besides those of its API server: how pods find the API server and DNS, and
@@ -313,7 +381,7 @@ async fn bootstrap(
             "data": {"ca.crt": ca_pem},
         }),
         service("default", "kubernetes", api, &[("https", "TCP", 443)]),
-        slice("default", "kubernetes", api_address(addresses), &[("https", "TCP", addresses.api.port())]),
+        slice("default", "kubernetes", addresses.node, &[("https", "TCP", addresses.api.port())]),
         service("kube-system", "kube-dns", addresses.dns, &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)]),
         slice("kube-system", "kube-dns", gateway, &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)]),
     ];

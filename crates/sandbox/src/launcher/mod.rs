@@ -4,6 +4,7 @@
 //! [`doctor`] says what a machine lacks. Which clusters, images and networks make up a sandbox is the assembly's
 //! business, which runs inside.
 
+pub mod assemble;
 pub mod control;
 pub mod doctor;
 pub mod enter;
