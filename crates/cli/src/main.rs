@@ -4,6 +4,7 @@
 //! the control plane and the demo application without any image. Otherwise it is the command line below. This crate
 //! composes; what commands do is in the modules and crates that they name.
 
+mod apply;
 mod certs;
 mod demo;
 mod failover;

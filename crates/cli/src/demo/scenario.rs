@@ -172,7 +172,7 @@ fn values(root: &Created, bundle: &str, validity: Validity) -> Result<Values, Pr
     values.identity_trust_anchors_pem = bundle.to_owned();
     values.identity.issuer.tls.crt_pem = issuer.certificate_pem;
     values.identity.issuer.tls.key_pem = issuer.key.to_pem();
-    values.proxy.mark = Some(super::PROXY_MARK);
+    values.proxy.mark = super::PROXY_MARK;
     Ok(values)
 }
 
