@@ -29,7 +29,10 @@ pub(crate) struct Applier {
 
 impl Applier {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, kinds: BTreeMap::new() }
+        Self {
+            client,
+            kinds: BTreeMap::new(),
+        }
     }
 
     /// Applies every document of a YAML stream.
@@ -56,9 +59,13 @@ impl Applier {
                 Api::namespaced_with(self.client.clone(), namespace, &resource)
             }
         };
-        api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object))
-            .await
-            .map_err(|error| Problem::new(format!("cannot apply {title}"), error, "look at the manifest"))?;
+        api.patch(
+            name,
+            &PatchParams::apply(FIELD_MANAGER).force(),
+            &Patch::Apply(object),
+        )
+        .await
+        .map_err(|error| Problem::new(format!("cannot apply {title}"), error, "look at the manifest"))?;
         Ok(())
     }
 
@@ -78,7 +85,11 @@ impl Applier {
                 }
                 Err(error) if began.elapsed() > KIND_DEADLINE => {
                     let what = format!("cannot apply objects of kind {kind} ({version})");
-                    return Err(Problem::new(what, error, "apply the definition of that kind first"));
+                    return Err(Problem::new(
+                        what,
+                        error,
+                        "apply the definition of that kind first",
+                    ));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -88,7 +99,13 @@ impl Applier {
 
 /// The objects of a YAML stream, empty documents left out, `List`s taken apart.
 pub(crate) fn documents(yaml: &str) -> Result<Vec<Value>, Problem> {
-    let wrong = |error| Problem::new("cannot read the manifest", error, "check it with kubectl apply --dry-run=client");
+    let wrong = |error| {
+        Problem::new(
+            "cannot read the manifest",
+            error,
+            "check it with kubectl apply --dry-run=client",
+        )
+    };
     let parsed: Vec<Value> = serde_saphyr::from_multiple(yaml).map_err(|error| wrong(error.to_string()))?;
     let mut objects = Vec::new();
     for document in parsed {
@@ -104,7 +121,13 @@ pub(crate) fn documents(yaml: &str) -> Result<Vec<Value>, Problem> {
 }
 
 fn title(object: &Value) -> String {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or("?").to_owned();
+    let text = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or("?")
+            .to_owned()
+    };
     match object.pointer("/metadata/namespace").and_then(Value::as_str) {
         Some(namespace) => format!("{} {namespace}/{}", text("/kind"), text("/metadata/name")),
         None => format!("{} {}", text("/kind"), text("/metadata/name")),

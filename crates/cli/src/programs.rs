@@ -65,8 +65,14 @@ fn images() -> Images {
             image("cr.hawser.dev/hawser/controller", &["hawser-control"]),
             image("registry.k8s.io/pause", &["pause"]),
             image("docker.l5d.io/buoyantio/emojivoto-web", &["emojivoto-web"]),
-            image("docker.l5d.io/buoyantio/emojivoto-emoji-svc", &["emojivoto-emoji-svc"]),
-            image("docker.l5d.io/buoyantio/emojivoto-voting-svc", &["emojivoto-voting-svc"]),
+            image(
+                "docker.l5d.io/buoyantio/emojivoto-emoji-svc",
+                &["emojivoto-emoji-svc"],
+            ),
+            image(
+                "docker.l5d.io/buoyantio/emojivoto-voting-svc",
+                &["emojivoto-voting-svc"],
+            ),
             image("curlimages/curl", &["curl"]),
         ],
     }
@@ -75,8 +81,9 @@ fn images() -> Images {
 /// Does nothing until it is told to stop: the container of a pod whose work is done by its sidecar.
 fn pause(_: Vec<OsString>) -> ExitCode {
     let stopped = crate::block_on(async {
-        let shutdown = hawser_runtime::shutdown::on_signals()
-            .map_err(|error| Problem::new("cannot wait for signals", error, "look at the limits of this pod"))?;
+        let shutdown = hawser_runtime::shutdown::on_signals().map_err(|error| {
+            Problem::new("cannot wait for signals", error, "look at the limits of this pod")
+        })?;
         shutdown.cancelled().await;
         Ok(ExitCode::SUCCESS)
     });

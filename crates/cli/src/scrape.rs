@@ -26,16 +26,23 @@ pub(crate) enum ScrapeError {
 
 /// `GET /metrics` on a port of a pod.
 pub(crate) async fn metrics(pods: &Api<Pod>, pod: &str, port: u16) -> Result<String, ScrapeError> {
-    tokio::time::timeout(DEADLINE, get(pods, pod, port)).await.unwrap_or(Err(ScrapeError::Silent))
+    tokio::time::timeout(DEADLINE, get(pods, pod, port))
+        .await
+        .unwrap_or(Err(ScrapeError::Silent))
 }
 
 async fn get(pods: &Api<Pod>, pod: &str, port: u16) -> Result<String, ScrapeError> {
     let http = |error: &dyn std::fmt::Display| ScrapeError::Http(error.to_string());
-    let mut forward =
-        pods.portforward(pod, &[port]).await.map_err(|error| ScrapeError::Forward(Box::new(error)))?;
-    let stream = forward.take_stream(port).ok_or_else(|| http(&"no stream for the port"))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| http(&error))?;
+    let mut forward = pods
+        .portforward(pod, &[port])
+        .await
+        .map_err(|error| ScrapeError::Forward(Box::new(error)))?;
+    let stream = forward
+        .take_stream(port)
+        .ok_or_else(|| http(&"no stream for the port"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| http(&error))?;
     let connection = tokio::spawn(connection);
     let request = http::Request::get("/metrics")
         .header(http::header::HOST, "localhost")
@@ -45,7 +52,10 @@ async fn get(pods: &Api<Pod>, pod: &str, port: u16) -> Result<String, ScrapeErro
     if !response.status().is_success() {
         return Err(http(&response.status()));
     }
-    let body = Limited::new(response.into_body(), EXPOSITION_BYTES_MAX).collect().await.map_err(|error| http(&error))?;
+    let body = Limited::new(response.into_body(), EXPOSITION_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| http(&error))?;
     connection.abort();
     forward.abort();
     String::from_utf8(body.to_bytes().into()).map_err(|error| http(&error))

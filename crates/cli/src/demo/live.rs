@@ -15,7 +15,11 @@ use crate::problem::Problem;
 const WINDOW: Duration = Duration::from_secs(2);
 
 /// Repaints until `stop` resolves.
-pub(super) async fn show(west: &Cluster, east: &Cluster, stop: impl Future<Output = ()>) -> Result<(), Problem> {
+pub(super) async fn show(
+    west: &Cluster,
+    east: &Cluster,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Problem> {
     tokio::pin!(stop);
     let terminal = std::io::stdout().is_terminal();
     let (mut before, mut looked) = (voted(west).await?, Instant::now());
@@ -50,12 +54,18 @@ fn rows(
     };
     vec![
         ("west, local web-svc".into(), of(&Destination::Local)),
-        (format!("{linked}, through the link"), of(&Destination::Linked(linked.to_owned()))),
+        (
+            format!("{linked}, through the link"),
+            of(&Destination::Linked(linked.to_owned())),
+        ),
     ]
 }
 
 fn render(rows: &[Row]) -> String {
-    let mut out = format!("{:<24} {:>8} {:>9} {:>9} {:>9}\n", "VOTES ANSWERED BY", "REQ/S", "SUCCESS", "P50", "P99");
+    let mut out = format!(
+        "{:<24} {:>8} {:>9} {:>9} {:>9}\n",
+        "VOTES ANSWERED BY", "REQ/S", "SUCCESS", "P50", "P99"
+    );
     let number = |value: Option<f64>, unit: &str, places: usize| {
         value.map_or_else(|| "-".into(), |value| format!("{value:.places$}{unit}"))
     };
@@ -63,7 +73,11 @@ fn render(rows: &[Row]) -> String {
         let success = number(rates.success.map(|share| share * 100.0), " %", 1);
         let (p50, p99) = (number(rates.p50_ms, " ms", 1), number(rates.p99_ms, " ms", 1));
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "{name:<24} {:>8.1} {success:>9} {p50:>9} {p99:>9}", rates.requests_per_second);
+        let _ = writeln!(
+            out,
+            "{name:<24} {:>8.1} {success:>9} {p50:>9} {p99:>9}",
+            rates.requests_per_second
+        );
     }
     out
 }
@@ -71,9 +85,15 @@ fn render(rows: &[Row]) -> String {
 /// Paints over the last table; returns how many lines this one has.
 fn paint(table: &str, over: usize) -> usize {
     let mut out = std::io::stdout().lock();
-    let up = if over > 0 { format!("\x1b[{over}A\x1b[J") } else { String::new() };
+    let up = if over > 0 {
+        format!("\x1b[{over}A\x1b[J")
+    } else {
+        String::new()
+    };
     // A closed terminal is noticed by the signal that follows.
-    let _ = out.write_all(format!("{up}{table}").as_bytes()).and_then(|()| out.flush());
+    let _ = out
+        .write_all(format!("{up}{table}").as_bytes())
+        .and_then(|()| out.flush());
     table.lines().count()
 }
 
@@ -83,8 +103,16 @@ mod tests {
 
     #[test]
     fn the_table_is_aligned_and_readable_without_colour() {
-        let busy = Rates { requests_per_second: 20.04, success: Some(0.925), p50_ms: Some(2.5), p99_ms: Some(9.0) };
-        let rows = [("west, local web-svc".into(), busy), ("east, through the link".into(), Rates::default())];
+        let busy = Rates {
+            requests_per_second: 20.04,
+            success: Some(0.925),
+            p50_ms: Some(2.5),
+            p99_ms: Some(9.0),
+        };
+        let rows = [
+            ("west, local web-svc".into(), busy),
+            ("east, through the link".into(), Rates::default()),
+        ];
         let expected = "\
 VOTES ANSWERED BY           REQ/S   SUCCESS       P50       P99
 west, local web-svc          20.0    92.5 %    2.5 ms    9.0 ms

@@ -33,7 +33,9 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// Everything runs in private namespaces of this machine and vanishes with the demo.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hawser demo           play, then show live traffic until Ctrl-C\n  hawser demo --once    play, check every outcome, print a summary and end")]
+#[command(
+    after_help = "Examples:\n  hawser demo           play, then show live traffic until Ctrl-C\n  hawser demo --once    play, check every outcome, print a summary and end"
+)]
 pub(crate) struct DemoArgs {
     /// Play once, check every outcome and end: 0 if all was as it should be
     #[arg(long)]
@@ -44,18 +46,30 @@ pub(crate) struct DemoArgs {
 }
 
 pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Problem> {
-    let dir = args.state_dir.unwrap_or_else(|| sandbox::default_state_dir().with_extension("demo"));
+    let dir = args
+        .state_dir
+        .unwrap_or_else(|| sandbox::default_state_dir().with_extension("demo"));
     if sandbox::status(&dir).is_ok() {
         let why = format!("one is running in {}", dir.display());
-        return Err(Problem::new("cannot start a demo", why, "end it, or use another --state-dir"));
+        return Err(Problem::new(
+            "cannot start a demo",
+            why,
+            "end it, or use another --state-dir",
+        ));
     }
     let began = Instant::now();
     print_line("clusters: west and east, each with its own network, API server and node");
     // Before any thread: see `enter::start`.
     let mut entered = sandbox::begin(&dir, vec![WEST.into(), EAST.into()], Attachment::Attached)?;
     let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |_| {})?;
-    print_line(&format!("  ok  clusters are up ({:.1} s)", began.elapsed().as_secs_f64()));
-    print_line(&format!("      look inside: export KUBECONFIG={}", status.kubeconfig.display()));
+    print_line(&format!(
+        "  ok  clusters are up ({:.1} s)",
+        began.elapsed().as_secs_f64()
+    ));
+    print_line(&format!(
+        "      look inside: export KUBECONFIG={}",
+        status.kubeconfig.display()
+    ));
     let played = crate::block_on(play(&dir, &status, began, args.once));
     entered.stop();
     played
@@ -88,14 +102,31 @@ async fn play(dir: &Path, status: &Status, began: Instant, once: bool) -> Result
 
 async fn cluster(status: &Status, name: &'static str) -> Result<Cluster, Problem> {
     let unusable = |error: &dyn std::error::Error| {
-        Problem::new("cannot use the sandbox's kubeconfig", error.to_string(), "run the demo again")
+        Problem::new(
+            "cannot use the sandbox's kubeconfig",
+            error.to_string(),
+            "run the demo again",
+        )
     };
     let kubeconfig = Kubeconfig::read_from(&status.kubeconfig).map_err(|error| unusable(&error))?;
-    let options = KubeConfigOptions { context: Some(name.into()), ..KubeConfigOptions::default() };
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error))?;
+    let options = KubeConfigOptions {
+        context: Some(name.into()),
+        ..KubeConfigOptions::default()
+    };
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .map_err(|error| unusable(&error))?;
     let client = Client::try_from(config).map_err(|error| unusable(&error))?;
-    let api_url = status.clusters.iter().find(|cluster| cluster.name == name).map(|c| c.internal_server.clone());
-    Ok(Cluster { name, client, api_url: api_url.unwrap_or_default() })
+    let api_url = status
+        .clusters
+        .iter()
+        .find(|cluster| cluster.name == name)
+        .map(|c| c.internal_server.clone());
+    Ok(Cluster {
+        name,
+        client,
+        api_url: api_url.unwrap_or_default(),
+    })
 }
 
 fn summary(stage: &Stage, outcome: &Outcome) -> String {
@@ -104,8 +135,14 @@ fn summary(stage: &Stage, outcome: &Outcome) -> String {
         out += &format!("  ok  {:>6.1} s  {title}\n", took.as_secs_f64());
     }
     let figures = [
-        ("from the start to the first vote through east", outcome.first_vote_through_east),
-        ("from the loss of web in west to votes through east", outcome.failover),
+        (
+            "from the start to the first vote through east",
+            outcome.first_vote_through_east,
+        ),
+        (
+            "from the loss of web in west to votes through east",
+            outcome.failover,
+        ),
         ("from the return of web to votes in west", outcome.failback),
     ];
     for (what, took) in figures {

@@ -53,21 +53,34 @@ pub(super) async fn play(stage: &mut Stage, west: &Cluster, east: &Cluster) -> R
 
     stage.say("trust: each cluster has its own anchor; both trust the bundle of the two");
     let (west_values, east_values) = stage
-        .step("trust anchors and issuers are made", MINUTE, async { trust(SystemTime::now()) })
+        .step("trust anchors and issuers are made", MINUTE, async {
+            trust(SystemTime::now())
+        })
         .await?;
 
     stage.say("mesh: identity, destination, policy and injector in both clusters");
     stage
         .step("control planes are applied", MINUTE, async {
-            let (west_plane, east_plane) = (install::manifests(&west_values)?, install::manifests(&east_values)?);
+            let (west_plane, east_plane) = (
+                install::manifests(&west_values)?,
+                install::manifests(&east_values)?,
+            );
             both(on_west.apply_yaml(&west_plane), on_east.apply_yaml(&east_plane)).await
         })
         .await?;
-    available(stage, "control planes are ready", &[(west, "linkerd"), (east, "linkerd")]).await?;
+    available(
+        stage,
+        "control planes are ready",
+        &[(west, "linkerd"), (east, "linkerd")],
+    )
+    .await?;
 
     stage
         .step("the multicluster extension is applied", MINUTE, async {
-            let (west_ext, east_ext) = (multicluster::manifests(&west_values)?, multicluster::manifests(&east_values)?);
+            let (west_ext, east_ext) = (
+                multicluster::manifests(&west_values)?,
+                multicluster::manifests(&east_values)?,
+            );
             both(on_west.apply_yaml(&west_ext), on_east.apply_yaml(&east_ext)).await
         })
         .await?;
@@ -76,14 +89,24 @@ pub(super) async fn play(stage: &mut Stage, west: &Cluster, east: &Cluster) -> R
     stage
         .step("Emojivoto is applied", MINUTE, async {
             let manifest = injected(hawser_emojivoto::MANIFEST)?;
-            both(apply_all(&mut on_west, &manifest), apply_all(&mut on_east, &manifest)).await
+            both(
+                apply_all(&mut on_west, &manifest),
+                apply_all(&mut on_east, &manifest),
+            )
+            .await
         })
         .await?;
     let bot = Api::<Deployment>::namespaced(east.client.clone(), APPLICATION);
     stage
-        .step("the vote-bot of east is removed: votes are cast in west only", MINUTE, async {
-            bot.delete("vote-bot", &DeleteParams::default()).await.map_err(|e| failed("delete east's vote-bot", e))
-        })
+        .step(
+            "the vote-bot of east is removed: votes are cast in west only",
+            MINUTE,
+            async {
+                bot.delete("vote-bot", &DeleteParams::default())
+                    .await
+                    .map_err(|e| failed("delete east's vote-bot", e))
+            },
+        )
         .await?;
     let everywhere = [
         (west, "linkerd-multicluster"),
@@ -102,7 +125,8 @@ pub(super) async fn play(stage: &mut Stage, west: &Cluster, east: &Cluster) -> R
         .await?;
     stage
         .step("east is linked to west", MINUTE, async {
-            let link = multicluster::link_manifests(&east.client, east.name, &east.api_url, &west_values).await?;
+            let link =
+                multicluster::link_manifests(&east.client, east.name, &east.api_url, &west_values).await?;
             on_west.apply_yaml(&link).await
         })
         .await?;
@@ -110,7 +134,9 @@ pub(super) async fn play(stage: &mut Stage, west: &Cluster, east: &Cluster) -> R
 
     stage.say("votes: west's vote-bot is pointed at web-svc-east");
     stage
-        .step("vote-bot votes at web-svc-east", MINUTE, async { vote_at(west, "web-svc-east.emojivoto:80").await })
+        .step("vote-bot votes at web-svc-east", MINUTE, async {
+            vote_at(west, "web-svc-east.emojivoto:80").await
+        })
         .await?;
     stage
         .wait("the first vote went through east's gateway", MINUTE, async || {
@@ -122,23 +148,45 @@ pub(super) async fn play(stage: &mut Stage, west: &Cluster, east: &Cluster) -> R
         })
         .await?;
     let first_vote_through_east = stage.elapsed();
-    stage.say(&format!("  -> first vote through east {:.1} s after the start", first_vote_through_east.as_secs_f64()));
+    stage.say(&format!(
+        "  -> first vote through east {:.1} s after the start",
+        first_vote_through_east.as_secs_f64()
+    ));
 
     stage.say("failover: a TrafficSplit with web-svc first and web-svc-east behind it");
     stage
-        .step("the failover controller and the split are applied", MINUTE, async {
-            on_west.apply_yaml(&crate::failover::manifests(&west_values)?).await?;
-            on_west.apply(&traffic_split()).await?;
-            vote_at(west, "web-svc.emojivoto:80").await
-        })
+        .step(
+            "the failover controller and the split are applied",
+            MINUTE,
+            async {
+                on_west
+                    .apply_yaml(&crate::failover::manifests(&west_values)?)
+                    .await?;
+                on_west.apply(&traffic_split()).await?;
+                vote_at(west, "web-svc.emojivoto:80").await
+            },
+        )
         .await?;
-    available(stage, "the failover controller is ready", &[(west, "linkerd-failover"), (west, APPLICATION)]).await?;
-    weighed(stage, "weights say web-svc 1, web-svc-east 0", west, [true, false]).await?;
+    available(
+        stage,
+        "the failover controller is ready",
+        &[(west, "linkerd-failover"), (west, APPLICATION)],
+    )
+    .await?;
+    weighed(
+        stage,
+        "weights say web-svc 1, web-svc-east 0",
+        west,
+        [true, false],
+    )
+    .await?;
     moved(stage, "votes are cast in west", west, &Destination::Local).await?;
 
     let failed_at = tokio::time::Instant::now();
     stage
-        .step("web is scaled to 0 in west", MINUTE, async { scale(west, "web", 0).await })
+        .step("web is scaled to 0 in west", MINUTE, async {
+            scale(west, "web", 0).await
+        })
         .await?;
     weighed(stage, "weights moved to web-svc-east", west, [false, true]).await?;
     moved(stage, "votes continue through east", west, &east_of(east)).await?;
@@ -146,22 +194,34 @@ pub(super) async fn play(stage: &mut Stage, west: &Cluster, east: &Cluster) -> R
 
     let returned_at = tokio::time::Instant::now();
     stage
-        .step("web is scaled back to 1 in west", MINUTE, async { scale(west, "web", 1).await })
+        .step("web is scaled back to 1 in west", MINUTE, async {
+            scale(west, "web", 1).await
+        })
         .await?;
     weighed(stage, "weights returned to web-svc", west, [true, false]).await?;
     moved(stage, "votes return to west", west, &Destination::Local).await?;
     let failback = returned_at.elapsed();
 
-    Ok(Outcome { first_vote_through_east, failover, failback })
+    Ok(Outcome {
+        first_vote_through_east,
+        failover,
+        failback,
+    })
 }
 
 /// Settings of both clusters: own issuers, one bundle.
 fn trust(now: SystemTime) -> Result<(Values, Values), Problem> {
-    let validity = Validity { not_before: now - MINUTE, not_after: now + 365 * DAY };
+    let validity = Validity {
+        not_before: now - MINUTE,
+        not_after: now + 365 * DAY,
+    };
     let anchor = || hawser_tls::create_root("root.linkerd.cluster.local", validity);
     let (west, east) = (anchor().map_err(untrusted)?, anchor().map_err(untrusted)?);
     let bundle = format!("{}{}", west.certificate_pem, east.certificate_pem);
-    Ok((values(&west, &bundle, validity)?, values(&east, &bundle, validity)?))
+    Ok((
+        values(&west, &bundle, validity)?,
+        values(&east, &bundle, validity)?,
+    ))
 }
 
 fn values(root: &Created, bundle: &str, validity: Validity) -> Result<Values, Problem> {
@@ -177,7 +237,11 @@ fn values(root: &Created, bundle: &str, validity: Validity) -> Result<Values, Pr
 }
 
 fn untrusted(error: hawser_tls::Error) -> Problem {
-    Problem::new("cannot make certificates", error, "check that this machine's clock is right")
+    Problem::new(
+        "cannot make certificates",
+        error,
+        "check that this machine's clock is right",
+    )
 }
 
 /// Emojivoto with the annotation that makes the injector add a proxy, as `hawser inject` writes it.
@@ -210,20 +274,32 @@ async fn available(stage: &mut Stage, title: &str, places: &[(&Cluster, &str)]) 
             let mut missing = Vec::new();
             for (cluster, namespace) in places {
                 let api = Api::<Deployment>::namespaced(cluster.client.clone(), namespace);
-                let list = api.list(&ListParams::default()).await.map_err(|e| failed("list Deployments", e))?;
+                let list = api
+                    .list(&ListParams::default())
+                    .await
+                    .map_err(|e| failed("list Deployments", e))?;
                 if list.items.is_empty() {
                     missing.push(format!("{}:{namespace}", cluster.name));
                 }
                 let unready = list.items.iter().filter(|deployment| !is_available(deployment));
-                missing.extend(unready.map(|deployment| format!("{}:{}", cluster.name, deployment.name_any())));
+                missing
+                    .extend(unready.map(|deployment| format!("{}:{}", cluster.name, deployment.name_any())));
             }
-            Ok(if missing.is_empty() { Look::Done(()) } else { Look::Waiting(missing.join(", ")) })
+            Ok(if missing.is_empty() {
+                Look::Done(())
+            } else {
+                Look::Waiting(missing.join(", "))
+            })
         })
         .await
 }
 
 fn is_available(deployment: &Deployment) -> bool {
-    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let wanted = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.replicas)
+        .unwrap_or(1);
     deployment.status.as_ref().is_some_and(|status| {
         status.observed_generation == deployment.metadata.generation
             && status.updated_replicas.unwrap_or(0) == wanted
@@ -236,14 +312,24 @@ fn is_available(deployment: &Deployment) -> bool {
 async fn mirrored(stage: &mut Stage, west: &Cluster) -> Result<(), Problem> {
     let api = Api::<Endpoints>::namespaced(west.client.clone(), APPLICATION);
     stage
-        .wait("web-svc-east appeared in west, with the gateway's address", MINUTE, async || {
-            let mirror = api.get_opt("web-svc-east").await.map_err(|e| failed("read the mirror's Endpoints", e))?;
-            let addresses = mirror.iter().flat_map(|e| e.subsets.iter().flatten()).flat_map(|s| s.addresses.iter().flatten());
-            Ok(match addresses.count() {
-                0 => Look::Waiting("Endpoints emojivoto/web-svc-east".into()),
-                _ => Look::Done(()),
-            })
-        })
+        .wait(
+            "web-svc-east appeared in west, with the gateway's address",
+            MINUTE,
+            async || {
+                let mirror = api
+                    .get_opt("web-svc-east")
+                    .await
+                    .map_err(|e| failed("read the mirror's Endpoints", e))?;
+                let addresses = mirror
+                    .iter()
+                    .flat_map(|e| e.subsets.iter().flatten())
+                    .flat_map(|s| s.addresses.iter().flatten());
+                Ok(match addresses.count() {
+                    0 => Look::Waiting("Endpoints emojivoto/web-svc-east".into()),
+                    _ => Look::Done(()),
+                })
+            },
+        )
         .await
 }
 
@@ -259,7 +345,11 @@ async fn vote_at(west: &Cluster, host: &str) -> Result<(), Problem> {
 
 async fn scale(cluster: &Cluster, deployment: &str, replicas: u32) -> Result<(), Problem> {
     Api::<Deployment>::namespaced(cluster.client.clone(), APPLICATION)
-        .patch_scale(deployment, &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": replicas}})))
+        .patch_scale(
+            deployment,
+            &PatchParams::default(),
+            &Patch::Merge(json!({"spec": {"replicas": replicas}})),
+        )
         .await
         .map(|_| ())
         .map_err(|e| failed("scale a Deployment", e))
@@ -303,16 +393,34 @@ async fn weighed(stage: &mut Stage, title: &str, west: &Cluster, wanted: [bool; 
     let api: Api<DynamicObject> = Api::namespaced_with(west.client.clone(), APPLICATION, &resource);
     stage
         .wait(title, MINUTE, async || {
-            let split = api.get("web-svc").await.map_err(|e| failed("read the TrafficSplit", e))?;
-            let backends = split.data["spec"]["backends"].as_array().cloned().unwrap_or_default();
-            let weights: Vec<bool> = backends.iter().map(|b| b["weight"].as_f64().is_some_and(|w| w > 0.0)).collect();
-            Ok(if weights == wanted { Look::Done(()) } else { Look::Waiting(format!("weights, now {backends:?}")) })
+            let split = api
+                .get("web-svc")
+                .await
+                .map_err(|e| failed("read the TrafficSplit", e))?;
+            let backends = split.data["spec"]["backends"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let weights: Vec<bool> = backends
+                .iter()
+                .map(|b| b["weight"].as_f64().is_some_and(|w| w > 0.0))
+                .collect();
+            Ok(if weights == wanted {
+                Look::Done(())
+            } else {
+                Look::Waiting(format!("weights, now {backends:?}"))
+            })
         })
         .await
 }
 
 /// Waits until new votes are answered by `destination`, and by nobody else.
-async fn moved(stage: &mut Stage, title: &str, west: &Cluster, destination: &Destination) -> Result<(), Problem> {
+async fn moved(
+    stage: &mut Stage,
+    title: &str,
+    west: &Cluster,
+    destination: &Destination,
+) -> Result<(), Problem> {
     let mut before = voted(west).await?;
     stage
         .wait(title, MINUTE, async || {
@@ -348,7 +456,10 @@ fn successes(all: &BTreeMap<Destination, Totals>, destination: &Destination) -> 
 pub(super) async fn voted(west: &Cluster) -> Result<BTreeMap<Destination, Totals>, Problem> {
     let pods = Api::<Pod>::namespaced(west.client.clone(), APPLICATION);
     let running = ListParams::default().labels("app=vote-bot");
-    let list = pods.list(&running).await.map_err(|e| failed("list the vote-bot's pods", e))?;
+    let list = pods
+        .list(&running)
+        .await
+        .map_err(|e| failed("list the vote-bot's pods", e))?;
     // While a rollout replaces the pod, the newest one votes on.
     let newest = list
         .items
@@ -359,7 +470,9 @@ pub(super) async fn voted(west: &Cluster) -> Result<BTreeMap<Destination, Totals
         return Ok(BTreeMap::new());
     };
     // A pod that is starting has no metrics yet.
-    let exposition = crate::scrape::metrics(&pods, &pod.name_any(), ADMIN_PORT).await.unwrap_or_default();
+    let exposition = crate::scrape::metrics(&pods, &pod.name_any(), ADMIN_PORT)
+        .await
+        .unwrap_or_default();
     Ok(totals(&exposition, "web-svc"))
 }
 

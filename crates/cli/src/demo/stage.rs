@@ -39,7 +39,12 @@ impl Stage {
             }
             bar
         });
-        Self { started: started.into(), bar, logs, finished: Vec::new() }
+        Self {
+            started: started.into(),
+            bar,
+            logs,
+            finished: Vec::new(),
+        }
     }
 
     /// Since the demo began.
@@ -69,7 +74,11 @@ impl Stage {
     ) -> Result<T, Problem> {
         let began = self.begin(title);
         let outcome = tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
-            Err(Problem::new(title, format!("it took longer than {} s", deadline.as_secs()), "run the demo again"))
+            Err(Problem::new(
+                title,
+                format!("it took longer than {} s", deadline.as_secs()),
+                "run the demo again",
+            ))
         });
         self.end(title, began, outcome)
     }

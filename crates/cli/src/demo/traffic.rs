@@ -35,11 +35,15 @@ pub(super) struct Rates {
 pub(super) fn totals(exposition: &str, service: &str) -> BTreeMap<Destination, Totals> {
     let mut all: BTreeMap<Destination, Totals> = BTreeMap::new();
     for line in exposition.lines() {
-        let Some(sample) = Sample::parse(line) else { continue };
+        let Some(sample) = Sample::parse(line) else {
+            continue;
+        };
         if sample.label("direction") != Some("outbound") {
             continue;
         }
-        let target = sample.label("dst_target_service").or_else(|| sample.label("dst_service"));
+        let target = sample
+            .label("dst_target_service")
+            .or_else(|| sample.label("dst_service"));
         if !target.is_some_and(|name| name.starts_with(service)) {
             continue;
         }
@@ -52,7 +56,9 @@ pub(super) fn totals(exposition: &str, service: &str) -> BTreeMap<Destination, T
             ("response_total", Some("success")) => totals.successes += sample.value,
             ("response_total", _) => totals.failures += sample.value,
             ("response_latency_ms_bucket", _) => {
-                let bound = sample.label("le").map_or(u64::MAX, |le| le.parse().unwrap_or(u64::MAX));
+                let bound = sample
+                    .label("le")
+                    .map_or(u64::MAX, |le| le.parse().unwrap_or(u64::MAX));
                 *totals.buckets.entry(bound).or_default() += sample.value;
             }
             _ => {}
@@ -69,7 +75,12 @@ pub(super) fn rates(before: &Totals, now: &Totals, seconds: f64) -> Rates {
     let buckets: BTreeMap<u64, f64> = now
         .buckets
         .iter()
-        .map(|(bound, count)| (*bound, delta(before.buckets.get(bound).copied().unwrap_or(0.0), *count)))
+        .map(|(bound, count)| {
+            (
+                *bound,
+                delta(before.buckets.get(bound).copied().unwrap_or(0.0), *count),
+            )
+        })
         .collect();
     Rates {
         requests_per_second: if seconds > 0.0 { requests / seconds } else { 0.0 },
@@ -90,7 +101,11 @@ fn quantile(buckets: &BTreeMap<u64, f64>, q: f64) -> Option<f64> {
             }
             let upper = *bound as f64;
             let inside = count - below;
-            let share = if inside > 0.0 { (wanted - below) / inside } else { 1.0 };
+            let share = if inside > 0.0 {
+                (wanted - below) / inside
+            } else {
+                1.0
+            };
             return Some(lower + (upper - lower) * share);
         }
         (lower, below) = (if *bound == u64::MAX { lower } else { *bound as f64 }, *count);
@@ -132,7 +147,10 @@ impl<'a> Sample<'a> {
     }
 
     fn label(&self, name: &str) -> Option<&str> {
-        self.labels.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+        self.labels
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -181,7 +199,9 @@ response_latency_ms_bucket{direction=\"outbound\",dst_service=\"web-svc\",le=\"+
 
     #[test]
     fn rates_are_differences() {
-        let now = totals(EXPOSITION, "web-svc").remove(&Destination::Local).expect("present");
+        let now = totals(EXPOSITION, "web-svc")
+            .remove(&Destination::Local)
+            .expect("present");
         let rates = rates(&Totals::default(), &now, 10.0);
         assert_eq!(rates.requests_per_second, 10.0);
         assert_eq!(rates.success, Some(0.9));
@@ -191,8 +211,14 @@ response_latency_ms_bucket{direction=\"outbound\",dst_service=\"web-svc\",le=\"+
 
     #[test]
     fn a_restarted_proxy_never_shows_negative_rates() {
-        let before = Totals { successes: 1000.0, ..Totals::default() };
-        let now = Totals { successes: 4.0, ..Totals::default() };
+        let before = Totals {
+            successes: 1000.0,
+            ..Totals::default()
+        };
+        let now = Totals {
+            successes: 4.0,
+            ..Totals::default()
+        };
         assert_eq!(rates(&before, &now, 1.0).requests_per_second, 4.0);
     }
 

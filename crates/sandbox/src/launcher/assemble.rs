@@ -13,10 +13,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
+use kube::Client;
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::ApiResource;
-use kube::Client;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,30 +46,50 @@ pub enum AssembleError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error("listening for cluster {cluster} on {at}")]
-    Listen { cluster: String, at: SocketAddr, source: io::Error },
+    Listen {
+        cluster: String,
+        at: SocketAddr,
+        source: io::Error,
+    },
     #[error("writing {path}")]
     Write { path: PathBuf, source: io::Error },
     #[error("making the first objects of cluster {cluster}")]
-    Bootstrap { cluster: String, source: Box<kube::Error> },
+    Bootstrap {
+        cluster: String,
+        source: Box<kube::Error>,
+    },
 }
 
 /// Runs the sandbox until it is told to stop; what the supervisor process does.
 pub fn run(request: Request, listeners: Vec<TcpListener>, images: Images) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let outcome = runtime
         .map_err(|source| AssembleError::Runtime { source })
         .and_then(|runtime| runtime.block_on(supervise(&request, listeners, images)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "the sandbox could not be started");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the sandbox could not be started"
+            );
             ExitCode::FAILURE
         }
     }
 }
 
-async fn supervise(request: &Request, listeners: Vec<TcpListener>, images: Images) -> Result<(), AssembleError> {
-    let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+async fn supervise(
+    request: &Request,
+    listeners: Vec<TcpListener>,
+    images: Images,
+) -> Result<(), AssembleError> {
+    let (mut term, mut int) = (
+        signals(SignalKind::terminate())?,
+        signals(SignalKind::interrupt())?,
+    );
     let sandbox = Sandbox::start(request, listeners, images).await?;
     let sandbox = Arc::new(sandbox);
     let stop = CancellationToken::new();
@@ -132,14 +152,26 @@ impl Sandbox {
         for (addresses, listener) in plan_addresses(&request.clusters)?.into_iter().zip(listeners) {
             let name = addresses.name.clone();
             let dir = request.state_dir.join(&name);
-            let start = Start { addresses, listener, images: &images, dir: &dir, wan: &wan };
+            let start = Start {
+                addresses,
+                listener,
+                images: &images,
+                dir: &dir,
+                wan: &wan,
+            };
             let running = start.run(&mut tasks, &shutdown).await?;
             kubeconfigs.push(running.api.kubeconfig(&running.server));
             clusters.insert(name, running);
         }
         let kubeconfig = request.state_dir.join(KUBECONFIG);
         write_private(&kubeconfig, &join(&kubeconfigs))?;
-        Ok(Self { clusters, wan, kubeconfig, shutdown, _tasks: tasks })
+        Ok(Self {
+            clusters,
+            wan,
+            kubeconfig,
+            shutdown,
+            _tasks: tasks,
+        })
     }
 
     async fn answer(&self, command: Command, stop: &CancellationToken) -> Answer {
@@ -150,23 +182,30 @@ impl Sandbox {
                 stop.cancel();
                 return Answer::Done;
             }
-            Command::KillApi { cluster, milliseconds } => {
+            Command::KillApi {
+                cluster,
+                milliseconds,
+            } => {
                 let Some(running) = self.clusters.get(&cluster) else {
-                    return Answer::Failed { why: format!("there is no cluster {cluster}") };
+                    return Answer::Failed {
+                        why: format!("there is no cluster {cluster}"),
+                    };
                 };
                 running.api.interrupt(Duration::from_millis(milliseconds));
                 return Answer::Done;
             }
             Command::Cut { a, b } => self.disturb(&a, &b, |condition| condition.cut = true),
             Command::Heal { a, b } => self.disturb(&a, &b, |condition| *condition = Condition::default()),
-            Command::Delay { a, b, milliseconds } => {
-                self.disturb(&a, &b, |condition| condition.delay = Duration::from_millis(milliseconds))
-            }
+            Command::Delay { a, b, milliseconds } => self.disturb(&a, &b, |condition| {
+                condition.delay = Duration::from_millis(milliseconds)
+            }),
             Command::Loss { a, b, share } => self.disturb(&a, &b, |condition| condition.loss = share),
         };
         match changed {
             Ok(()) => Answer::Done,
-            Err(error) => Answer::Failed { why: error.to_string() },
+            Err(error) => Answer::Failed {
+                why: error.to_string(),
+            },
         }
     }
 
@@ -214,21 +253,31 @@ impl Running {
 
     async fn look(&self) -> Result<(Vec<String>, usize, usize), kube::Error> {
         let mut waiting = Vec::new();
-        let nodes = Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?;
-        if !nodes.items.iter().any(|node| has(node.status.as_ref().and_then(|s| s.conditions.as_deref()).map(|all| {
-            all.iter().any(|c| c.type_ == "Ready" && c.status == "True")
-        }))) {
+        let nodes = Api::<Node>::all(self.client.clone())
+            .list(&ListParams::default())
+            .await?;
+        if !nodes.items.iter().any(|node| {
+            has(node
+                .status
+                .as_ref()
+                .and_then(|s| s.conditions.as_deref())
+                .map(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True")))
+        }) {
             waiting.push("the node".into());
         }
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), "default");
         if accounts.get_opt("default").await?.is_none() {
             waiting.push("the default service account".into());
         }
-        let pods = Api::<Pod>::all(self.client.clone()).list(&ListParams::default()).await?;
+        let pods = Api::<Pod>::all(self.client.clone())
+            .list(&ListParams::default())
+            .await?;
         let ready = pods.items.iter().filter(|pod| {
-            has(pod.status.as_ref().and_then(|s| s.conditions.as_deref()).map(|all| {
-                all.iter().any(|c| c.type_ == "Ready" && c.status == "True")
-            }))
+            has(pod
+                .status
+                .as_ref()
+                .and_then(|s| s.conditions.as_deref())
+                .map(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True")))
         });
         Ok((waiting, pods.items.len(), ready.count()))
     }
@@ -248,7 +297,11 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    async fn run(self, tasks: &mut JoinSet<()>, shutdown: &CancellationToken) -> Result<Running, AssembleError> {
+    async fn run(
+        self,
+        tasks: &mut JoinSet<()>,
+        shutdown: &CancellationToken,
+    ) -> Result<Running, AssembleError> {
         let addresses = self.addresses;
         let cluster = addresses.name.clone();
         let listen = |at: SocketAddr| {
@@ -262,7 +315,11 @@ impl Start<'_> {
         let port = self.listener.local_addr().map_err(listen(loopback))?.port();
         let server = format!("https://127.0.0.1:{port}");
         let machine = tokio::net::TcpListener::from_std(self.listener).map_err(listen(loopback))?;
-        let segment = network.node().listen(addresses.api).await.map_err(listen(addresses.api))?;
+        let segment = network
+            .node()
+            .listen(addresses.api)
+            .await
+            .map_err(listen(addresses.api))?;
 
         let (services, dialer) = dialer(network.clone());
         let api = Cluster::new(ClusterOptions {
@@ -284,15 +341,31 @@ impl Start<'_> {
         }
         bootstrap(&client, &addresses, network.gateway(), api.ca_pem())
             .await
-            .map_err(|source| AssembleError::Bootstrap { cluster: cluster.clone(), source: Box::new(source) })?;
+            .map_err(|source| AssembleError::Bootstrap {
+                cluster: cluster.clone(),
+                source: Box::new(source),
+            })?;
 
         let (snapshots, follow) = network::snapshot::follow(client.clone(), shutdown.clone());
         tasks.spawn(follow);
-        tasks.spawn(network::services::run(snapshots.clone(), network.clone(), shutdown.clone()));
+        tasks.spawn(network::services::run(
+            snapshots.clone(),
+            network.clone(),
+            shutdown.clone(),
+        ));
         let at = SocketAddr::from((network.gateway(), DNS_PORT));
         let names = dns::Server::bind(network.node(), at).await.map_err(listen(at))?;
-        tasks.spawn(names.run(snapshots, addresses.domain.clone(), BTreeMap::new(), shutdown.clone()));
-        tasks.spawn(controllers::run(client.clone(), addresses.clone(), shutdown.clone()));
+        tasks.spawn(names.run(
+            snapshots,
+            addresses.domain.clone(),
+            BTreeMap::new(),
+            shutdown.clone(),
+        ));
+        tasks.spawn(controllers::run(
+            client.clone(),
+            addresses.clone(),
+            shutdown.clone(),
+        ));
 
         let agent = node::Agent::new(node::AgentConfig {
             client: client.clone(),
@@ -308,10 +381,19 @@ impl Start<'_> {
         let stop = shutdown.clone();
         tasks.spawn(async move {
             if let Err(error) = agent.run(stop).await {
-                tracing::error!(cluster, error = &error as &dyn std::error::Error, "the node stopped");
+                tracing::error!(
+                    cluster,
+                    error = &error as &dyn std::error::Error,
+                    "the node stopped"
+                );
             }
         });
-        Ok(Running { addresses, api, client, server })
+        Ok(Running {
+            addresses,
+            api,
+            client,
+            server,
+        })
     }
 }
 
@@ -357,7 +439,10 @@ fn dialer(network: Arc<ClusterNetwork>) -> (Arc<OnceLock<Client>>, ServiceDialer
             let client = client.ok_or_else(|| io::Error::other("the API server is starting"))?;
             let services = Api::<Service>::namespaced(client, &namespace);
             let service = services.get(&name).await.map_err(io::Error::other)?;
-            let address = service.spec.and_then(|spec| spec.cluster_ip).and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+            let address = service
+                .spec
+                .and_then(|spec| spec.cluster_ip)
+                .and_then(|ip| ip.parse::<Ipv4Addr>().ok());
             let address = address.ok_or_else(|| io::Error::other("the Service has no address"))?;
             network.node().connect((address, port).into()).await
         })
@@ -381,16 +466,44 @@ async fn bootstrap(
             "data": {"ca.crt": ca_pem},
         }),
         service("default", "kubernetes", api, &[("https", "TCP", 443)]),
-        slice("default", "kubernetes", addresses.node, &[("https", "TCP", addresses.api.port())]),
-        service("kube-system", "kube-dns", addresses.dns, &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)]),
-        slice("kube-system", "kube-dns", gateway, &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)]),
+        slice(
+            "default",
+            "kubernetes",
+            addresses.node,
+            &[("https", "TCP", addresses.api.port())],
+        ),
+        service(
+            "kube-system",
+            "kube-dns",
+            addresses.dns,
+            &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)],
+        ),
+        slice(
+            "kube-system",
+            "kube-dns",
+            gateway,
+            &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)],
+        ),
     ];
     for object in objects {
-        let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let (group, version) = text("/apiVersion").split_once('/').unwrap_or(("", text("/apiVersion")));
+        let text = |pointer: &str| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let (group, version) = text("/apiVersion")
+            .split_once('/')
+            .unwrap_or(("", text("/apiVersion")));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("/kind")));
-        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), text("/metadata/namespace"), &resource);
-        api.patch(text("/metadata/name"), &PatchParams::apply("sandbox").force(), &Patch::Apply(&object)).await?;
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(client.clone(), text("/metadata/namespace"), &resource);
+        api.patch(
+            text("/metadata/name"),
+            &PatchParams::apply("sandbox").force(),
+            &Patch::Apply(&object),
+        )
+        .await?;
     }
     Ok(())
 }
@@ -428,7 +541,8 @@ fn slice(namespace: &str, service: &str, address: Ipv4Addr, ports: &[Port<'_>]) 
 
 /// One kubeconfig with a context per cluster; the first is the current one.
 fn join(kubeconfigs: &[String]) -> String {
-    let mut joined = json!({"apiVersion": "v1", "kind": "Config", "clusters": [], "users": [], "contexts": []});
+    let mut joined =
+        json!({"apiVersion": "v1", "kind": "Config", "clusters": [], "users": [], "contexts": []});
     for kubeconfig in kubeconfigs {
         let Ok(mut one) = serde_saphyr::from_str::<Value>(kubeconfig) else {
             unreachable!("we wrote it ourselves");
@@ -448,9 +562,17 @@ fn join(kubeconfigs: &[String]) -> String {
 
 fn write_private(path: &Path, text: &str) -> Result<(), AssembleError> {
     use std::os::unix::fs::OpenOptionsExt;
-    let file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path);
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
     file.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .map_err(|source| AssembleError::Write { path: path.to_owned(), source })
+        .map_err(|source| AssembleError::Write {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 #[cfg(test)]

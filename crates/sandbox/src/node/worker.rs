@@ -1058,36 +1058,35 @@ async fn run_hook(target: &Target, hook: &LifecycleHandler) -> Result<(), String
 
 /// Sends the latest status until the worker has gone and the last one has arrived.
 async fn report(pods: Api<Pod>, name: String, uid: String, mut latest: watch::Receiver<Option<PodStatus>>) {
-    let mut open = true;
     let mut pause = Duration::from_millis(50);
     loop {
-        if latest.has_changed().unwrap_or(false) || !open {
-            let Some(status) = latest.borrow_and_update().clone() else {
-                return;
-            };
+        // `changed` also marks the value as seen, so whether it has arrived must be remembered here.
+        let open = latest.changed().await.is_ok();
+        let Some(mut status) = latest.borrow_and_update().clone() else {
+            return;
+        };
+        loop {
             let patch = json!({"metadata": {"uid": uid}, "status": status});
             match pods
                 .patch_status(&name, &PatchParams::default(), &Patch::Merge(patch))
                 .await
             {
-                Ok(_) => {
-                    pause = Duration::from_millis(50);
-                    if !open {
-                        return;
-                    }
-                }
+                Ok(_) => break,
                 // Gone, or another pod of that name.
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
                 Err(error) => {
                     tracing::warn!(pod = name, error = chain(&error), "writing a pod's status");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(API_RETRY_MAX);
-                    latest.mark_changed();
+                    if let Some(newer) = latest.borrow_and_update().clone() {
+                        status = newer;
+                    }
                 }
             }
-        } else if latest.changed().await.is_err() {
-            // The last value may have been written in the same moment; sending it twice does no harm.
-            open = false;
+        }
+        pause = Duration::from_millis(50);
+        if !open {
+            return;
         }
     }
 }
