@@ -9,7 +9,9 @@ use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
@@ -140,7 +142,7 @@ fn deployment(name: &str, replicas: u32) -> Value {
             "selector": { "matchLabels": { "app": name } },
             "template": {
                 "metadata": { "labels": { "app": name } },
-                "spec": { "nodeName": "west", "containers": [{ "name": "web", "image": "web" }] },
+                "spec": { "containers": [{ "name": "web", "image": "web" }] },
             },
         },
     })
@@ -275,5 +277,69 @@ async fn settled_controllers_write_nothing() {
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(revision().await, before);
     assert_eq!(pods.list(&ListParams::default()).await.unwrap().items.len(), 40);
+    sandbox.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn objects_of_a_kind_defined_later_follow_their_owner_and_their_namespace() {
+    let sandbox = Sandbox::start().await;
+    sandbox.namespace().await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(sandbox.client.clone());
+    let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": { "name": "widgets.example.com" },
+        "spec": {
+            "group": "example.com",
+            "scope": "Namespaced",
+            "names": { "plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList" },
+            "versions": [
+                { "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema } },
+            ],
+        },
+    });
+    sandbox.create(&definitions, definition).await;
+    let established = |definition: Option<&CustomResourceDefinition>| {
+        let conditions = json!(definition)["status"]["conditions"].clone();
+        let mut conditions = conditions.as_array().into_iter().flatten();
+        conditions.any(|condition| condition["type"] == "Established" && condition["status"] == "True")
+    };
+    until(&definitions, "widgets.example.com", established).await;
+
+    let maps = sandbox.api::<ConfigMap>();
+    let owner = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "owner" } });
+    sandbox.create(&maps, owner).await;
+    let uid = maps.get("owner").await.unwrap().metadata.uid;
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("example.com", "v1", "Widget"));
+    let widgets: Api<DynamicObject> = Api::namespaced_with(sandbox.client.clone(), "shop", &kind);
+    for (name, owners) in [
+        (
+            "owned",
+            json!([{ "apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid }]),
+        ),
+        ("free", json!([])),
+    ] {
+        let widget = json!({
+            "apiVersion": "example.com/v1",
+            "kind": "Widget",
+            "metadata": { "name": name, "ownerReferences": owners },
+        });
+        widgets
+            .create(&PostParams::default(), &serde_json::from_value(widget).unwrap())
+            .await
+            .unwrap();
+    }
+    let gone = |widget: Option<&DynamicObject>| widget.is_none();
+    maps.delete("owner", &DeleteParams::default()).await.unwrap();
+    until(&widgets, "owned", gone).await;
+    widgets.get("free").await.unwrap();
+    let namespaces: Api<Namespace> = Api::all(sandbox.client.clone());
+    namespaces.delete("shop", &DeleteParams::default()).await.unwrap();
+    until(&namespaces, "shop", |namespace: Option<&Namespace>| {
+        namespace.is_none()
+    })
+    .await;
+    until(&widgets, "free", gone).await;
     sandbox.stop().await;
 }
