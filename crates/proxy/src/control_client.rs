@@ -79,7 +79,7 @@ async fn attempt(
     trust: &Trust,
     mark: Option<u32>,
 ) -> io::Result<Conn> {
-    let socket: TcpStream = connect(addr, KEEPALIVE, mark, CONNECT_TIMEOUT).await?;
+    let socket: TcpStream = connect(addr, KEEPALIVE, mark, None, CONNECT_TIMEOUT).await?;
     let Some(expected) = &service.identity else {
         return Ok(Conn::tcp(socket));
     };

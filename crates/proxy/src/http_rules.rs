@@ -110,9 +110,7 @@ pub(crate) fn host_of<B>(request: &Request<B>) -> &str {
     let host = authority
         .or_else(|| request.headers().get(header::HOST)?.to_str().ok())
         .unwrap_or_default();
-    let end = host
-        .rfind(':')
-        .filter(|colon| host.ends_with(']') || !host[*colon..].contains(']'));
+    let end = host.rfind(':').filter(|colon| !host[*colon..].contains(']'));
     end.map_or(host, |end| &host[..end])
 }
 

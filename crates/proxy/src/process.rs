@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -36,6 +36,8 @@ const WAITING_LOG_INTERVAL: Duration = Duration::from_secs(15);
 pub struct Seams {
     pub original_dst: Arc<dyn OriginalDst>,
     pub loopback_allowed: bool,
+    /// Where our connections come from, if not from where the routes say.
+    pub source: Option<IpAddr>,
 }
 
 impl Default for Seams {
@@ -43,6 +45,7 @@ impl Default for Seams {
         Self {
             original_dst: Arc::new(FromKernel),
             loopback_allowed: false,
+            source: None,
         }
     }
 }
@@ -113,6 +116,7 @@ impl Proxy {
             identity: identity.clone(),
             original_dst: seams.original_dst,
             loopback_allowed: seams.loopback_allowed,
+            source: seams.source,
             drain: shutdown.clone(),
         };
         let shard = metrics.shard();

@@ -4,7 +4,7 @@
 //! socket options and the mark by which redirect rules let the proxy's own traffic through.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -293,6 +293,7 @@ pub(crate) async fn connect(
     addr: SocketAddr,
     options: SocketOptions,
     mark: Option<u32>,
+    source: Option<IpAddr>,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
     let socket = Socket::new(
@@ -303,6 +304,9 @@ pub(crate) async fn connect(
     apply(&socket, options)?;
     if let Some(mark) = mark {
         socket.set_mark(mark)?;
+    }
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     let socket = TcpSocket::from_std_stream(socket.into());
     match tokio::time::timeout(timeout, socket.connect(addr)).await {
@@ -326,7 +330,11 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut forth = Direction::default();
+    // A header may wait in the TLS session for company; a server that speaks first would wait for it.
+    let mut forth = Direction {
+        unflushed: true,
+        ..Direction::default()
+    };
     let mut back = Direction::default();
     let mut half_closed = None;
     std::future::poll_fn(|cx| {

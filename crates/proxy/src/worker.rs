@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) original_dst: Arc<dyn OriginalDst>,
     /// Off except where everything is on loopback: a proxy must not relay to its own pod's private ports.
     pub(crate) loopback_allowed: bool,
+    pub(crate) source: Option<IpAddr>,
     pub(crate) drain: hawser_runtime::Shutdown,
 }
 

@@ -214,7 +214,7 @@ impl Peer {
             io::ErrorKind::TimedOut => ConnectError::Timeout,
             _ => ConnectError::Refused,
         };
-        let socket = transport::connect(addr, options, shared.config.socket_mark, timeout)
+        let socket = transport::connect(addr, options, shared.config.socket_mark, shared.source, timeout)
             .await
             .map_err(io_error)?;
         let EndpointTls::Mutual { id, server_name } = &endpoint.tls else {

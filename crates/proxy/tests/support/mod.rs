@@ -1,0 +1,614 @@
+//! A mesh on loopback: a static control plane, proxies, an application, and clients whose connections are "redirected".
+//!
+//! The control plane serves a [`World`] that tests replace; every stream follows it. A pod is a 127.0.0.x address.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use hawser_proxy::{Config, Env, OriginalDst, Proxy, Seams};
+use hawser_tls::{Issuer, Validity, create_issuer, create_root};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use linkerd2_proxy_api::destination::destination_server::{Destination, DestinationServer};
+use linkerd2_proxy_api::destination::{self as dst, DestinationProfile, GetDestination, Update};
+use linkerd2_proxy_api::identity::identity_server::{Identity, IdentityServer};
+use linkerd2_proxy_api::identity::{CertifyRequest, CertifyResponse};
+use linkerd2_proxy_api::inbound::inbound_server_policies_server::{
+    InboundServerPolicies, InboundServerPoliciesServer,
+};
+use linkerd2_proxy_api::inbound::{self, PortSpec, Server};
+use linkerd2_proxy_api::outbound::outbound_policies_server::{OutboundPolicies, OutboundPoliciesServer};
+use linkerd2_proxy_api::outbound::{self, OutboundPolicy, TrafficSpec, traffic_spec};
+use linkerd2_proxy_api::{meta, net};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request as Rpc, Response as Reply, Status};
+
+/// What the control plane says.
+#[derive(Clone, Default)]
+pub struct World {
+    pub profiles: BTreeMap<String, DestinationProfile>,
+    pub policies: BTreeMap<String, OutboundPolicy>,
+    pub endpoints: BTreeMap<String, Vec<dst::WeightedAddr>>,
+    pub servers: BTreeMap<u16, Server>,
+}
+
+#[derive(Clone)]
+pub struct ControlPlane {
+    world: watch::Sender<World>,
+    issuer: Arc<Issuer>,
+    pub anchors: String,
+    pub addr: SocketAddr,
+    pub lifetime: Duration,
+}
+
+type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl ControlPlane {
+    pub async fn start() -> Self {
+        let now = SystemTime::now();
+        let day = Duration::from_secs(86_400);
+        let validity = Validity {
+            not_before: now - day,
+            not_after: now + day,
+        };
+        let root = create_root("root.test", validity).unwrap();
+        let parent = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
+        let issuer = create_issuer("issuer.test", &parent, validity).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let control = Self {
+            world: watch::Sender::default(),
+            issuer: Arc::new(Issuer::from_pem(&issuer.certificate_pem, &issuer.key.to_pem()).unwrap()),
+            anchors: root.certificate_pem,
+            addr: listener.local_addr().unwrap(),
+            lifetime: Duration::from_secs(3_600),
+        };
+        let server = tonic::transport::Server::builder()
+            .add_service(IdentityServer::new(control.clone()))
+            .add_service(DestinationServer::new(control.clone()))
+            .add_service(InboundServerPoliciesServer::new(control.clone()))
+            .add_service(OutboundPoliciesServer::new(control.clone()))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(server);
+        control
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut World)) {
+        self.world.send_modify(change);
+    }
+
+    /// Follows one part of the world; what is not there ends the stream with NotFound.
+    fn follow<T: Clone + PartialEq + Send + Sync + 'static>(
+        &self,
+        part: impl Fn(&World) -> Option<T> + Send + 'static,
+    ) -> Updates<T> {
+        let mut last = None;
+        let stream = tokio_stream::wrappers::WatchStream::new(self.world.subscribe());
+        Box::pin(stream.filter_map(move |world| {
+            let now = part(&world);
+            if now == last {
+                return if now.is_none() {
+                    Some(Err(Status::not_found("not there")))
+                } else {
+                    None
+                };
+            }
+            last = now.clone();
+            Some(now.ok_or_else(|| Status::not_found("not there")))
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for ControlPlane {
+    async fn certify(&self, request: Rpc<CertifyRequest>) -> Result<Reply<CertifyResponse>, Status> {
+        let request = request.into_inner();
+        let identity = request
+            .identity
+            .parse()
+            .map_err(|_| Status::invalid_argument("identity"))?;
+        let csr = request.certificate_signing_request.into();
+        let issued = self
+            .issuer
+            .issue(
+                &csr,
+                &identity,
+                self.lifetime,
+                Duration::from_secs(20),
+                SystemTime::now(),
+            )
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Reply::new(CertifyResponse {
+            leaf_certificate: issued.leaf.to_vec(),
+            intermediate_certificates: issued.intermediates.iter().map(|der| der.to_vec()).collect(),
+            valid_until: Some(issued.not_after.into()),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Destination for ControlPlane {
+    type GetStream = Updates<Update>;
+    async fn get(&self, request: Rpc<GetDestination>) -> Result<Reply<Self::GetStream>, Status> {
+        let path = request.into_inner().path;
+        let sets = self.follow(move |world| world.endpoints.get(&path).cloned());
+        let mut known: Vec<net::TcpAddress> = Vec::new();
+        let updates = sets.map(move |set| {
+            let set = set?;
+            let now: Vec<_> = set.iter().filter_map(|e| e.addr).collect();
+            let gone: Vec<_> = known.iter().filter(|addr| !now.contains(addr)).copied().collect();
+            known = now;
+            let remove = dst::update::Update::Remove(dst::AddrSet { addrs: gone.clone() });
+            let add = dst::update::Update::Add(dst::WeightedAddrSet {
+                addrs: set,
+                ..Default::default()
+            });
+            let none = dst::update::Update::NoEndpoints(dst::NoEndpoints { exists: true });
+            let mut updates = Vec::new();
+            if !gone.is_empty() {
+                updates.push(Update { update: Some(remove) });
+            }
+            updates.push(Update {
+                update: Some(if known.is_empty() { none } else { add }),
+            });
+            Ok(updates)
+        });
+        let flat = updates.map(|updates: Result<Vec<Update>, Status>| match updates {
+            Ok(updates) => tokio_stream::iter(updates.into_iter().map(Ok).collect::<Vec<_>>()),
+            Err(status) => tokio_stream::iter(vec![Err(status)]),
+        });
+        Ok(Reply::new(Box::pin(futures::StreamExt::flatten(flat))))
+    }
+
+    type GetProfileStream = Updates<DestinationProfile>;
+    async fn get_profile(
+        &self,
+        request: Rpc<GetDestination>,
+    ) -> Result<Reply<Self::GetProfileStream>, Status> {
+        let path = request.into_inner().path;
+        Ok(Reply::new(
+            self.follow(move |world| world.profiles.get(&path).cloned()),
+        ))
+    }
+}
+
+#[tonic::async_trait]
+impl InboundServerPolicies for ControlPlane {
+    async fn get_port(&self, _: Rpc<PortSpec>) -> Result<Reply<Server>, Status> {
+        Err(Status::unimplemented("streams only"))
+    }
+
+    type WatchPortStream = Updates<Server>;
+    async fn watch_port(&self, request: Rpc<PortSpec>) -> Result<Reply<Self::WatchPortStream>, Status> {
+        let port = request.into_inner().port as u16;
+        Ok(Reply::new(self.follow(move |world| {
+            Some(world.servers.get(&port).cloned().unwrap_or_else(anyone))
+        })))
+    }
+}
+
+#[tonic::async_trait]
+impl OutboundPolicies for ControlPlane {
+    async fn get(&self, _: Rpc<TrafficSpec>) -> Result<Reply<OutboundPolicy>, Status> {
+        Err(Status::unimplemented("streams only"))
+    }
+
+    type WatchStream = Updates<OutboundPolicy>;
+    async fn watch(&self, request: Rpc<TrafficSpec>) -> Result<Reply<Self::WatchStream>, Status> {
+        let key = match request.into_inner().target {
+            Some(traffic_spec::Target::Addr(addr)) => SocketAddr::try_from(addr).unwrap().to_string(),
+            Some(traffic_spec::Target::Authority(name)) => name,
+            None => return Err(Status::invalid_argument("no target")),
+        };
+        Ok(Reply::new(
+            self.follow(move |world| world.policies.get(&key).cloned()),
+        ))
+    }
+}
+
+pub fn named(name: &str) -> Option<meta::Metadata> {
+    Some(meta::Metadata {
+        kind: Some(meta::metadata::Kind::Default(name.into())),
+    })
+}
+
+fn any_network() -> Vec<inbound::Network> {
+    vec![inbound::Network {
+        net: Some("0.0.0.0/0".parse::<ipnet::IpNet>().unwrap().into()),
+        except: Vec::new(),
+    }]
+}
+
+fn server(permit: Option<inbound::authn::Permit>, protocol: inbound::proxy_protocol::Kind) -> Server {
+    let authorizations = permit.map(|permit| inbound::Authz {
+        networks: any_network(),
+        authentication: Some(inbound::Authn { permit: Some(permit) }),
+        metadata: named("test"),
+        ..Default::default()
+    });
+    Server {
+        protocol: Some(inbound::ProxyProtocol { kind: Some(protocol) }),
+        authorizations: authorizations.into_iter().collect(),
+        labels: HashMap::from([("kind".into(), "default".into()), ("name".into(), "test".into())]),
+        ..Default::default()
+    }
+}
+
+fn detect() -> inbound::proxy_protocol::Kind {
+    inbound::proxy_protocol::Kind::Detect(inbound::proxy_protocol::Detect {
+        timeout: Some(prost_types::Duration {
+            seconds: 10,
+            nanos: 0,
+        }),
+        ..Default::default()
+    })
+}
+
+pub fn anyone() -> Server {
+    server(
+        Some(inbound::authn::Permit::Unauthenticated(
+            inbound::authn::PermitUnauthenticated {},
+        )),
+        detect(),
+    )
+}
+
+pub fn only(identity: &str) -> Server {
+    let clients = inbound::authn::permit_mesh_tls::PermitClientIdentities {
+        identities: vec![inbound::Identity {
+            name: identity.into(),
+        }],
+        suffixes: Vec::new(),
+    };
+    let permit = inbound::authn::PermitMeshTls {
+        clients: Some(inbound::authn::permit_mesh_tls::Clients::Identities(clients)),
+    };
+    server(Some(inbound::authn::Permit::MeshTls(permit)), detect())
+}
+
+pub fn nobody() -> Server {
+    server(None, detect())
+}
+
+/// A service at `addr` with its endpoints behind the name `path`.
+pub fn service(world: &mut World, addr: &str, path: &str, endpoints: Vec<dst::WeightedAddr>) {
+    world.policies.insert(addr.into(), policy(path));
+    world.policies.insert(path.into(), policy(path));
+    let (name, _) = path.rsplit_once(':').unwrap();
+    let profile = DestinationProfile {
+        fully_qualified_name: name.into(),
+        ..Default::default()
+    };
+    world.profiles.insert(addr.into(), profile.clone());
+    world.profiles.insert(path.into(), profile);
+    world.endpoints.insert(path.into(), endpoints);
+}
+
+pub fn policy(path: &str) -> OutboundPolicy {
+    use outbound::proxy_protocol as p;
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let balancer = outbound::backend::BalanceP2c {
+        discovery: Some(outbound::backend::EndpointDiscovery {
+            kind: Some(outbound::backend::endpoint_discovery::Kind::Dst(
+                outbound::backend::endpoint_discovery::DestinationGet { path: path.into() },
+            )),
+        }),
+        load: Some(outbound::backend::balance_p2c::Load::PeakEwma(Default::default())),
+    };
+    let backend = outbound::Backend {
+        metadata: named("service"),
+        queue: Some(outbound::Queue {
+            capacity: 100,
+            failfast_timeout: seconds(3),
+        }),
+        kind: Some(outbound::backend::Kind::Balancer(balancer)),
+    };
+    let http = outbound::HttpRoute {
+        metadata: named("http"),
+        rules: vec![outbound::http_route::Rule {
+            backends: Some(outbound::http_route::Distribution {
+                kind: Some(outbound::http_route::distribution::Kind::FirstAvailable(
+                    outbound::http_route::distribution::FirstAvailable {
+                        backends: vec![outbound::http_route::RouteBackend {
+                            backend: Some(backend.clone()),
+                            ..Default::default()
+                        }],
+                    },
+                )),
+            }),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let opaque = outbound::OpaqueRoute {
+        metadata: named("opaque"),
+        rules: vec![outbound::opaque_route::Rule {
+            backends: Some(outbound::opaque_route::Distribution {
+                kind: Some(outbound::opaque_route::distribution::Kind::FirstAvailable(
+                    outbound::opaque_route::distribution::FirstAvailable {
+                        backends: vec![outbound::opaque_route::RouteBackend {
+                            backend: Some(backend),
+                            ..Default::default()
+                        }],
+                    },
+                )),
+            }),
+            ..Default::default()
+        }],
+    };
+    OutboundPolicy {
+        metadata: named("service"),
+        protocol: Some(outbound::ProxyProtocol {
+            kind: Some(p::Kind::Detect(p::Detect {
+                timeout: seconds(10),
+                opaque: Some(p::Opaque { routes: vec![opaque] }),
+                http1: Some(p::Http1 {
+                    routes: vec![http.clone()],
+                    failure_accrual: None,
+                }),
+                http2: Some(p::Http2 {
+                    routes: vec![http],
+                    failure_accrual: None,
+                }),
+            })),
+        }),
+    }
+}
+
+pub fn unmeshed(addr: SocketAddr) -> dst::WeightedAddr {
+    dst::WeightedAddr {
+        addr: Some(addr.into()),
+        weight: 10_000,
+        ..Default::default()
+    }
+}
+
+/// An endpoint behind a proxy, as the destination controller describes it.
+pub fn meshed(addr: SocketAddr, identity: &str, inbound_port: u16) -> dst::WeightedAddr {
+    let id = dst::tls_identity::DnsLikeIdentity {
+        name: identity.into(),
+    };
+    dst::WeightedAddr {
+        tls_identity: Some(dst::TlsIdentity {
+            strategy: Some(dst::tls_identity::Strategy::DnsLikeIdentity(id.clone())),
+            server_name: Some(id),
+        }),
+        protocol_hint: Some(dst::ProtocolHint {
+            protocol: Some(dst::protocol_hint::Protocol::H2(dst::protocol_hint::H2 {})),
+            opaque_transport: Some(dst::protocol_hint::OpaqueTransport {
+                inbound_port: inbound_port.into(),
+            }),
+        }),
+        ..unmeshed(addr)
+    }
+}
+
+/// A gateway's address for one service.
+pub fn through_gateway(gateway: SocketAddr, identity: &str, authority: &str) -> dst::WeightedAddr {
+    let mut endpoint = meshed(gateway, identity, 1);
+    if let Some(hint) = &mut endpoint.protocol_hint {
+        hint.opaque_transport = None;
+    }
+    endpoint.authority_override = Some(dst::AuthorityOverride {
+        authority_override: authority.into(),
+    });
+    endpoint
+}
+
+/// Where "redirected" connections were going, by the client's address.
+#[derive(Clone, Default)]
+pub struct Redirects(Arc<Mutex<HashMap<SocketAddr, SocketAddr>>>);
+
+impl OriginalDst for Redirects {
+    fn original_dst(&self, socket: &TcpStream) -> io::Result<SocketAddr> {
+        match self.0.lock().unwrap().get(&socket.peer_addr()?) {
+            Some(addr) => Ok(*addr),
+            None => socket.local_addr(),
+        }
+    }
+}
+
+/// A proxy of the pod at `ip`.
+pub struct Pod {
+    pub proxy: Proxy,
+    pub identity: String,
+    redirects: Redirects,
+    _token: tempfile::NamedTempFile,
+}
+
+impl Pod {
+    pub fn start(control: &ControlPlane, name: &str, ip: &str, env: &[(&str, &str)]) -> Self {
+        let identity = format!("{name}.ns.serviceaccount.identity.linkerd.cluster.local");
+        let token = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(token.path(), "token").unwrap();
+        let control_addr = control.addr.to_string();
+        let (any, outbound) = (format!("{ip}:0"), "127.0.0.1:0");
+        let token_path = token.path().display().to_string();
+        let mut all: BTreeMap<String, String> = [
+            ("IDENTITY_TRUST_ANCHORS", control.anchors.as_str()),
+            ("IDENTITY_LOCAL_NAME", &identity),
+            ("IDENTITY_TOKEN_FILE", &token_path),
+            ("IDENTITY_SVC_ADDR", &control_addr),
+            ("DESTINATION_SVC_ADDR", &control_addr),
+            ("POLICY_SVC_ADDR", &control_addr),
+            ("POLICY_CLUSTER_NETWORKS", "10.0.0.0/8"),
+            ("DESTINATION_PROFILE_NETWORKS", "10.0.0.0/8"),
+            ("INBOUND_LISTEN_ADDR", &any),
+            ("ADMIN_LISTEN_ADDR", &any),
+            ("OUTBOUND_LISTEN_ADDRS", outbound),
+            ("INBOUND_IPS", ip),
+        ]
+        .into_iter()
+        .map(|(name, value)| (format!("LINKERD2_PROXY_{name}"), value.to_owned()))
+        .collect();
+        all.extend(
+            env.iter()
+                .map(|(name, value)| (format!("LINKERD2_PROXY_{name}"), (*value).to_owned())),
+        );
+        let env = Env::from_iter(all);
+        let redirects = Redirects::default();
+        let seams = Seams {
+            original_dst: Arc::new(redirects.clone()),
+            loopback_allowed: true,
+            source: ip.parse().ok(),
+        };
+        let config = Config::from_env(&env).unwrap_or_else(|faults| panic!("{faults:?}"));
+        let proxy = Proxy::start(config, env, seams).unwrap();
+        Self {
+            proxy,
+            identity,
+            redirects,
+            _token: token,
+        }
+    }
+
+    pub fn inbound_port(&self) -> u16 {
+        self.proxy.inbound[0].port()
+    }
+
+    /// A connection of the pod's own application to `target`.
+    pub async fn connect(&self, target: &str) -> TcpStream {
+        self.redirected(self.proxy.outbound[0], target.parse().unwrap())
+            .await
+    }
+
+    /// A stranger's connection to one of the pod's ports.
+    pub async fn connect_inbound(&self, target: SocketAddr) -> TcpStream {
+        self.redirected(self.proxy.inbound[0], target).await
+    }
+
+    async fn redirected(&self, proxy: SocketAddr, target: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        self.redirects
+            .0
+            .lock()
+            .unwrap()
+            .insert(socket.local_addr().unwrap(), target);
+        socket.connect(proxy).await.unwrap()
+    }
+
+    pub async fn get(&self, target: &str, path: &str) -> Response<String> {
+        let mut client = http1(self.connect(target).await).await;
+        send(&mut client, get(path)).await
+    }
+
+    pub async fn admin(&self, path: &str) -> Response<String> {
+        let mut client = http1(TcpStream::connect(self.proxy.admin[0]).await.unwrap()).await;
+        send(&mut client, get(path)).await
+    }
+}
+
+pub fn get(path: &str) -> Request<Full<Bytes>> {
+    Request::get(path)
+        .header("host", "web.test")
+        .body(Full::default())
+        .unwrap()
+}
+
+pub type H1Client = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
+pub type H2Client = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
+
+pub async fn http1(socket: TcpStream) -> H1Client {
+    let (client, conn) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
+        .await
+        .unwrap();
+    tokio::spawn(conn.with_upgrades());
+    client
+}
+
+pub async fn http2(socket: TcpStream) -> H2Client {
+    let io = TokioIo::new(socket);
+    let (client, conn) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
+        .await
+        .unwrap();
+    tokio::spawn(conn);
+    client
+}
+
+pub async fn send(client: &mut H1Client, request: Request<Full<Bytes>>) -> Response<String> {
+    client.ready().await.unwrap();
+    let response = client.send_request(request).await.unwrap();
+    text(response).await
+}
+
+pub async fn text(response: Response<hyper::body::Incoming>) -> Response<String> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Response::from_parts(head, String::from_utf8(body.to_vec()).unwrap())
+}
+
+/// An application that answers with what it saw: name, version, URI, headers and body.
+pub async fn app(ip: &str, name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let service =
+                hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect().await?.to_bytes();
+                    let mut seen = format!("{name} {:?} {} {}\n", head.version, head.method, head.uri);
+                    for (name, value) in &head.headers {
+                        seen.push_str(&format!("{name}: {}\n", value.to_str().unwrap_or("?")));
+                    }
+                    seen.push_str(&format!("\n{}", String::from_utf8_lossy(&body)));
+                    Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(seen))))
+                });
+            tokio::spawn(async move {
+                let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                let _ = server
+                    .serve_connection_with_upgrades(TokioIo::new(socket), service)
+                    .await;
+            });
+        }
+    });
+    addr
+}
+
+/// An application that greets first and then echoes, closing when the client does.
+pub async fn greeter(ip: &str) -> SocketAddr {
+    use tokio::io::AsyncWriteExt as _;
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = socket.write_all(b"220 hello\r\n").await;
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    });
+    addr
+}
+
+/// Waits for a condition, not for a time.
+pub async fn eventually<F, Fut>(what: &str, mut holds: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(20), waiting)
+            .await
+            .is_ok(),
+        "never: {what}"
+    );
+}
