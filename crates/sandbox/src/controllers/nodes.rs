@@ -13,6 +13,9 @@ use super::snapshot::{Key, Resource, Target};
 
 /// As in Kubernetes: four missed heartbeats.
 const GRACE_SECONDS: i64 = 40;
+/// Why a node, or a pod on it, was said not to be ready in its absence.
+const LOST: &str = "NodeStatusUnknown";
+const POD_LOST: &str = "NodeNotReady";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
@@ -60,28 +63,49 @@ fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
         .map(|status| json!(status))
         .unwrap_or_default();
     let mut conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-    if lost {
-        let told = ("NodeStatusUnknown", "Kubelet stopped posting node status.");
-        if set_condition(&mut conditions, plan.now, "Ready", "Unknown", told) {
-            let patch = json!({ "status": { "conditions": conditions } });
-            plan.patch_status(&scope, scope.clone(), patch);
+    // A node says what changed for it, not that it is back: a machine that slept takes up where it was. So whatever was
+    // said here in its absence, and that it has not replaced since, is taken back here too.
+    let returned = renewed.is_some() && !lost;
+    let reason = conditions
+        .iter()
+        .find(|condition| condition["type"] == "Ready")
+        .map(|ready| &ready["reason"]);
+    let verdict = match reason {
+        _ if lost => Some(("Unknown", (LOST, "Kubelet stopped posting node status."))),
+        Some(reason) if returned && reason == LOST => {
+            Some(("True", ("KubeletReady", "kubelet is posting ready status")))
         }
-        for pod in view
-            .snapshot
-            .pods
-            .values()
-            .filter(|pod| is_on(pod, &scope.key.name) && is_ready(pod))
-        {
-            let target = Target::of(&**pod);
-            let mut conditions = json!(pod.status)["conditions"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
-            let told = ("NodeNotReady", "The node stopped reporting.");
-            set_condition(&mut conditions, plan.now, "Ready", "False", told);
-            let patch = json!({ "status": { "conditions": conditions } });
-            plan.patch_status(&target, target.clone(), patch);
-        }
+        _ => None,
+    };
+    if let Some((status, told)) = verdict
+        && set_condition(&mut conditions, plan.now, "Ready", status, told)
+    {
+        let version = &node.metadata.resource_version;
+        let patch =
+            json!({ "metadata": { "resourceVersion": version }, "status": { "conditions": conditions } });
+        plan.patch_status(&scope, scope.clone(), patch);
+    }
+    for pod in view
+        .snapshot
+        .pods
+        .values()
+        .filter(|pod| is_on(pod, &scope.key.name))
+    {
+        let (status, told) = match ready_reason(pod) {
+            _ if lost && is_ready(pod) => ("False", (POD_LOST, "The node stopped reporting.")),
+            Some(POD_LOST) if returned => ("True", ("", "")),
+            _ => continue,
+        };
+        let target = Target::of(&**pod);
+        let mut conditions = json!(pod.status)["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        set_condition(&mut conditions, plan.now, "Ready", status, told);
+        let version = &pod.metadata.resource_version;
+        let patch =
+            json!({ "metadata": { "resourceVersion": version }, "status": { "conditions": conditions } });
+        plan.patch_status(&target, target.clone(), patch);
     }
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
     let wanted = match ready.and_then(|ready| ready["status"].as_str()) {
@@ -100,6 +124,17 @@ fn plan_node(view: &View<'_>, plan: &mut Plan, node: &Node) {
     let version = &node.metadata.resource_version;
     let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
     plan.patch(&scope, scope.clone(), patch);
+}
+
+fn ready_reason(pod: &Pod) -> Option<&str> {
+    let mut conditions = pod
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .find(|condition| condition.type_ == "Ready")?
+        .reason
+        .as_deref()
 }
 
 fn is_on(pod: &Pod, node: &str) -> bool {

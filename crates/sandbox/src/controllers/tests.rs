@@ -835,29 +835,32 @@ fn a_stateful_set_starts_in_order_and_shrinks_from_the_end() {
 }
 
 #[test]
-fn a_lost_node_is_tainted_and_its_pods_are_not_ready() {
+fn a_lost_node_is_tainted_and_its_pods_are_not_ready_until_it_returns() {
     let mut story = Story::new();
-    let lease = json!({
-        "apiVersion": "coordination.k8s.io/v1",
-        "kind": "Lease",
-        "metadata": { "name": "west", "namespace": "kube-node-lease" },
-        "spec": { "renewTime": "2026-05-01T12:00:00.000000Z" },
-    });
+    let lease = |renewed: &str| {
+        json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": { "name": "west", "namespace": "kube-node-lease" },
+            "spec": { "renewTime": renewed },
+        })
+    };
     story
         .node("west", json!({}))
-        .put(lease)
-        .put(deployment(1, "v1"))
-        .settle()
-        .ready("web-")
-        .settle();
+        .put(lease("2026-05-01T12:00:00.000000Z"));
+    story.put(deployment(1, "v1")).settle().ready("web-").settle();
     assert_eq!(story.plan(), [""; 0]);
+    let is_ready = |story: &Story| super::pods::is_ready(story.snapshot.pods.values().next().unwrap());
     story.now = super::pods::after(story.now, 40);
     story.settle();
-    let node = story.get("Node", "west");
-    assert_eq!(node["spec"]["taints"][0]["key"], "node.kubernetes.io/unreachable");
-    assert!(!super::pods::is_ready(
-        story.snapshot.pods.values().next().unwrap()
-    ));
+    assert_eq!(
+        story.get("Node", "west")["spec"]["taints"][0]["key"],
+        "node.kubernetes.io/unreachable"
+    );
+    assert!(!is_ready(&story));
+    story.put(lease("2026-05-01T12:00:40.000000Z")).settle();
+    assert_eq!(story.get("Node", "west")["spec"]["taints"], json!([]));
+    assert!(is_ready(&story));
 }
 
 #[test]
