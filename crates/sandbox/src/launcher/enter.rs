@@ -21,6 +21,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -35,6 +36,8 @@ pub const PROGRAM: &str = "hawser-sandbox";
 
 const REQUEST: &str = "sandbox.json";
 const LOG: &str = "sandbox.log";
+/// How long the end of its input may take to end a sandbox.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Kinds of namespace besides the network's, which the supervisor makes.
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWUSER
     .union(CloneFlags::CLONE_NEWPID)
@@ -93,10 +96,19 @@ impl Entered {
 
     /// Ends it and waits until nothing of it is left.
     pub fn stop(&mut self) {
-        // Without its input, outer ends by itself, and so on inwards; the signal only hurries.
+        // At the end of its input init ends; the kernel then kills everything in its pid namespace before outer,
+        // which waits for init, ends as well.
         drop(self.outer.stdin.take());
-        let _ = self.outer.kill();
-        let _ = self.outer.wait();
+        let began = Instant::now();
+        while !self.ended() {
+            if began.elapsed() > STOP_DEADLINE {
+                // Init is told by the kernel that outer died.
+                let _ = self.outer.kill();
+                let _ = self.outer.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -257,25 +269,11 @@ fn outer(dir: &Path, detached: bool) -> io::Result<ExitCode> {
         // A caller that died before this is noticed by the end of our input.
         prctl::set_pdeathsig(Signal::SIGKILL)?;
     }
-    let mut init = again("init", dir)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
+    // No thread can be started here any more: the kernel refuses once our children have another pid namespace. So
+    // init itself watches for the end of the caller's pipe; detached, for the end of ours.
+    let input = if detached { Stdio::piped() } else { Stdio::inherit() };
+    let mut init = again("init", dir).stdin(input).stdout(Stdio::null()).spawn()?;
     let pipe = init.stdin.take();
-    if !detached {
-        let id = init.id();
-        std::thread::spawn(move || {
-            end_of_input();
-            // Dropping the pipe ends init gently; its pid cannot have been reused while nobody waited for it.
-            drop(pipe);
-            let _ = nix::sys::signal::kill(
-                Pid::from_raw(i32::try_from(id).unwrap_or(i32::MAX)),
-                Signal::SIGKILL,
-            );
-        });
-        let status = init.wait()?;
-        return Ok(exit_code(status.code()));
-    }
     let status = init.wait()?;
     drop(pipe);
     Ok(exit_code(status.code()))
