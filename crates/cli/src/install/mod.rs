@@ -172,3 +172,112 @@ pub(crate) fn yaml(documents: &[Value]) -> Result<String, Problem> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use ::kube::Api;
+    use hawser_control::injector::webhook::Injector;
+    use hawser_control::view::View;
+    use hawser_control::view::watch::Watches;
+    use hawser_control::{destination, policy};
+    use hawser_runtime::{Metrics, Readiness};
+    use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
+    use k8s_openapi::api::authentication::v1::TokenReview;
+    use serde_json::json;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    async fn create_all(admin: &::kube::Client, yaml: &str) {
+        for object in serde_saphyr::from_multiple::<Value>(yaml).unwrap() {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let api_version = text(&object["apiVersion"]);
+            let root = if api_version.contains('/') { "apis" } else { "api" };
+            let namespace = object["metadata"]["namespace"].as_str();
+            let namespace = namespace.map_or_else(String::new, |name| format!("namespaces/{name}/"));
+            let path = format!(
+                "/{root}/{api_version}/{namespace}{}s",
+                text(&object["kind"]).to_lowercase()
+            );
+            let request = http::Request::post(&path).header("content-type", "application/json");
+            let created: Result<Value, _> = admin
+                .request(request.body(object.to_string().into_bytes()).unwrap())
+                .await;
+            assert!(created.is_ok(), "{path}: {created:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_part_may_do_what_it_does_and_not_more() {
+        let cluster = Cluster::new(ClusterOptions::default());
+        create_all(
+            &cluster.client(Identity::admin()),
+            &manifests(&Values::default()).unwrap(),
+        )
+        .await;
+        let client = |account: &str| cluster.client(Identity::service_account("linkerd", account));
+
+        for feeds in [&destination::FEEDS[..], &policy::FEEDS] {
+            let mut watches =
+                Watches::start(&Arc::new(View::default()), &client("linkerd-destination"), feeds);
+            timeout(SOON, watches.listed())
+                .await
+                .expect("destination may watch all that it watches");
+        }
+
+        let readiness = Readiness::default();
+        let injector = Arc::new(Injector::new(
+            client("linkerd-proxy-injector"),
+            "linkerd".into(),
+            Metrics::default(),
+        ));
+        let (follower, loaded) = (injector.clone(), readiness.guard("configuration"));
+        let follower = tokio::spawn(async move { follower.follow_configuration(loaded).await });
+        timeout(SOON, readiness.ready())
+            .await
+            .expect("the injector may read its configuration");
+        let review = json!({"request": {
+            "uid": "1", "kind": {"kind": "Pod"}, "namespace": "linkerd",
+            "object": {"metadata": {"annotations": {"linkerd.io/inject": "enabled"}}, "spec": {"containers": []}},
+        }});
+        let answer = injector.review(&review).await;
+        assert!(
+            answer["response"]["patch"].is_string(),
+            "the injector may read namespaces: {answer}"
+        );
+        follower.abort();
+
+        let review = TokenReview::default();
+        let reviewed = async |account: &str| {
+            let reviews: Api<TokenReview> = Api::all(client(account));
+            match reviews.create(&Default::default(), &review).await {
+                Err(::kube::Error::Api(status)) => status.code,
+                _ => 201,
+            }
+        };
+        assert_ne!(
+            reviewed("linkerd-identity").await,
+            403,
+            "identity may review tokens"
+        );
+        assert_eq!(reviewed("linkerd-destination").await, 403, "nobody else may");
+        for account in [
+            "linkerd-identity",
+            "linkerd-destination",
+            "linkerd-proxy-injector",
+        ] {
+            let secrets: Api<k8s_openapi::api::core::v1::Secret> =
+                Api::namespaced(client(account), "linkerd");
+            let read = secrets.get("linkerd-identity-issuer").await;
+            assert!(
+                matches!(read, Err(::kube::Error::Api(status)) if status.code == 403),
+                "{account} reads no secrets"
+            );
+        }
+    }
+}
