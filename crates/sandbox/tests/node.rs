@@ -239,6 +239,7 @@ fn inside(test: &str, body: impl AsyncFnOnce(TestNode)) {
             .enable_all()
             .build()
             .unwrap();
+        tracing_subscriber::fmt().with_writer(io::stderr).init();
         runtime.block_on(async { body(TestNode::start()).await });
         return;
     }
