@@ -116,6 +116,8 @@ impl TestNode {
 
     async fn pod(&self, name: &str, mut spec: Value) {
         spec["nodeName"] = json!("n1");
+        // No controller runs here that would make a service account.
+        spec["automountServiceAccountToken"] = json!(false);
         let pod = json!({"metadata": {"name": name, "labels": {"app": name}}, "spec": spec});
         self.pods()
             .create(&PostParams::default(), &serde_json::from_value(pod).unwrap())
@@ -328,7 +330,7 @@ fn a_pod_that_does_its_work_succeeds_with_its_output_and_exit_code() {
 #[test]
 fn a_container_sees_its_own_world_only() {
     inside("a_container_sees_its_own_world_only", async |node| {
-        let script = "echo pid=$$; cat /etc/hostname /etc/resolv.conf; ls /usr/local/bin; ls -d /work /home/* 2>&1; \
+        let script = "echo pid=$$$$; cat /etc/hostname /etc/resolv.conf; ls /usr/local/bin; ls -d /work /home/* 2>&1; \
                       touch /usr/x 2>&1; touch /tmp/x && echo tmp; echo var=$GREETING; grep CapEff /proc/self/status";
         let mut main = sh(script);
         main["env"] = json!([{"name": "GREETING", "value": "hi"}]);
@@ -560,7 +562,10 @@ fn a_program_runs_in_a_running_container_with_pipes_or_a_terminal() {
                     &["sh", "-c", "echo $A $(cat /proc/1/comm); echo bad >&2; exit 5"],
                 )
                 .await;
-            assert_eq!((out.as_str(), err.as_str(), code), ("1 program\n", "bad\n", 5));
+            assert_eq!(
+                (out.as_str(), err.as_str(), code),
+                ("1 hawser-containe\n", "bad\n", 5)
+            );
 
             let options = ExecOptions {
                 command: vec!["cat".to_owned()],

@@ -41,7 +41,6 @@ use crate::images::Images;
 use crate::kubelet::{
     BoxFuture, ClusterAddresses, ContainerRef, ExecOptions, ExecSession, Kubelet, KubeletError, LogOptions,
 };
-use crate::network::{ClusterNetwork, PodNetwork};
 use worker::{View, Worker};
 
 /// Networks for pods. The sandbox's cluster network is one, a test's fake another.
@@ -59,33 +58,6 @@ pub trait PodNet: Send + Sync + 'static {
     fn netns(&self) -> Option<PathBuf>;
     /// Connects from inside the pod. The caller bounds the time.
     fn connect(&self, to: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>>;
-}
-
-impl PodNetworks for ClusterNetwork {
-    fn add_pod<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, io::Result<Arc<dyn PodNet>>> {
-        Box::pin(async move {
-            let pod = Self::add_pod(self, uid).await.map_err(io::Error::other)?;
-            Ok(Arc::new(pod) as Arc<dyn PodNet>)
-        })
-    }
-
-    fn remove_pod<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, ()> {
-        Box::pin(Self::remove_pod(self, uid))
-    }
-}
-
-impl PodNet for PodNetwork {
-    fn ip(&self) -> Ipv4Addr {
-        self.ip
-    }
-
-    fn netns(&self) -> Option<PathBuf> {
-        Some(container::path_of(&self.netns.fd()))
-    }
-
-    fn connect(&self, to: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
-        Box::pin(self.netns.connect(to))
-    }
 }
 
 /// What an agent is told.

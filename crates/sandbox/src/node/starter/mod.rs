@@ -17,7 +17,7 @@ pub(super) use rootfs::mounts_below;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -161,8 +161,8 @@ fn supervise() -> io::Result<()> {
     let started = serde_json::from_str::<Request>(&line)
         .map_err(|error| io::Error::other(format!("reading the request: {error}")))
         .and_then(|request| start(&request));
-    let mut child = match started {
-        Ok(child) => child,
+    let (mut child, status) = match started {
+        Ok(started) => started,
         Err(error) => {
             return report(
                 &control,
@@ -173,8 +173,8 @@ fn supervise() -> io::Result<()> {
         }
     };
     report(&control, &Report::Started)?;
-    let status = attend(&control, orders, &mut child)?;
-    let (code, signal) = exit_code(status);
+    let ended = attend(&control, orders, &mut child, &status)?;
+    let (code, signal) = exit_code(ended);
     report(&control, &Report::Exited { code, signal })
 }
 
@@ -194,7 +194,9 @@ fn exit_code(status: ExitStatus) -> (i32, Option<i32>) {
 }
 
 /// Spawns the init stage and returns once the program itself runs.
-fn start(request: &Request) -> io::Result<Child> {
+///
+/// With it comes its `/proc/PID/status`, opened before the container's own /proc hides it from us.
+fn start(request: &Request) -> io::Result<(Child, File)> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0(PROGRAM).arg("init");
     match request {
@@ -229,6 +231,7 @@ fn start(request: &Request) -> io::Result<Child> {
     // Ours is the only copy left of `theirs` once `command` is gone; end-of-file then means that exec succeeded.
     drop(command);
     let mut complaint = String::new();
+    let status = File::open(format!("/proc/{}/status", child.id()));
     let outcome = serde_json::to_writer(&ours, request)
         .map_err(io::Error::from)
         .and_then(|()| ours.shutdown(Shutdown::Write))
@@ -239,7 +242,7 @@ fn start(request: &Request) -> io::Result<Child> {
     }
     outcome?;
     if complaint.is_empty() {
-        Ok(child)
+        Ok((child, status?))
     } else {
         Err(io::Error::other(complaint))
     }
@@ -250,6 +253,7 @@ fn attend(
     control: &UnixStream,
     mut orders: BufReader<UnixStream>,
     child: &mut Child,
+    status: &File,
 ) -> io::Result<ExitStatus> {
     let pid = Pid::from_child(child);
     let process = pidfd_open(pid, PidfdFlags::empty())?;
@@ -276,8 +280,8 @@ fn attend(
                 .map(|order| order.signal),
         };
         let signal = signal.and_then(Signal::from_named_raw).unwrap_or(Signal::KILL);
-        let ignored_as_init = matches!(signal, Signal::TERM | Signal::INT)
-            && has_default_action(pid.as_raw_nonzero().get(), signal.as_raw());
+        let ignored_as_init =
+            matches!(signal, Signal::TERM | Signal::INT) && has_default_action(status, signal.as_raw());
         // Process 1 of a process namespace doesn't die of a signal that it has no handler for. Elsewhere it would,
         // and programs rely on that, so we do what the kernel would have done for any other process.
         let sent = if ignored_as_init { Signal::KILL } else { signal };
@@ -295,11 +299,10 @@ fn attend(
 }
 
 /// Whether the process neither catches, nor ignores, nor blocks the signal.
-fn has_default_action(pid: i32, signal: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
-        return false;
-    };
-    default_action(&status, signal)
+fn has_default_action(mut status: &File, signal: i32) -> bool {
+    let mut text = String::new();
+    let read = status.rewind().and_then(|()| status.read_to_string(&mut text));
+    read.is_ok() && default_action(&text, signal)
 }
 
 fn default_action(status: &str, signal: i32) -> bool {
