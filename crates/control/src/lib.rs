@@ -102,3 +102,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn no_two_flags_of_a_command_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+}
