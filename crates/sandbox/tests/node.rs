@@ -331,7 +331,7 @@ fn a_pod_that_does_its_work_succeeds_with_its_output_and_exit_code() {
 fn a_container_sees_its_own_world_only() {
     inside("a_container_sees_its_own_world_only", async |node| {
         let script = "echo pid=$$$$; cat /etc/hostname /etc/resolv.conf; ls /usr/local/bin; ls -d /work /home/* 2>&1; \
-                      touch /usr/x 2>&1; touch /tmp/x && echo tmp; echo var=$GREETING; grep CapEff /proc/self/status";
+                      touch /usr/bin/x 2>&1; touch /tmp/x && echo tmp; echo var=$GREETING; grep CapEff /proc/self/status";
         let mut main = sh(script);
         main["env"] = json!([{"name": "GREETING", "value": "hi"}]);
         main["securityContext"] = json!({"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}});
@@ -596,7 +596,7 @@ fn a_program_runs_in_a_running_container_with_pipes_or_a_terminal() {
                 .await
                 .unwrap();
             session.resize.send((120, 40)).await.unwrap();
-            // Sent again, since the first line may come before the size.
+            // The terminal has taken the size over once the queue is empty again.
             while session.resize.capacity() < session.resize.max_capacity() {
                 tokio::task::yield_now().await;
             }
