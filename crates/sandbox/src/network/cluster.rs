@@ -409,6 +409,16 @@ impl ClusterNetwork {
         {
             tracing::warn!(cluster = self.addresses.name, interface = name, %error, "removing a pod's interface");
         }
+        // Or connections to the pod would wait for ever instead of hearing that it is gone. It may not be known yet.
+        let neighbour = self
+            .links
+            .neighbours()
+            .add(self.bridge, ip.into())
+            .message_mut()
+            .clone();
+        if let Err(error) = self.links.neighbours().del(neighbour).execute().await {
+            tracing::debug!(cluster = self.addresses.name, %ip, %error, "removing a pod's neighbour entry");
+        }
         self.lock().pool.give_back(ip);
     }
 
@@ -768,6 +778,18 @@ endpoints:
             ask(&client.netns, "10.43.0.7:80").await,
             Err(io::ErrorKind::TimedOut)
         );
+        let gone = tokio::time::timeout(
+            Duration::from_secs(10),
+            client
+                .netns
+                .connect("10.42.0.2:8080".parse().expect("an address")),
+        );
+        let gone = gone
+            .await
+            .expect("the node says that the pod is gone")
+            .expect_err("it is gone")
+            .kind();
+        assert_eq!(gone, io::ErrorKind::HostUnreachable);
         sender.send_replace(Arc::default());
         while ask(&client.netns, "10.43.0.7:80").await != Err(io::ErrorKind::ConnectionRefused) {
             tokio::task::yield_now().await;
