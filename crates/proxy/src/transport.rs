@@ -303,7 +303,12 @@ pub(crate) async fn connect(
     )?;
     apply(&socket, options)?;
     if let Some(mark) = mark {
-        socket.set_mark(mark)?;
+        match socket.set_mark(mark) {
+            // Marking takes a capability that a proxy with a user of its own doesn't have, nor need: the redirect
+            // rules know it by its user as well.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            marked => marked?,
+        }
     }
     if let Some(source) = source {
         socket.bind(&SocketAddr::new(source, 0).into())?;

@@ -319,6 +319,10 @@ impl Sidecar<'_> {
         if !resources.is_empty() {
             fields.insert("resources".into(), Value::Object(resources));
         }
+        if proxy.mark != 0 {
+            // Marking sockets takes a capability, where all processes are one user and it has to be the mark.
+            fields["securityContext"]["capabilities"]["add"] = json!(["NET_ADMIN"]);
+        }
         if self.native() {
             fields.insert("restartPolicy".into(), json!("Always"));
             fields.insert(
