@@ -27,6 +27,7 @@ mod request;
 mod selector;
 mod serve;
 mod shape;
+mod spdy;
 mod streams;
 mod subresources;
 mod table;
@@ -200,6 +201,9 @@ impl Cluster {
             let answer: kubelet::BoxFuture<'static, std::io::Result<Response>> = Box::pin(async move {
                 if refusing {
                     return Err(std::io::ErrorKind::ConnectionRefused.into());
+                }
+                if request.headers().contains_key(http::header::UPGRADE) {
+                    return cluster.answer_upgrade(request, identity).await;
                 }
                 let (parts, body) = request.into_parts();
                 let body: Body = body.map_err(std::io::Error::other).boxed_unsync();

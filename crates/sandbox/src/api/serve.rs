@@ -95,6 +95,32 @@ impl Cluster {
         }
     }
 
+    /// Answers a request from within the process that wants to take over its connection: there has to be one.
+    pub(crate) async fn answer_upgrade(
+        self: Arc<Self>,
+        request: http::Request<kube::client::Body>,
+        identity: Identity,
+    ) -> io::Result<Response> {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+            let (cluster, identity) = (self.clone(), identity.clone());
+            async move {
+                let (parts, body) = request.into_parts();
+                let body: Body = body.map_err(io::Error::other).boxed_unsync();
+                Ok::<_, std::convert::Infallible>(cluster.answer(parts, body, identity).await)
+            }
+        });
+        let server = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service);
+        // Both ends live as long as the client holds the upgraded connection or the response.
+        tokio::spawn(server.with_upgrades());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near))
+            .await
+            .map_err(io::Error::other)?;
+        tokio::spawn(connection.with_upgrades());
+        let response = sender.send_request(request).await.map_err(io::Error::other)?;
+        Ok(response.map(|body| body.map_err(io::Error::other).boxed_unsync()))
+    }
+
     async fn answer_remote(
         self: Arc<Self>,
         request: http::Request<Incoming>,

@@ -623,3 +623,99 @@ async fn a_kubernetes_rs_reflector_survives_interruptions_with_the_right_state()
         .expect("the reflector catches up");
     task.abort();
 }
+
+/// A node whose containers echo: exec runs `cat`, every port answers what it hears.
+struct EchoNode(std::net::SocketAddr);
+
+impl Kubelet for EchoNode {
+    fn logs(
+        &self,
+        container: kubelet::ContainerRef,
+        _: kubelet::LogOptions,
+    ) -> kubelet::BoxFuture<'_, Result<tokio::sync::mpsc::Receiver<bytes::Bytes>, kubelet::KubeletError>>
+    {
+        Box::pin(async move {
+            let (sender, receiver) = tokio::sync::mpsc::channel(1);
+            let _ = sender.try_send(format!("{} says hello\n", container.container).into());
+            Ok(receiver)
+        })
+    }
+
+    fn exec(
+        &self,
+        _: kubelet::ContainerRef,
+        options: kubelet::ExecOptions,
+    ) -> kubelet::BoxFuture<'_, Result<kubelet::ExecSession, kubelet::KubeletError>> {
+        Box::pin(async move {
+            let (stdin, stdout) = tokio::io::duplex(1024);
+            let code: i32 = options
+                .command
+                .last()
+                .and_then(|code| code.parse().ok())
+                .unwrap_or(0);
+            let (resize, _) = tokio::sync::mpsc::channel(1);
+            Ok(kubelet::ExecSession {
+                stdin: Some(Box::pin(stdin)),
+                stdout: Box::pin(stdout),
+                stderr: Box::pin(tokio::io::empty()),
+                resize,
+                exit: Box::pin(async move {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    Ok(code)
+                }),
+            })
+        })
+    }
+
+    fn dial(
+        &self,
+        _: String,
+        _: String,
+        _: u16,
+    ) -> kubelet::BoxFuture<'_, Result<tokio::net::TcpStream, kubelet::KubeletError>> {
+        Box::pin(async move {
+            let dialled = tokio::net::TcpStream::connect(self.0).await;
+            dialled.map_err(|source| kubelet::KubeletError::Dial { port: 0, source })
+        })
+    }
+}
+
+#[tokio::test]
+async fn logs_exec_and_port_forward_reach_the_node() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let cluster = cluster();
+    cluster.set_kubelet(Arc::new(EchoNode(listener.local_addr().unwrap())));
+    let echo = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut read, mut write) = stream.split();
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+    });
+    let api: Api<Pod> = Api::default_namespaced(cluster.client(Identity::admin()));
+    let pod =
+        json!({ "metadata": { "name": "p" }, "spec": { "containers": [{ "name": "c", "image": "i" }] } });
+    api.create(&PostParams::default(), &serde_json::from_value(pod).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(
+        api.logs("p", &kube::api::LogParams::default()).await.unwrap(),
+        "c says hello\n"
+    );
+
+    let parameters = kube::api::AttachParams::default().stdin(true).stderr(false);
+    let mut process = api.exec("p", ["exit", "3"], &parameters).await.unwrap();
+    process.stdin().unwrap().write_all(b"ping").await.unwrap();
+    let mut heard = [0; 4];
+    process.stdout().unwrap().read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"ping");
+    let status = process.take_status().unwrap().await.unwrap();
+    assert_eq!(status.reason.as_deref(), Some("NonZeroExitCode"));
+
+    let mut forward = api.portforward("p", &[80]).await.unwrap();
+    let mut stream = forward.take_stream(80).unwrap();
+    stream.write_all(b"pong").await.unwrap();
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"pong");
+    drop(stream);
+    echo.abort();
+}
