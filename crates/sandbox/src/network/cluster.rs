@@ -496,7 +496,7 @@ async fn address_on(
 
 /// What may cross the node, whichever Services there are.
 fn filter(addresses: &ClusterAddresses) -> Table {
-    let one = |address: Ipv4Addr| IpNet::from(IpNet::V4(Ipv4Net::new_assert(address, 32)));
+    let one = |address: Ipv4Addr| IpNet::V4(Ipv4Net::new_assert(address, 32));
     let wan = || Rule::new().when(Match::InputInterface(LEG.into()));
     let known = Match::ConnectionState(state::ESTABLISHED | state::RELATED);
     let tcp = || Match::Protocol(Protocol::Tcp);

@@ -129,11 +129,14 @@ impl Switch {
     }
 }
 
+/// A frame and where it goes.
+type Parcel = (Port, Box<[u8]>);
+
 /// Frames that wait for their time, in the order in which they leave.
 #[derive(Debug, Default)]
 struct Delayed {
     /// By time, then by arrival, so that equal times keep their order.
-    frames: BTreeMap<(Instant, u64), (Port, Box<[u8]>)>,
+    frames: BTreeMap<(Instant, u64), Parcel>,
     arrivals: u64,
 }
 
@@ -147,7 +150,7 @@ impl Delayed {
     }
 
     /// The first frame whose time has come.
-    fn pop(&mut self, now: Instant) -> Option<(Port, Box<[u8]>)> {
+    fn pop(&mut self, now: Instant) -> Option<Parcel> {
         let first = self.frames.first_entry().filter(|entry| entry.key().0 <= now)?;
         Some(first.remove())
     }
