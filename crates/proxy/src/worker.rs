@@ -231,3 +231,26 @@ pub(crate) fn join_upgraded(
     };
     tokio::task::spawn_local(worker.tasks.track_future(joined));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F, Fut>(_: F) -> usize
+    where
+        F: Fn(Rc<Worker>, TcpStream, SocketAddr) -> Fut,
+    {
+        size_of::<Fut>()
+    }
+
+    #[test]
+    fn a_connections_future_is_bounded() {
+        // What every connection costs besides its buffers, whatever it turns out to be.
+        let (outbound, inbound) = (
+            size_of_future(outbound::connection),
+            size_of_future(inbound::connection),
+        );
+        assert!(outbound <= 8 * 1024, "outbound: {outbound} bytes");
+        assert!(inbound <= 8 * 1024, "inbound: {inbound} bytes");
+    }
+}

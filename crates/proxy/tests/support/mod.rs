@@ -428,14 +428,35 @@ pub struct Pod {
 
 impl Pod {
     pub fn start(control: &ControlPlane, name: &str, ip: &str, env: &[(&str, &str)]) -> Self {
+        let redirects = Redirects::default();
+        let original_dst = Arc::new(redirects.clone());
+        Self::start_with(
+            (control.addr, &control.anchors),
+            name,
+            ip,
+            env,
+            redirects,
+            original_dst,
+        )
+    }
+
+    /// For a process of its own: the control plane is elsewhere.
+    pub fn start_with(
+        (control_addr, anchors): (SocketAddr, &str),
+        name: &str,
+        ip: &str,
+        env: &[(&str, &str)],
+        redirects: Redirects,
+        original_dst: Arc<dyn OriginalDst>,
+    ) -> Self {
         let identity = format!("{name}.ns.serviceaccount.identity.linkerd.cluster.local");
         let token = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(token.path(), "token").unwrap();
-        let control_addr = control.addr.to_string();
+        let control_addr = control_addr.to_string();
         let (any, outbound) = (format!("{ip}:0"), "127.0.0.1:0");
         let token_path = token.path().display().to_string();
         let mut all: BTreeMap<String, String> = [
-            ("IDENTITY_TRUST_ANCHORS", control.anchors.as_str()),
+            ("IDENTITY_TRUST_ANCHORS", anchors),
             ("IDENTITY_LOCAL_NAME", &identity),
             ("IDENTITY_TOKEN_FILE", &token_path),
             ("IDENTITY_SVC_ADDR", &control_addr),
@@ -456,9 +477,8 @@ impl Pod {
                 .map(|(name, value)| (format!("LINKERD2_PROXY_{name}"), (*value).to_owned())),
         );
         let env = Env::from_iter(all);
-        let redirects = Redirects::default();
         let seams = Seams {
-            original_dst: Arc::new(redirects.clone()),
+            original_dst,
             loopback_allowed: true,
             source: ip.parse().ok(),
         };
