@@ -83,7 +83,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Plan, String> {
         let flag = arg
             .strip_prefix("--")
             .or_else(|| arg.strip_prefix('-'))
-            .ok_or(format!("{arg:?} is not a flag"))?;
+            .ok_or_else(|| format!("{arg:?} is not a flag"))?;
         let (name, inline) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (flag, None),
@@ -103,7 +103,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Plan, String> {
         }
         let value = inline
             .or_else(|| args.next())
-            .ok_or(format!("--{name} needs a value"))?;
+            .ok_or_else(|| format!("--{name} needs a value"))?;
         let number = |what: &str| format!("--{name}: {value:?} is not {what}");
         match name {
             "incoming-proxy-port" | "p" => {

@@ -237,7 +237,7 @@ impl Metrics {
         #[derive(Clone)]
         enum Sum {
             Number(u64),
-            Latency([u64; LATENCY_MS.len()], u64),
+            Latency(Box<[u64; LATENCY_MS.len()]>, u64),
         }
         let mut merged: BTreeMap<&'static str, (Kind, BTreeMap<Labels, Sum>)> = BTreeMap::new();
         for shard in self.shards.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -249,7 +249,7 @@ impl Metrics {
                     .1
                     .entry(labels.clone())
                     .or_insert_with(|| match series.kind {
-                        Kind::Histogram => Sum::Latency([0; LATENCY_MS.len()], 0),
+                        Kind::Histogram => Sum::Latency(Box::new([0; LATENCY_MS.len()]), 0),
                         Kind::Counter | Kind::Gauge => Sum::Number(0),
                     });
                 match (sum, &series.value) {
@@ -286,7 +286,7 @@ impl Metrics {
                     Sum::Latency(buckets, sum) => {
                         let comma = if labels.is_empty() { "" } else { "," };
                         let mut total = 0;
-                        for (bound, count) in LATENCY_MS.iter().zip(buckets) {
+                        for (bound, count) in LATENCY_MS.iter().zip(*buckets) {
                             total += count;
                             let bound = if *bound == u64::MAX {
                                 "+Inf".to_owned()

@@ -190,7 +190,7 @@ impl HttpRoute {
                 request_timeout: rule
                     .timeouts
                     .as_ref()
-                    .and_then(|t| span(t.request).or(span(t.response))),
+                    .and_then(|t| span(t.request).or_else(|| span(t.response))),
             }
         })
     }
@@ -242,7 +242,7 @@ impl HttpRoute {
                 request_timeout: rule
                     .timeouts
                     .as_ref()
-                    .and_then(|t| span(t.request).or(span(t.response))),
+                    .and_then(|t| span(t.request).or_else(|| span(t.response))),
             }
         })
     }

@@ -315,7 +315,7 @@ pub(crate) fn join(
         Protocol::Http1(routes) | Protocol::Http2(routes) if opaque => {
             let first = routes.first().map(|route| route.backends.clone());
             Protocol::Opaque(TcpPolicy::Forward(
-                first.unwrap_or(Distribution::one(Backend::Unusable)),
+                first.unwrap_or_else(|| Distribution::one(Backend::Unusable)),
             ))
         }
         other => other,

@@ -476,17 +476,14 @@ mod tests {
         client.shutdown().await.unwrap();
         let mut question = String::new();
         server.read_to_string(&mut question).await.unwrap();
-        server
-            .write_all(
-                b"a long answer, longer than any buffer in between: "
-                    .repeat(9)
-                    .as_slice(),
-            )
-            .await
-            .unwrap();
-        server.shutdown().await.unwrap();
+        let answering = async {
+            let answer = b"a long answer, longer than any buffer in between: ".repeat(9);
+            server.write_all(&answer).await.unwrap();
+            server.shutdown().await.unwrap();
+        };
         let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
+        let (read, ()) = tokio::join!(client.read_to_string(&mut answer), answering);
+        read.unwrap();
         assert_eq!((question.as_str(), answer.len()), ("question", 450));
         assert_eq!(
             splicing.await.unwrap().unwrap(),

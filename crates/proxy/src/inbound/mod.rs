@@ -89,11 +89,14 @@ pub(crate) struct Accepted {
     pub(crate) labels: Labels,
 }
 
+/// A value, and when it was last asked for.
+type Used<T> = (T, Cell<Instant>);
+
 /// What a worker remembers of ports and applications.
 #[derive(Default)]
 pub(crate) struct State {
-    ports: RefCell<HashMap<u16, (Arc<Live<Inbound>>, Instant)>>,
-    apps: RefCell<HashMap<SocketAddr, (Rc<Peer>, Cell<Instant>)>>,
+    ports: RefCell<HashMap<u16, Used<Arc<Live<Inbound>>>>>,
+    apps: RefCell<HashMap<SocketAddr, Used<Rc<Peer>>>>,
     logged: RefCell<HashMap<(IpAddr, Refusal), Instant>>,
 }
 
@@ -102,8 +105,8 @@ impl State {
         let mut ports = self.ports.borrow_mut();
         let (live, used_at) = ports
             .entry(port)
-            .or_insert_with(|| (worker.shared.discovery.inbound(port), Instant::now()));
-        *used_at = Instant::now();
+            .or_insert_with(|| (worker.shared.discovery.inbound(port), Cell::new(Instant::now())));
+        used_at.set(Instant::now());
         live.clone()
     }
 
@@ -124,7 +127,7 @@ impl State {
         let now = Instant::now();
         self.ports
             .borrow_mut()
-            .retain(|_, (_, used_at)| now.duration_since(*used_at) < idle);
+            .retain(|_, (_, used_at)| now.duration_since(used_at.get()) < idle);
         self.apps.borrow_mut().retain(|_, (app, used_at)| {
             app.evict(now, pool_idle);
             Rc::strong_count(app) > 1 || now.duration_since(used_at.get()) < idle

@@ -205,7 +205,7 @@ fn apply(filter: &Filter, request: &mut Request<Incoming>) -> Result<(), Why> {
             status,
         } => {
             let uri = request.uri();
-            let scheme = scheme.as_deref().or(uri.scheme_str()).unwrap_or("http");
+            let scheme = scheme.as_deref().or_else(|| uri.scheme_str()).unwrap_or("http");
             let host = host.as_deref().unwrap_or_else(|| rules::host_of(request));
             let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
             let path = match path {

@@ -304,10 +304,7 @@ impl Peer {
 
     /// An idle HTTP/1 connection, or a new one. `fresh` wants a new one.
     pub(crate) async fn h1(&self, worker: &Worker, fresh: bool) -> Result<H1Sender, ConnectError> {
-        while !fresh {
-            let Some((mut sender, _)) = self.h1.borrow_mut().pop() else {
-                break;
-            };
+        while let Some(mut sender) = if fresh { None } else { self.idle_h1() } {
             if !sender.is_closed() && sender.ready().await.is_ok() {
                 return Ok(sender);
             }
@@ -325,6 +322,10 @@ impl Peer {
             }
         });
         Ok(sender)
+    }
+
+    fn idle_h1(&self) -> Option<H1Sender> {
+        self.h1.borrow_mut().pop().map(|(sender, _)| sender)
     }
 
     /// Keeps a connection for the next request.
