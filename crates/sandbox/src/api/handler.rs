@@ -225,6 +225,10 @@ impl Cluster {
             }
             Route::Resource { verb, target } => (verb, target),
         };
+        if parts.headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+            // Answering with the caller's own rights would be the wrong answer.
+            return Err(ApiError::not_implemented("impersonation is not served"));
+        }
         let call = Arc::new(Call::new(verb, target, query, parts, identity)?);
         self.authorize(&call)?;
         let resource = self.registry.find(&call.target)?;
@@ -238,6 +242,9 @@ impl Cluster {
             };
             return Ok(streamed(body));
         }
+        let Ok(_slot) = self.in_flight.try_acquire() else {
+            return Err(ApiError::too_many_requests("Too many requests, please try again later."));
+        };
         let work = self.dispatch(&call, &resource, body);
         let mut response = match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
             Ok(Ok(response)) => response,

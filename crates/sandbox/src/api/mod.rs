@@ -99,6 +99,8 @@ pub struct Cluster {
     signer: Signer,
     rbac: rbac::Compiled,
     openapi: openapi::Cache,
+    /// Bounds the requests that are being answered; streams don't count.
+    in_flight: tokio::sync::Semaphore,
     definitions_lock: Mutex<()>,
     /// Until when connections are refused.
     refusing_until: Mutex<Option<tokio::time::Instant>>,
@@ -148,6 +150,7 @@ impl Cluster {
             signer,
             rbac: rbac::Compiled::default(),
             openapi: openapi::Cache::default(),
+            in_flight: tokio::sync::Semaphore::new(REQUESTS_IN_FLIGHT_MAX),
             definitions_lock: Mutex::default(),
             refusing_until: Mutex::default(),
             store: Arc::new(Store::new(options.history)),
@@ -331,6 +334,9 @@ impl Cluster {
         text
     }
 }
+
+/// What Kubernetes allows by default: 400 reads and 200 writes.
+const REQUESTS_IN_FLIGHT_MAX: usize = 600;
 
 /// Issuer of ServiceAccount tokens, and their default audience.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
