@@ -232,10 +232,6 @@ pub(crate) fn ready(
             ));
         }
         tell(format!("waiting for {missing}"));
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "single-threaded on purpose: see enter::start"
-        )]
         std::thread::sleep(LOOK_EVERY);
     }
 }
@@ -279,10 +275,6 @@ fn down(dir: &Path) -> Result<(), Problem> {
                 "kill its processes: pkill -f hawser-sandbox",
             ));
         }
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "single-threaded on purpose: see enter::start"
-        )]
         std::thread::sleep(LOOK_EVERY);
     }
     Ok(())

@@ -228,8 +228,10 @@ fn values(root: &Created, bundle: &str, validity: Validity) -> Result<Values, Pr
     let parent = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).map_err(untrusted)?;
     let issuer =
         hawser_tls::create_issuer("identity.linkerd.cluster.local", &parent, validity).map_err(untrusted)?;
-    let mut values = Values::default();
-    values.identity_trust_anchors_pem = bundle.to_owned();
+    let mut values = Values {
+        identity_trust_anchors_pem: bundle.to_owned(),
+        ..Values::default()
+    };
     values.identity.issuer.tls.crt_pem = issuer.certificate_pem;
     values.identity.issuer.tls.key_pem = issuer.key.to_pem();
     values.proxy.mark = super::PROXY_MARK;
