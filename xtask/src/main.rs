@@ -1,6 +1,7 @@
-//! Chores of the repository that are code and not scripts: `cargo xtask codegen`.
+//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `cargo xtask picture`.
 
 mod kubernetes_table;
+mod picture;
 
 use std::path::Path;
 
@@ -10,6 +11,7 @@ fn main() -> Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     match std::env::args().nth(1).as_deref() {
         Some("codegen") => kubernetes_table::generate(&workspace),
-        _ => bail!("usage: cargo xtask codegen"),
+        Some("picture") => picture::draw(),
+        _ => bail!("usage: cargo xtask codegen | picture"),
     }
 }
