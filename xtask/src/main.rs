@@ -1,5 +1,6 @@
-//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `cargo xtask picture`.
+//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `picture`, `bench`.
 
+mod bench;
 mod kubernetes_table;
 mod picture;
 
@@ -12,6 +13,7 @@ fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("codegen") => kubernetes_table::generate(&workspace),
         Some("picture") => picture::draw(),
-        _ => bail!("usage: cargo xtask codegen | picture"),
+        Some("bench") => bench::run(std::env::args().skip(2).collect()),
+        _ => bail!("usage: cargo xtask codegen | picture, or {}", bench::USAGE),
     }
 }

@@ -3,6 +3,9 @@
 //! Both proxies and the origin are processes of their own, so that their CPU time is theirs alone. The client sends
 //! small HTTP/1.1 requests on keep-alive connections, each as soon as the last was answered.
 //! `cargo bench -p hawser-proxy --bench mesh_path -- [connections] [seconds]`
+//!
+//! `cargo xtask bench mesh-path` measures the proxy's own program behind real redirects and beside other proxies; it
+//! calls this program in further roles for what it needs there: the control plane, the rules, the origin, the load.
 
 #![expect(clippy::print_stdout, reason = "the figures are the output")]
 
@@ -11,7 +14,7 @@ mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +22,11 @@ use hawser_proxy::OriginalDst;
 use nix::sys::resource::{UsageWho, getrusage};
 use support::{ControlPlane, Pod, Redirects, meshed, service};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 const TARGET: &str = "10.0.0.1:80";
+/// An answer that takes longer has failed.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
 /// Every connection was going here; without, where it arrived.
@@ -36,6 +41,11 @@ impl OriginalDst for Always {
 fn main() {
     match std::env::var("MESH_PATH_ROLE").as_deref() {
         Ok("origin") => origin(),
+        Ok("control") => control(),
+        Ok("init") => std::process::exit(i32::from(
+            hawser_proxy::init::main(std::env::args_os().collect()) != ExitCode::SUCCESS,
+        )),
+        Ok("load") => print_load(),
         Ok(role) => proxy(role),
         Err(_) => measure(),
     }
@@ -64,34 +74,107 @@ fn report(addr: SocketAddr) {
 }
 
 fn origin() {
-    let runtime = runtime();
-    let listener = runtime
-        .block_on(tokio::net::TcpListener::bind("127.0.0.2:0"))
-        .expect("a port");
-    let addr = listener.local_addr().expect("its address");
-    std::thread::spawn(move || report(addr));
-    runtime.block_on(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            let _ = socket.set_nodelay(true);
-            tokio::spawn(async move {
-                let mut buffer = vec![0; 4096];
-                let mut filled = 0;
-                while let Ok(n @ 1..) = socket.read(&mut buffer[filled..]).await {
-                    filled += n;
-                    if buffer[..filled].ends_with(b"\r\n\r\n") {
-                        filled = 0;
-                        if socket.write_all(ANSWER).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            });
+    let addrs = std::env::var("MESH_PATH_LISTEN").unwrap_or_else(|_| "127.0.0.2:0".into());
+    runtime().block_on(async move {
+        let mut accepting = Vec::new();
+        for addr in addrs.split(',') {
+            let listener = TcpListener::bind(addr).await.expect("a port");
+            let addr = listener.local_addr().expect("its address");
+            accepting.push((addr, tokio::spawn(accept(listener))));
+        }
+        let addr = accepting[0].0;
+        std::thread::spawn(move || report(addr));
+        for (_, accepting) in accepting {
+            let _ = accepting.await;
         }
     });
 }
 
+async fn accept(listener: TcpListener) {
+    while let Ok((mut socket, _)) = listener.accept().await {
+        let _ = socket.set_nodelay(true);
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 4096];
+            let mut filled = 0;
+            while let Ok(n @ 1..) = socket.read(&mut buffer[filled..]).await {
+                filled += n;
+                if buffer[..filled].ends_with(b"\r\n\r\n") {
+                    filled = 0;
+                    if socket.write_all(ANSWER).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Set by the parent.
+fn env(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is set"))
+}
+
+/// A control plane that proxies in two network namespaces reach on their own loopback, and files for other servers.
+fn control() {
+    let listen = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("a setting");
+        listener
+    };
+    let namespace = std::fs::File::open(env("MESH_PATH_NETNS")).expect("the other namespace");
+    let there = std::thread::spawn(move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("the namespace is ours");
+        listen()
+    });
+    let listeners = [listen(), there.join().expect("a listener")];
+    let addrs = listeners
+        .each_ref()
+        .map(|listener| listener.local_addr().expect("its address"));
+    let target = env("MESH_PATH_ENDPOINT").parse().expect("an address");
+    let inbound: SocketAddr = env("MESH_PATH_INBOUND").parse().expect("an address");
+    let identity = env("MESH_PATH_IDENTITY");
+
+    runtime().block_on(async {
+        let control = ControlPlane::new(addrs[0]);
+        let endpoint = meshed(target, &identity, inbound.port());
+        control.change(|world| service(world, TARGET, "web.ns.svc.cluster.local:80", vec![endpoint]));
+        for listener in listeners {
+            control.serve(TcpListener::from_std(listener).expect("a listener"));
+        }
+        let dir = std::path::PathBuf::from(env("MESH_PATH_DIR"));
+        std::fs::write(dir.join("anchors.pem"), &control.anchors).expect("a file");
+        std::fs::write(dir.join("peer.pem"), control.certificate_file(&identity)).expect("a file");
+        std::thread::spawn(move || {
+            println!("{} {}", addrs[0], addrs[1]);
+            // Until the parent goes away.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            std::process::exit(0);
+        });
+        std::future::pending::<()>().await;
+    });
+}
+
+/// One line: requests, failed requests, elapsed, p50, p99, p99.9 (all times in µs).
+fn print_load() {
+    let number = |name: &str| env(name).parse::<u64>().expect("a number");
+    let addr = env("MESH_PATH_TARGET").parse().expect("an address");
+    let figures = load(
+        addr,
+        number("MESH_PATH_CONNECTIONS") as usize,
+        Duration::from_millis(number("MESH_PATH_MILLIS")),
+    );
+    println!(
+        "{} {} {} {} {} {}",
+        figures.requests,
+        figures.errors,
+        figures.elapsed.as_micros(),
+        figures.p50.as_micros(),
+        figures.p99.as_micros(),
+        figures.p999.as_micros(),
+    );
+}
+
 fn proxy(role: &str) {
-    let env = |name: &str| std::env::var(name).expect("set by the parent");
     let control = env("MESH_PATH_CONTROL").parse().expect("an address");
     let outbound = role == "outbound";
     let (ip, dst) = if outbound {
@@ -156,68 +239,96 @@ impl Drop for Process {
 
 struct Figures {
     requests: usize,
+    errors: usize,
     elapsed: Duration,
     p50: Duration,
     p99: Duration,
+    p999: Duration,
+}
+
+/// What one connection saw.
+#[derive(Default)]
+struct Seen {
+    latencies: Vec<Duration>,
+    errors: usize,
 }
 
 fn load(addr: SocketAddr, connections: usize, time: Duration) -> Figures {
-    let latencies = runtime().block_on(async {
-        let ends_at = Instant::now() + time;
+    let began = Instant::now();
+    let seen = runtime().block_on(async {
+        let ends_at = began + time;
         let clients: Vec<_> = (0..connections)
             .map(|_| tokio::spawn(client(addr, ends_at)))
             .collect();
-        let mut all = Vec::new();
+        let mut all = Seen::default();
         for client in clients {
-            all.extend(client.await.expect("no client panics"));
+            let one = client.await.expect("no client panics");
+            all.latencies.extend(one.latencies);
+            all.errors += one.errors;
         }
         all
     });
-    let mut sorted = latencies;
+    let elapsed = began.elapsed();
+    let mut sorted = seen.latencies;
     sorted.sort_unstable();
-    let at = |percent: usize| {
+    let at = |permille: usize| {
+        let index = sorted.len() * permille / 1000;
         sorted
-            .get((sorted.len() * percent / 100).min(sorted.len() - 1))
+            .get(index.min(sorted.len().saturating_sub(1)))
             .copied()
             .unwrap_or_default()
     };
     Figures {
         requests: sorted.len(),
-        elapsed: time,
-        p50: at(50),
-        p99: at(99),
+        errors: seen.errors,
+        elapsed,
+        p50: at(500),
+        p99: at(990),
+        p999: at(999),
     }
 }
 
-async fn client(addr: SocketAddr, ends_at: Instant) -> Vec<Duration> {
-    let mut socket = TcpStream::connect(addr).await.expect("a connection");
-    let _ = socket.set_nodelay(true);
-    let mut latencies = Vec::new();
+/// Requests on one connection, each as soon as the last was answered. A failure costs the connection: the next
+/// request is on a new one, a little later.
+async fn client(addr: SocketAddr, ends_at: Instant) -> Seen {
+    let mut seen = Seen::default();
+    while Instant::now() < ends_at {
+        if requests(addr, ends_at, &mut seen.latencies).await.is_err() {
+            seen.errors += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    seen
+}
+
+async fn requests(addr: SocketAddr, ends_at: Instant, latencies: &mut Vec<Duration>) -> std::io::Result<()> {
+    let mut socket = TcpStream::connect(addr).await?;
+    socket.set_nodelay(true)?;
     let mut answer = vec![0; 4096];
     while Instant::now() < ends_at {
         let started_at = Instant::now();
-        socket
-            .write_all(b"GET /hello HTTP/1.1\r\nhost: web.ns\r\naccept: */*\r\n\r\n")
-            .await
-            .expect("a request");
-        let mut filled = 0;
-        while !answer[..filled].ends_with(b"hello") {
-            let n = socket.read(&mut answer[filled..]).await.expect("an answer");
-            assert!(
-                n > 0,
-                "the connection stays open: {}",
-                String::from_utf8_lossy(&answer[..filled])
-            );
-            filled += n;
-        }
-        assert!(
-            answer.starts_with(b"HTTP/1.1 200"),
-            "{}",
-            String::from_utf8_lossy(&answer[..filled])
-        );
+        let exchange = async {
+            socket
+                .write_all(b"GET /hello HTTP/1.1\r\nhost: web.ns\r\naccept: */*\r\n\r\n")
+                .await?;
+            let mut filled = 0;
+            // Every origin answers with this body and nothing after it.
+            while !answer[..filled].ends_with(b"hello") {
+                match socket.read(&mut answer[filled..]).await? {
+                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    n => filled += n,
+                }
+            }
+            let good = answer.starts_with(b"HTTP/1.1 200");
+            let outcome: std::io::Result<()> = good
+                .then_some(())
+                .ok_or_else(|| std::io::ErrorKind::InvalidData.into());
+            outcome
+        };
+        tokio::time::timeout(ANSWER_DEADLINE, exchange).await??;
         latencies.push(started_at.elapsed());
     }
-    latencies
+    Ok(())
 }
 
 fn measure() {
@@ -251,6 +362,7 @@ fn measure() {
         let figures = load(addr, connections, time);
         let after = [origin.cpu(), outbound.cpu(), inbound.cpu()];
         let micros = |i: usize| (after[i] - before[i]).as_micros() as f64 / figures.requests as f64;
+        assert_eq!(figures.errors, 0, "every request is answered");
         println!(
             "{name:12} {:8.0} req/s   p50 {:6} µs   p99 {:6} µs   CPU µs/request: origin {:.1}, outbound {:.1}, inbound {:.1}",
             figures.requests as f64 / figures.elapsed.as_secs_f64(),

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
 use bytes::Bytes;
 use hawser_proxy::{Config, Env, OriginalDst, Proxy, Seams};
 use hawser_tls::{Issuer, Validity, create_issuer, create_root};
@@ -56,6 +57,14 @@ type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl ControlPlane {
     pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let control = Self::new(listener.local_addr().unwrap());
+        control.serve(listener);
+        control
+    }
+
+    /// One that nobody reaches before it serves.
+    pub fn new(addr: SocketAddr) -> Self {
         let now = SystemTime::now();
         let day = Duration::from_secs(86_400);
         let validity = Validity {
@@ -65,22 +74,47 @@ impl ControlPlane {
         let root = create_root("root.test", validity).unwrap();
         let parent = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
         let issuer = create_issuer("issuer.test", &parent, validity).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let control = Self {
+        Self {
             world: watch::Sender::default(),
             issuer: Arc::new(Issuer::from_pem(&issuer.certificate_pem, &issuer.key.to_pem()).unwrap()),
             anchors: root.certificate_pem,
-            addr: listener.local_addr().unwrap(),
+            addr,
             lifetime: Duration::from_secs(3_600),
-        };
+        }
+    }
+
+    /// May be called for several listeners, which then serve the same world.
+    pub fn serve(&self, listener: TcpListener) {
         let server = tonic::transport::Server::builder()
-            .add_service(IdentityServer::new(control.clone()))
-            .add_service(DestinationServer::new(control.clone()))
-            .add_service(InboundServerPoliciesServer::new(control.clone()))
-            .add_service(OutboundPoliciesServer::new(control.clone()))
+            .add_service(IdentityServer::new(self.clone()))
+            .add_service(DestinationServer::new(self.clone()))
+            .add_service(InboundServerPoliciesServer::new(self.clone()))
+            .add_service(OutboundPoliciesServer::new(self.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(server);
-        control
+    }
+
+    /// A certificate for `name` as proxies get one, with its issuer and key, for servers that read files.
+    pub fn certificate_file(&self, name: &str) -> String {
+        let identity = name.parse().unwrap();
+        let key = hawser_tls::PrivateKey::generate().unwrap();
+        let csr = hawser_tls::csr(&key, &identity).unwrap();
+        let skew = Duration::from_secs(20);
+        let issued = self
+            .issuer
+            .issue(&csr, &identity, self.lifetime, skew, SystemTime::now())
+            .unwrap();
+        let mut pem = String::new();
+        for der in std::iter::once(&issued.leaf).chain(&issued.intermediates) {
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            pem.push_str("-----BEGIN CERTIFICATE-----\n");
+            for line in text.as_bytes().chunks(64) {
+                pem.push_str(std::str::from_utf8(line).unwrap());
+                pem.push('\n');
+            }
+            pem.push_str("-----END CERTIFICATE-----\n");
+        }
+        pem + &key.to_pem()
     }
 
     pub fn change(&self, change: impl FnOnce(&mut World)) {

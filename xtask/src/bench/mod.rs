@@ -1,0 +1,146 @@
+//! `cargo xtask bench`: measures what the product costs, on this machine, beside what else is installed.
+//!
+//! `mesh-path`: requests through two proxies and mutual TLS. `mesh`: how fast the whole mesh reacts, in the demo.
+//! `idle`: what a proxy occupies when nothing happens. All of it runs in namespaces that end with the command.
+//! BENCHMARKS.md holds what it showed.
+
+mod figures;
+mod idle;
+mod machine;
+mod mesh;
+mod mesh_path;
+mod namespaces;
+mod peers;
+mod pods;
+mod process;
+mod programs;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+pub(crate) const USAGE: &str =
+    "cargo xtask bench [mesh-path|mesh|idle] [--seconds N] [--rounds N] [--json FILE]";
+
+/// What was asked for.
+pub(crate) struct Options {
+    /// `None`: everything.
+    only: Option<String>,
+    /// Of each measurement.
+    time: Duration,
+    rounds: usize,
+    json: Option<PathBuf>,
+}
+
+impl Options {
+    pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Self> {
+        let mut options = Self {
+            only: None,
+            time: Duration::from_secs(4),
+            rounds: 5,
+            json: None,
+        };
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let mut value = || {
+                args.next()
+                    .with_context(|| format!("{arg} needs a value: {USAGE}"))
+            };
+            let mut number = |most: u64| {
+                let text = value()?;
+                let number = text.parse().ok().filter(|number| (1..=most).contains(number));
+                number.with_context(|| format!("{arg} takes 1 to {most}, not {text:?}"))
+            };
+            match arg.as_str() {
+                "mesh-path" | "mesh" | "idle" if options.only.is_none() => options.only = Some(arg),
+                "--seconds" => options.time = Duration::from_secs(number(60)?),
+                "--rounds" => options.rounds = usize::try_from(number(100)?)?,
+                "--json" => options.json = Some(value()?.into()),
+                _ => bail!("{arg:?} is not understood: {USAGE}"),
+            }
+        }
+        Ok(options)
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == part)
+    }
+}
+
+/// Called twice: by the user, and by ourselves inside the namespaces.
+pub(crate) fn run(args: Vec<String>) -> Result<()> {
+    let options = Options::parse(args.iter().cloned())?;
+    if let Some(inside) = namespaces::entered()? {
+        let result = match inside.part.as_str() {
+            "mesh-path" => mesh_path::run(&inside, &options)?,
+            _ => idle::run(&inside, &options)?,
+        };
+        return Ok(std::fs::write(inside.dir.join(RESULT), result.to_string())?);
+    }
+    let mut results = json!({ "machine": machine::describe() });
+    say(&format!("{}\n", machine::text()));
+    for part in ["mesh-path", "idle"] {
+        if options.wants(part) {
+            let programs = programs::build()?;
+            results[part] = in_namespaces(part, &programs, &args)?;
+        }
+    }
+    if options.wants("mesh") {
+        results["mesh"] = mesh::run(&options)?;
+    }
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&results)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+const RESULT: &str = "result.json";
+
+fn in_namespaces(part: &str, programs: &programs::Programs, args: &[String]) -> Result<Value> {
+    let dir = tempfile::tempdir()?;
+    namespaces::enter(
+        &namespaces::Inside {
+            part: part.into(),
+            dir: dir.path().into(),
+            programs: programs.clone(),
+        },
+        args,
+    )?;
+    let result = std::fs::read(dir.path().join(RESULT)).context("reading the result")?;
+    Ok(serde_json::from_slice(&result)?)
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are the output")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &str) -> Result<Options> {
+        Options::parse(args.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn without_a_name_everything_is_measured() {
+        let options = parse("--rounds 2").unwrap();
+        assert!(
+            ["mesh-path", "mesh", "idle"]
+                .iter()
+                .all(|part| options.wants(part))
+        );
+        assert_eq!(options.rounds, 2);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for wrong in ["nonsense", "mesh idle", "--rounds", "--rounds 0", "--seconds 1h"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! A process that is measured, and ends with its owner.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::{SysconfVar, sysconf};
+
+use super::namespaces::NetNs;
+
+pub(super) struct Process {
+    child: Child,
+    log: PathBuf,
+    /// Programs of ours end when it closes.
+    _stdin: Option<ChildStdin>,
+}
+
+impl Process {
+    /// Starts a server in a namespace; what it says goes to `NAME.log` in `dir`.
+    pub(super) fn start(namespace: &NetNs, dir: &Path, name: &str, command: &mut Command) -> Result<Self> {
+        let log = dir.join(format!("{name}.log"));
+        let file = File::create(&log)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = namespace.run(|| command.spawn());
+        let child = child.with_context(|| format!("starting {name}"))?;
+        Ok(Self {
+            child,
+            log,
+            _stdin: None,
+        })
+    }
+
+    /// Starts one of our helpers, which say one line when they are ready.
+    pub(super) fn helper(
+        namespace: &NetNs,
+        dir: &Path,
+        name: &str,
+        command: &mut Command,
+    ) -> Result<(Self, String)> {
+        let log = dir.join(format!("{name}.log"));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log)?);
+        let child = namespace.run(|| command.spawn());
+        let mut child = child.with_context(|| format!("starting {name}"))?;
+        let stdin = child.stdin.take();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
+        let process = Self {
+            child,
+            log,
+            _stdin: stdin,
+        };
+        if line.is_empty() {
+            bail!("{name} did not start: {}", process.last_words());
+        }
+        Ok((process, line.trim().to_owned()))
+    }
+
+    fn proc(&self, file: &str) -> Result<String> {
+        let path = format!("/proc/{}/{file}", self.child.id());
+        std::fs::read_to_string(&path).with_context(|| format!("{path}: {}", self.last_words()))
+    }
+
+    /// User and system time of all its threads so far; the kernel counts in 10 ms.
+    pub(super) fn cpu(&self) -> Result<Duration> {
+        cpu_of(&self.proc("stat")?).context("its CPU time")
+    }
+
+    /// Resident memory in KiB: now, and the most so far.
+    pub(super) fn memory(&self) -> Result<(u64, u64)> {
+        let status = self.proc("status")?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        field("VmRSS:").zip(field("VmHWM:")).context("its memory")
+    }
+
+    /// The end of its log.
+    pub(super) fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Ends a program as a user would, so that it can clean up.
+pub(super) fn interrupt(mut child: Child, deadline: Duration) -> Result<()> {
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+    let began = Instant::now();
+    while began.elapsed() < deadline {
+        if child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill()?;
+    child.wait()?;
+    bail!("it had to be killed after {deadline:?}")
+}
+
+/// `/proc/PID/stat`: the name may contain anything, the fields after it may not.
+fn cpu_of(stat: &str) -> Option<Duration> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    let ticks = ticks()? + ticks()?;
+    let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+    Some(Duration::from_micros(ticks * 1_000_000 / per_second))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_read_past_a_name_with_spaces_and_brackets() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 9 9 20 0 1 0 1 1 1";
+        assert_eq!(cpu_of(stat), Some(Duration::from_secs(2)));
+    }
+}
