@@ -387,7 +387,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 /// One line that is written over, on a terminal only.
-fn progress(text: &str) {
+pub(crate) fn progress(text: &str) {
     let mut err = std::io::stderr().lock();
     if err.is_terminal() {
         let _ = write!(err, "\r\x1b[K{text}").and_then(|()| err.flush());

@@ -61,7 +61,8 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Problem> {
     print_line("clusters: west and east, each with its own network, API server and node");
     // Before any thread: see `enter::start`.
     let mut entered = sandbox::begin(&dir, vec![WEST.into(), EAST.into()], Attachment::Attached)?;
-    let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |_| {})?;
+    let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |waiting| sandbox::progress(&waiting))?;
+    sandbox::progress("");
     print_line(&format!(
         "  ok  clusters are up ({:.1} s)",
         began.elapsed().as_secs_f64()

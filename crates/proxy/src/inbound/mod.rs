@@ -39,6 +39,8 @@ pub(crate) enum Refusal {
     DetectTimeout,
     Handshake(hawser_tls::Refusal),
     NotAuthenticated,
+    /// A ClientHello for another server's name.
+    WrongServerName,
     NoHeaderProtocol,
     Header,
     NotAGateway,
@@ -56,6 +58,7 @@ impl Refusal {
             Self::DetectTimeout => "TLS detection timed out",
             Self::Handshake(why) => why.as_str(),
             Self::NotAuthenticated => "direct connections must be mutually authenticated",
+            Self::WrongServerName => "direct connections must name this proxy's identity as TLS server name",
             Self::NoHeaderProtocol => "direct connections require transport header negotiation",
             Self::Header => "direct connections must begin with a transport header",
             Self::NotAGateway => "this proxy is not a gateway",
@@ -158,7 +161,8 @@ pub(crate) async fn connection(worker: Rc<Worker>, socket: TcpStream, client_add
 pub(crate) fn refuse(worker: &Worker, refusal: Refusal, client: SocketAddr, target: SocketAddr) {
     let labels = Labels::new()
         .with("target_addr", target)
-        .with("error", refusal.label());
+        .with("error", refusal.label())
+        .with("reason", refusal.message());
     worker.metrics.counter("inbound_tcp_errors_total", labels).inc();
     if refusal == Refusal::Closed {
         return;
@@ -196,13 +200,22 @@ async fn serve(
 /// From another proxy: mutual TLS, then a header that says what follows.
 async fn direct(
     worker: &Rc<Worker>,
-    conn: Conn,
+    mut conn: Conn,
     client_addr: SocketAddr,
     own: SocketAddr,
 ) -> Result<(), Refusal> {
     let timeout = worker.shared.config.inbound.detect_timeout;
     let deadline = tokio::time::Instant::now() + timeout;
     let credentials = worker.shared.identity.get().ok_or(Refusal::NotAuthenticated)?;
+    // Before the handshake, so that whoever is not meant for us is closed without an answer: a plain client would
+    // take a TLS alert for one.
+    match hello(&mut conn, deadline).await? {
+        None => return Err(Refusal::NotAuthenticated),
+        Some(name) if name != worker.shared.config.identity.server_name => {
+            return Err(Refusal::WrongServerName);
+        }
+        Some(_) => {}
+    }
     let accepting = TlsAcceptor::from(credentials.direct_server().clone()).accept(conn);
     let tls = match tokio::time::timeout_at(deadline, accepting).await {
         Err(_) => return Err(Refusal::DetectTimeout),
@@ -214,9 +227,6 @@ async fn direct(
     let Client::Authenticated(id) = &client else {
         return Err(Refusal::NotAuthenticated);
     };
-    if session.server_name() != Some(worker.shared.config.identity.server_name.as_str()) {
-        return Err(Refusal::NotAuthenticated);
-    }
     if session.alpn_protocol() != Some(hawser_tls::ALPN_TRANSPORT) {
         return Err(Refusal::NoHeaderProtocol);
     }
@@ -330,6 +340,24 @@ pub(crate) enum Detected {
     Plain(Conn),
 }
 
+/// The server name of the ClientHello that the connection begins with, if it begins with one.
+async fn hello(conn: &mut Conn, deadline: tokio::time::Instant) -> Result<Option<String>, Refusal> {
+    loop {
+        match detect::tls(conn.ahead()) {
+            detect::Tls::Sni(name) => return Ok(Some(name)),
+            detect::Tls::No => return Ok(None),
+            detect::Tls::More => {}
+        }
+        match tokio::time::timeout_at(deadline, conn.read_ahead()).await {
+            Err(_) => return Err(Refusal::DetectTimeout),
+            Ok(Err(_)) => return Err(Refusal::Closed),
+            Ok(Ok(0)) if conn.ahead().is_empty() => return Err(Refusal::Closed),
+            Ok(Ok(0)) => return Ok(None),
+            Ok(Ok(_)) => {}
+        }
+    }
+}
+
 /// Looks at the first bytes; ends TLS that is for us.
 pub(crate) async fn detect_tls(
     identity: &crate::identity::Identity,
@@ -338,20 +366,7 @@ pub(crate) async fn detect_tls(
     timeout: Duration,
 ) -> Result<Detected, Refusal> {
     let deadline = tokio::time::Instant::now() + timeout;
-    let sni = loop {
-        match detect::tls(conn.ahead()) {
-            detect::Tls::Sni(name) => break Some(name),
-            detect::Tls::No => break None,
-            detect::Tls::More => {}
-        }
-        match tokio::time::timeout_at(deadline, conn.read_ahead()).await {
-            Err(_) => return Err(Refusal::DetectTimeout),
-            Ok(Err(_)) => return Err(Refusal::Closed),
-            Ok(Ok(0)) if conn.ahead().is_empty() => return Err(Refusal::Closed),
-            Ok(Ok(0)) => break None,
-            Ok(Ok(_)) => {}
-        }
-    };
+    let sni = hello(&mut conn, deadline).await?;
     match sni {
         None => Ok(Detected::Plain(conn)),
         Some(name) if name != server_name => Ok(Detected::Foreign(conn, name)),

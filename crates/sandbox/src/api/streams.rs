@@ -17,7 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 use super::Cluster;
 use super::body::{self, Response};
@@ -302,6 +303,14 @@ fn message(channel: u8, bytes: &[u8]) -> Message {
     Message::binary(joined)
 }
 
+/// The end of a session that went well. Clients take a close without this code for a failure.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    }))
+}
+
 /// Standard streams over WebSocket channels.
 async fn exec(stream: Upgraded, session: ExecSession) -> io::Result<()> {
     let ExecSession {
@@ -378,7 +387,7 @@ async fn exec(stream: Upgraded, session: ExecSession) -> io::Result<()> {
         sink.send(message(ERROR, status.to_string().as_bytes()))
             .await
             .map_err(io::Error::other)?;
-        sink.send(Message::Close(None)).await.map_err(io::Error::other)
+        sink.send(goodbye()).await.map_err(io::Error::other)
     };
     tokio::select! {
         // The client went: dropping the session hangs up on the process.
@@ -468,7 +477,7 @@ async fn channels(stream: Upgraded, forward: Forward, ports: Vec<u16>) -> io::Re
             sink.send(message).await.map_err(io::Error::other)?;
         }
         // All pods' ends are closed and everything they said is sent.
-        sink.send(Message::Close(None)).await.map_err(io::Error::other)
+        sink.send(goodbye()).await.map_err(io::Error::other)
     };
     let upload = async move {
         while let Some(Ok(received)) = source.next().await {
