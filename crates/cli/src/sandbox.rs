@@ -10,6 +10,7 @@ use hawser_sandbox::launcher::control::{self, Answer, ControlError, Status};
 use hawser_sandbox::launcher::doctor::{Finding, doctor};
 use hawser_sandbox::launcher::enter::{self, Attachment, EnterError, Entered, Request};
 
+use crate::multicluster::write_out;
 use crate::problem::Problem;
 
 /// How long one command to a running sandbox may take.
@@ -115,7 +116,7 @@ pub(crate) fn run(args: SandboxArgs) -> Result<ExitCode, Problem> {
         SandboxCommand::Up { names, wait } => return up(&dir, names, Duration::from_secs(wait)),
         SandboxCommand::Doctor { output } => return examine(output),
         SandboxCommand::Status { output } => show(&status(&dir)?, output)?,
-        SandboxCommand::Kubeconfig => print(&format!("{}\n", status(&dir)?.kubeconfig.display())),
+        SandboxCommand::Kubeconfig => write_out(&format!("{}\n", status(&dir)?.kubeconfig.display()))?,
         SandboxCommand::Down => down(&dir)?,
         SandboxCommand::Cut { a, b } => tell(&dir, &control::Command::Cut { a, b })?,
         SandboxCommand::Heal { a, b } => tell(&dir, &control::Command::Heal { a, b })?,
@@ -156,10 +157,10 @@ fn up(dir: &Path, names: Vec<String>, patience: Duration) -> Result<ExitCode, Pr
     let status = ready(&mut entered, dir, patience, |waiting| progress(&waiting))?;
     progress("");
     show(&status, Output::Table)?;
-    print(&format!(
+    write_out(&format!(
         "\nnext: export KUBECONFIG={}\n",
         status.kubeconfig.display()
-    ));
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -297,8 +298,8 @@ fn refused(error: ControlError) -> Problem {
 fn examine(output: Output) -> Result<ExitCode, Problem> {
     let findings = doctor();
     match output {
-        Output::Json => print(&json(&findings)?),
-        Output::Table => print(&diagnosis(&findings)),
+        Output::Json => write_out(&json(&findings)?)?,
+        Output::Table => write_out(&diagnosis(&findings))?,
     }
     let healthy = findings.iter().all(|finding| finding.ok || !finding.required);
     Ok(if healthy {
@@ -326,7 +327,7 @@ fn diagnosis(findings: &[Finding]) -> String {
 
 fn show(status: &Status, output: Output) -> Result<(), Problem> {
     if output == Output::Json {
-        print(&json(status)?);
+        write_out(&json(status)?)?;
         return Ok(());
     }
     let mut out = format!(
@@ -344,8 +345,7 @@ fn show(status: &Status, output: Output) -> Result<(), Problem> {
     for disturbed in &status.disturbed {
         out += &format!("disturbed: {disturbed}\n");
     }
-    print(&out);
-    Ok(())
+    write_out(&out)
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<String, Problem> {
@@ -392,11 +392,6 @@ pub(crate) fn progress(text: &str) {
     if err.is_terminal() {
         let _ = write!(err, "\r\x1b[K{text}").and_then(|()| err.flush());
     }
-}
-
-#[expect(clippy::print_stdout, reason = "this command's data")]
-fn print(text: &str) {
-    print!("{text}");
 }
 
 #[cfg(test)]

@@ -32,6 +32,15 @@ pub struct LogOptions {
     pub limit_bytes: Option<u64>,
     /// Only lines younger than this.
     pub since: Option<Duration>,
+    /// Only what was written there.
+    pub stream: Option<LogStream>,
+}
+
+/// One of a container's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogStream {
+    Stdout,
+    Stderr,
 }
 
 /// What to run in a container.
@@ -84,6 +93,9 @@ pub trait Kubelet: Send + Sync + 'static {
         container: ContainerRef,
         options: ExecOptions,
     ) -> BoxFuture<'_, Result<ExecSession, KubeletError>>;
+
+    /// The output of a running container from now on; there is no stdin. `exit` resolves to zero when it has ended.
+    fn attach(&self, container: ContainerRef) -> BoxFuture<'_, Result<ExecSession, KubeletError>>;
 
     /// Opens a TCP connection to `127.0.0.1:port` inside the pod's network namespace, falling back to its address.
     fn dial(

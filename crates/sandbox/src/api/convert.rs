@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::registry::{Resource, api_version};
+use super::shape;
 
 /// `core/v1` and `events.k8s.io/v1` names of the same field.
 const EVENT_FIELDS: [(&str, &str); 7] = [
@@ -22,10 +23,20 @@ const EVENT_FIELDS: [(&str, &str); 7] = [
 
 pub(crate) fn from_stored<'a>(resource: &Resource, stored: &'a Value) -> Cow<'a, Value> {
     let wanted = resource.api_version();
-    if stored.get("apiVersion").and_then(Value::as_str) == Some(wanted.as_str()) {
+    let same_version = stored.get("apiVersion").and_then(Value::as_str) == Some(wanted.as_str());
+    if same_version && resource.custom.is_none() {
         return Cow::Borrowed(stored);
     }
     let mut object = stored.clone();
+    if resource.custom.is_some() {
+        // Written under an older definition, it may lack what the present one fills in.
+        object["apiVersion"] = wanted.into();
+        shape::default(resource, &mut object);
+        return match same_version && object == *stored {
+            true => Cow::Borrowed(stored),
+            false => Cow::Owned(object),
+        };
+    }
     if resource.group == "events.k8s.io" {
         rename(&mut object, EVENT_FIELDS.map(|(core, new)| (core, new)));
     }

@@ -116,6 +116,13 @@ pub(crate) fn resources(definition: &Value) -> Vec<Resource> {
                     .collect(),
                 schema: schema(version),
                 custom: Some(Custom {
+                    definition: (
+                        meta::uid(definition).to_owned(),
+                        definition
+                            .pointer("/metadata/generation")
+                            .and_then(Value::as_u64)
+                            .unwrap_or(0),
+                    ),
                     storage_version: storage_version.to_owned(),
                     columns: version
                         .get("additionalPrinterColumns")

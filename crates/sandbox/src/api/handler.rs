@@ -32,7 +32,10 @@ pub(crate) struct Call {
     pub target: Target,
     pub query: Query,
     pub headers: HeaderMap,
+    /// Whom it acts as.
     pub identity: Identity,
+    /// Who sent it; the same unless that one acts as somebody else.
+    pub author: Identity,
     pub validation: FieldValidation,
     /// The token that the identity comes from, if it comes from one.
     pub bearer: Option<Bearer>,
@@ -57,6 +60,7 @@ impl Call {
         query: Query,
         mut parts: Parts,
         identity: Identity,
+        author: Identity,
     ) -> Result<Self> {
         let bearer = parts.extensions.remove::<Bearer>();
         let upgrade = Mutex::new(parts.extensions.remove::<OnUpgrade>());
@@ -85,6 +89,7 @@ impl Call {
             query,
             headers: parts.headers,
             identity,
+            author,
             validation,
             bearer,
             upgrade,
@@ -215,8 +220,9 @@ impl Cluster {
         response
     }
 
-    async fn route(self: &Arc<Self>, parts: Parts, body: Body, identity: Identity) -> Result<Response> {
+    async fn route(self: &Arc<Self>, parts: Parts, body: Body, author: Identity) -> Result<Response> {
         let query = Query::parse(parts.uri.query())?;
+        let identity = self.impersonate(&author, &parts.headers)?;
         let path = parts.uri.path().to_owned();
         let (verb, target) = match Route::parse(&parts.method, &path, &query)? {
             Route::Path { verb } => {
@@ -225,11 +231,7 @@ impl Cluster {
             }
             Route::Resource { verb, target } => (verb, target),
         };
-        if parts.headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
-            // Answering with the caller's own rights would be the wrong answer.
-            return Err(ApiError::not_implemented("impersonation is not served"));
-        }
-        let call = Arc::new(Call::new(verb, target, query, parts, identity)?);
+        let call = Arc::new(Call::new(verb, target, query, parts, identity, author)?);
         self.authorize(&call)?;
         let resource = self.registry.find(&call.target)?;
         self.check_route(&call, &resource)?;
@@ -243,7 +245,9 @@ impl Cluster {
             return Ok(streamed(body));
         }
         let Ok(_slot) = self.in_flight.try_acquire() else {
-            return Err(ApiError::too_many_requests("Too many requests, please try again later."));
+            return Err(ApiError::too_many_requests(
+                "Too many requests, please try again later.",
+            ));
         };
         let work = self.dispatch(&call, &resource, body);
         let mut response = match tokio::time::timeout(REQUEST_TIMEOUT, work).await {

@@ -2,20 +2,22 @@
 //!
 //! Each hook is one `match` on the resource; a kind that is not named does the ordinary thing.
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::error::{ApiError, Cause, Result};
+use super::allocation::{self, Reservation};
+use super::error::Result;
 use super::objects::copy;
 use super::registry::{Resource, meta};
 use super::{Cluster, crd};
-use crate::controllers::addresses::{AllocationError, allocate_cluster_ip, allocate_node_port};
 
-/// Completes a new object before defaults and admission.
-pub(crate) fn prepare_create(cluster: &Arc<Cluster>, resource: &Resource, object: &mut Value) -> Result<()> {
+/// Completes a new object before defaults and admission. What that reserves must be held until the object is stored.
+pub(crate) fn prepare_create(
+    cluster: &Arc<Cluster>,
+    resource: &Resource,
+    object: &mut Value,
+) -> Result<Option<Reservation>> {
     if let Some(schema) = &resource.schema {
         schema.prepare_for_create(object);
     }
@@ -30,101 +32,11 @@ pub(crate) fn prepare_create(cluster: &Arc<Cluster>, resource: &Resource, object
         }
         ("", "services") => {
             object["status"] = json!({ "loadBalancer": {} });
-            allocate(cluster, object)?;
+            return allocation::allocate(cluster, object);
         }
         _ => {}
     }
-    Ok(())
-}
-
-/// Gives a Service its ClusterIP and node ports, where it needs them and has none.
-fn allocate(cluster: &Cluster, service: &mut Value) -> Result<()> {
-    let Some(range) = cluster.options.services else {
-        return Ok(());
-    };
-    let name = meta::name(service).to_owned();
-    let seed = meta::uid(service)
-        .bytes()
-        .fold(0_u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
-    let others = cluster
-        .store
-        .list(&crate::store::ResourceId::from("services"))
-        .objects;
-    let key = crate::store::Key::new(meta::namespace(service), name.as_str());
-    let others = || {
-        others
-            .iter()
-            .filter(|(other, _)| **other != key)
-            .map(|(_, stored)| &stored.value)
-    };
-    let refuse = |field: &str, value: &Value, error: AllocationError| {
-        ApiError::invalid(
-            "",
-            "Service",
-            &name,
-            vec![Cause {
-                reason: "FieldValueInvalid".to_owned(),
-                message: format!("Invalid value: {value}: failed to allocate: {error}"),
-                field: field.to_owned(),
-            }],
-        )
-    };
-    let spec = meta::child(service, "spec");
-    let kind = spec
-        .get("type")
-        .and_then(Value::as_str)
-        .unwrap_or("ClusterIP")
-        .to_owned();
-    let given = spec
-        .get("clusterIP")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
-    if kind != "ExternalName" && given != "None" {
-        let taken: BTreeSet<Ipv4Addr> = others()
-            .filter_map(|other| other.pointer("/spec/clusterIP")?.as_str()?.parse().ok())
-            .collect();
-        // An address of another family is left to validation.
-        let wanted: Option<Ipv4Addr> = given.parse().ok();
-        if wanted.is_some() || given.is_empty() {
-            let address = allocate_cluster_ip(range, wanted, &taken, seed)
-                .map_err(|error| refuse("spec.clusterIPs[0]", &given.as_str().into(), error))?;
-            spec.insert("clusterIP".to_owned(), address.to_string().into());
-            spec.insert("clusterIPs".to_owned(), json!([address.to_string()]));
-        }
-    }
-    if !matches!(kind.as_str(), "NodePort" | "LoadBalancer")
-        || spec.get("allocateLoadBalancerNodePorts") == Some(&Value::Bool(false))
-    {
-        return Ok(());
-    }
-    let mut taken: BTreeSet<u16> = others()
-        .flat_map(|other| {
-            other
-                .pointer("/spec/ports")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-        })
-        .filter_map(|port| u16::try_from(port.get("nodePort")?.as_u64()?).ok())
-        .collect();
-    for port in spec
-        .get_mut("ports")
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-    {
-        let wanted = port
-            .get("nodePort")
-            .and_then(Value::as_u64)
-            .filter(|port| *port > 0);
-        let wanted = wanted.map(|port| u16::try_from(port).unwrap_or(0));
-        let chosen = allocate_node_port(wanted, &taken, seed)
-            .map_err(|error| refuse("spec.ports.nodePort", &port["nodePort"], error))?;
-        taken.insert(chosen);
-        port["nodePort"] = chosen.into();
-    }
-    Ok(())
+    Ok(None)
 }
 
 /// Restores what an update of a kind can't touch and folds its write-only fields.
@@ -133,7 +45,7 @@ pub(crate) fn prepare_update(
     resource: &Resource,
     current: &Value,
     object: &mut Value,
-) -> Result<()> {
+) -> Result<Option<Reservation>> {
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "namespaces") => {
             // Only the `finalize` subresource changes these.
@@ -151,27 +63,13 @@ pub(crate) fn prepare_update(
             object["status"] = crd::status(cluster, object);
         }
         ("", "services") => {
-            // Clients that send back less than they read keep their addresses.
-            let same_type = object.pointer("/spec/type") == current.pointer("/spec/type");
-            let headless = current.pointer("/spec/clusterIP").and_then(Value::as_str) == Some("None");
-            for field in ["clusterIP", "clusterIPs"] {
-                let given = object
-                    .pointer(&format!("/spec/{field}"))
-                    .is_some_and(|value| !value.is_null() && value != "");
-                if !given
-                    && (same_type || !headless)
-                    && object.pointer("/spec/type").and_then(Value::as_str) != Some("ExternalName")
-                    && let Some(value) = current.pointer(&format!("/spec/{field}"))
-                {
-                    meta::child(object, "spec").insert(field.to_owned(), value.clone());
-                }
-            }
-            allocate(cluster, object)?;
+            allocation::keep(current, object);
+            return allocation::allocate(cluster, object);
         }
         ("", "pods") => copy(current, object, "status"),
         _ => {}
     }
-    Ok(())
+    Ok(None)
 }
 
 /// What has to be out of the way before an object can go.

@@ -8,6 +8,7 @@
 //! business of controllers and nodes, which are clients like any other.
 
 mod admission;
+mod allocation;
 mod body;
 mod convert;
 mod crd;
@@ -16,6 +17,7 @@ mod error;
 mod form;
 mod handler;
 mod identity;
+mod impersonation;
 mod kinds;
 mod objects;
 mod openapi;
@@ -98,6 +100,7 @@ pub struct Cluster {
     pki: Pki,
     signer: Signer,
     rbac: rbac::Compiled,
+    reserved: allocation::Reserved,
     openapi: openapi::Cache,
     /// Bounds the requests that are being answered; streams don't count.
     in_flight: tokio::sync::Semaphore,
@@ -149,6 +152,7 @@ impl Cluster {
             pki,
             signer,
             rbac: rbac::Compiled::default(),
+            reserved: allocation::Reserved::default(),
             openapi: openapi::Cache::default(),
             in_flight: tokio::sync::Semaphore::new(REQUESTS_IN_FLIGHT_MAX),
             definitions_lock: Mutex::default(),
@@ -187,10 +191,10 @@ impl Cluster {
         let Some(resource) = self.registry.lookup(group, version, plural) else {
             unreachable!("bootstrap objects are of built-in kinds");
         };
-        let metadata = registry::meta::of(&mut object);
+        let metadata = meta::of(&mut object);
         metadata.insert("uid".to_owned(), self.uid().into());
         metadata.insert("creationTimestamp".to_owned(), self.now().into());
-        let key = Key::new(registry::meta::namespace(&object), registry::meta::name(&object));
+        let key = Key::new(meta::namespace(&object), meta::name(&object));
         let put = self.store.put(&resource.store, key, object, Expect::Absent);
         debug_assert!(put.is_ok(), "bootstrap objects have distinct names");
     }

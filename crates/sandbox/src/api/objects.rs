@@ -147,12 +147,16 @@ impl Write<'_> {
         {
             fields.remove("status");
         }
-        kinds::prepare_create(self.cluster, resource, &mut object)?;
+        let _reserved = kinds::prepare_create(self.cluster, resource, &mut object)?;
         shape::default(resource, &mut object);
 
         let generate = meta::text(&object, "generateName").to_owned();
         let generated = meta::name(&object).is_empty() && !generate.is_empty();
         let mut attempts = if generated { 8 } else { 1 };
+        // What webhooks add is nobody's: an applier that doesn't know of it must neither keep nor remove it.
+        object = self
+            .call
+            .own(resource, None, object, (self.cluster.options.clock)());
         self.cluster.admit_mutating(self, None, &mut object).await?;
         shape::default(resource, &mut object);
         loop {
@@ -172,13 +176,7 @@ impl Write<'_> {
                 return Err(self.invalid(&name, causes));
             }
             self.cluster.admit_validating(self, None, Some(&object)).await?;
-            let object = self.call.own(
-                self.resource,
-                None,
-                object.clone(),
-                (self.cluster.options.clock)(),
-            );
-            match self.put(self.key(&name), object, Expect::Absent).await {
+            match self.put(self.key(&name), object.clone(), Expect::Absent).await {
                 Err(WriteError::Exists) if attempts > 0 => {}
                 Err(WriteError::Exists) if generated => {
                     return Err(ApiError::generated_name_conflict(resource, &name));
@@ -261,6 +259,7 @@ impl Write<'_> {
         mut object: Value,
     ) -> Result<Written, Replace> {
         let resource = self.resource;
+        let mut _reserved = None;
         let subresource = self.call.target.subresource.as_deref();
         keep_system_metadata(current, &mut object);
         match subresource {
@@ -268,13 +267,16 @@ impl Write<'_> {
                 if resource.has("status") {
                     copy(current, &mut object, "status");
                 }
-                kinds::prepare_update(self.cluster, resource, current, &mut object)?;
+                _reserved = kinds::prepare_update(self.cluster, resource, current, &mut object)?;
             }
             // What these change was computed from the object itself.
             Some("scale" | "binding") => {}
             Some(subresource) => object = kinds::only(subresource, current, object),
         }
         shape::default(resource, &mut object);
+        object = self
+            .call
+            .own(resource, Some(current), object, (self.cluster.options.clock)());
         self.cluster
             .admit_mutating(self, Some(current), &mut object)
             .await?;
@@ -299,9 +301,6 @@ impl Write<'_> {
         self.cluster
             .admit_validating(self, Some(current), Some(&object))
             .await?;
-        let object = self
-            .call
-            .own(resource, Some(current), object, (self.cluster.options.clock)());
         if same(current, &object) {
             return Ok(Written::Updated(stored.clone()));
         }

@@ -20,7 +20,6 @@ use super::identity::Identity;
 /// The authority of one cluster and what it has issued to the cluster's own server.
 pub(crate) struct Pki {
     issuer: Issuer<'static, KeyPair>,
-    ca: CertificateDer<'static>,
     pub ca_pem: String,
     pub server: Arc<rustls::ServerConfig>,
 }
@@ -43,7 +42,7 @@ impl Pki {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
-        let (ca, ca_pem) = (certificate.der().clone(), certificate.pem());
+        let ca_pem = certificate.pem();
         let issuer = Issuer::new(params, key);
 
         let server_key = KeyPair::generate()?;
@@ -62,7 +61,7 @@ impl Pki {
         let chain = vec![params.signed_by(&server_key, &issuer)?.der().clone()];
 
         let mut roots = RootCertStore::empty();
-        roots.add(ca.clone())?;
+        roots.add(certificate.der().clone())?;
         let provider = provider();
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .allow_unauthenticated()
@@ -74,7 +73,6 @@ impl Pki {
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self {
             issuer,
-            ca,
             ca_pem,
             server: Arc::new(server),
         })
@@ -110,10 +108,6 @@ impl Pki {
              cluster: {cluster}\n    user: {user}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: \
              {certificate}\n    client-key-data: {key}\n"
         ))
-    }
-
-    pub(crate) fn ca_der(&self) -> &CertificateDer<'static> {
-        &self.ca
     }
 }
 

@@ -287,6 +287,7 @@ impl Cluster {
         {
             return Err(ApiError::unauthorized());
         }
+        self.impersonate(&call.author, &call.headers)?;
         self.registry.find(&call.target)?;
         self.authorize(call)
     }

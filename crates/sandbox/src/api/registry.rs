@@ -52,6 +52,8 @@ pub(crate) struct Subresource {
 /// The parts of a CRD's version that the handlers need beside its names and its schema.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Custom {
+    /// Uid and generation of the CustomResourceDefinition.
+    pub definition: (String, u64),
     pub storage_version: String,
     pub columns: Vec<Value>,
     /// `specReplicasPath`, `statusReplicasPath`, `labelSelectorPath`.
@@ -74,6 +76,11 @@ impl Resource {
         } else {
             format!("{}.{}", self.plural, self.group)
         }
+    }
+
+    /// Tells one definition of a custom resource from the next.
+    pub(crate) fn definition(&self) -> Option<&(String, u64)> {
+        self.custom.as_ref().map(|custom| &custom.definition)
     }
 
     pub(crate) fn allows(&self, verb: &str) -> bool {

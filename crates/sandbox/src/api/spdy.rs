@@ -103,7 +103,7 @@ impl Headers {
             }
         }
         let mut text = plain.as_slice();
-        let mut number = |text: &mut &[u8]| -> io::Result<usize> {
+        let number = |text: &mut &[u8]| -> io::Result<usize> {
             let (bytes, tail) = text
                 .split_first_chunk::<4>()
                 .ok_or_else(|| invalid("a SPDY header is cut off"))?;

@@ -111,23 +111,31 @@ impl Cluster {
             tail_lines: query.number("tailLines")?,
             limit_bytes: query.number("limitBytes")?,
             since,
+            stream: None,
         };
         let lines = self
             .node()?
             .logs(container, options)
             .await
             .map_err(kubelet_error)?;
-        let frames = ReceiverStream::new(lines).map(|bytes| Ok::<_, std::io::Error>(Frame::data(bytes)));
+        let frames = ReceiverStream::new(lines).map(|bytes| Ok::<_, io::Error>(Frame::data(bytes)));
         let mut response = body::text(StatusCode::OK, "");
-        let mut epoch = self.epoch.subscribe();
-        let cut = async move {
-            // Only a cut ends the stream early; the cluster itself outlives it.
-            if epoch.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
+        let cut = self.clone().withdrawn(call.clone());
         *response.body_mut() = StreamBody::new(frames.take_until(cut)).boxed_unsync();
         Ok(response)
+    }
+
+    /// Completes when every stream is cut, or when this one is no longer allowed.
+    fn withdrawn(self: Arc<Self>, call: Arc<Call>) -> impl Future<Output = ()> + Send {
+        let (mut epoch, mut grants) = (self.epoch.subscribe(), self.grants.subscribe());
+        async move {
+            loop {
+                tokio::select! {
+                    _ = epoch.changed() => return,
+                    _ = grants.changed() => if self.still_allowed(&call).is_err() { return },
+                }
+            }
+        }
     }
 
     /// Turns the connection into streams of a container or of a pod's ports.
@@ -154,30 +162,40 @@ impl Cluster {
         let upgrade = call.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
         let refuse = || ApiError::bad_request("Upgrade request required");
 
-        let (protocol, work): (&str, Work) = if kind == "exec" {
-            let protocol = ["v5.channel.k8s.io", "v4.channel.k8s.io"]
-                .into_iter()
-                .find(|protocol| offers(protocol));
-            let protocol = protocol.ok_or_else(|| match is_spdy {
-                true => ApiError::not_implemented("exec is served over WebSocket only"),
-                false => refuse(),
-            })?;
+        let (protocol, work): (&str, Work) = if matches!(kind, "exec" | "attach") {
+            let container = self.container(call, pod)?;
             let options = ExecOptions {
                 command: call.query.all("command").map(str::to_owned).collect(),
                 tty: call.query.flag("tty"),
                 stdin: call.query.flag("stdin"),
             };
-            if options.command.is_empty() {
+            if kind == "exec" && options.command.is_empty() {
                 return Err(ApiError::bad_request(
                     "you must specify at least one command for the container",
                 ));
             }
-            let session = kubelet
-                .exec(self.container(call, pod)?, options)
-                .await
-                .map_err(kubelet_error)?;
-            (protocol, Box::new(move |stream| Box::pin(exec(stream, session))))
-        } else if kind == "portforward" {
+            let protocol = ["v5.channel.k8s.io", "v4.channel.k8s.io"]
+                .into_iter()
+                .find(|protocol| offers(protocol));
+            let protocol = protocol.ok_or_else(|| match is_spdy {
+                true => ApiError::not_implemented("exec and attach are served over WebSocket only"),
+                false => refuse(),
+            })?;
+            let session = match kind {
+                "attach" => kubelet.attach(container).await,
+                _ => kubelet.exec(container, options).await,
+            };
+            // A client whose upgrade is refused tries an older protocol and reports that one's failure, so what the
+            // node has to say is said within the stream.
+            let work: Work = match session {
+                Ok(session) => Box::new(move |stream| Box::pin(exec(stream, session))),
+                Err(error) => {
+                    let status = kubelet_error(error).status();
+                    Box::new(move |stream| Box::pin(refuse_exec(stream, status)))
+                }
+            };
+            (protocol, work)
+        } else {
             let namespace = call.target.namespace.clone().unwrap_or_default();
             if self
                 .store
@@ -218,11 +236,6 @@ impl Cluster {
             } else {
                 return Err(refuse());
             }
-        } else {
-            // What a container's processes read and write was decided when they were started.
-            return Err(ApiError::not_implemented(
-                "attach is not served; use logs -f or exec",
-            ));
         };
         let upgrade = upgrade.ok_or_else(refuse)?;
         let mut response = body::text(StatusCode::SWITCHING_PROTOCOLS, "");
@@ -248,17 +261,7 @@ impl Cluster {
                 "portforward.k8s.io",
             );
         }
-        let mut epoch = self.epoch.subscribe();
-        let mut grants = self.grants.subscribe();
-        let (cluster, call) = (self.clone(), call.clone());
-        let cut = async move {
-            loop {
-                tokio::select! {
-                    _ = epoch.changed() => return,
-                    _ = grants.changed() => if cluster.still_allowed(&call).is_err() { return },
-                }
-            }
-        };
+        let cut = self.clone().withdrawn(call.clone());
         // Ends with its connection, with a cut, or when either side is done.
         tokio::spawn(async move {
             let served = async {
@@ -394,6 +397,15 @@ async fn exec(stream: Upgraded, session: ExecSession) -> io::Result<()> {
         () = input => Ok(()),
         result = output => result,
     }
+}
+
+/// A stream that only says why there is no process.
+async fn refuse_exec(stream: Upgraded, status: Value) -> io::Result<()> {
+    let mut socket = websocket(stream).await;
+    let text = status.to_string();
+    let sent = socket.send(message(ERROR, text.as_bytes())).await;
+    sent.map_err(io::Error::other)?;
+    socket.send(goodbye()).await.map_err(io::Error::other)
 }
 
 /// SPDY inside WebSocket messages.

@@ -77,7 +77,7 @@ impl Cluster {
         let bytes = body::read(body).await?;
         let media = body::media_type(&call.headers).to_owned();
         let sent = match call.verb {
-            Verb::Patch => body::decode(super::body::Format::Yaml, &bytes)?,
+            Verb::Patch => body::decode(body::Format::Yaml, &bytes)?,
             _ => self.decode(call, &call.headers, &bytes)?,
         };
         let (spec_path, _, _) = scale_paths(resource);

@@ -631,12 +631,15 @@ impl Kubelet for EchoNode {
     fn logs(
         &self,
         container: kubelet::ContainerRef,
-        _: kubelet::LogOptions,
+        options: kubelet::LogOptions,
     ) -> kubelet::BoxFuture<'_, Result<tokio::sync::mpsc::Receiver<bytes::Bytes>, kubelet::KubeletError>>
     {
         Box::pin(async move {
             let (sender, receiver) = tokio::sync::mpsc::channel(1);
             let _ = sender.try_send(format!("{} says hello\n", container.container).into());
+            if options.follow {
+                tokio::spawn(async move { sender.closed().await });
+            }
             Ok(receiver)
         })
     }
@@ -660,9 +663,28 @@ impl Kubelet for EchoNode {
                 stderr: Box::pin(tokio::io::empty()),
                 resize,
                 exit: Box::pin(async move {
+                    if options.command == ["wait"] {
+                        std::future::pending::<()>().await;
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     Ok(code)
                 }),
+            })
+        })
+    }
+
+    fn attach(
+        &self,
+        _: kubelet::ContainerRef,
+    ) -> kubelet::BoxFuture<'_, Result<kubelet::ExecSession, kubelet::KubeletError>> {
+        Box::pin(async move {
+            let (resize, _) = tokio::sync::mpsc::channel(1);
+            Ok(kubelet::ExecSession {
+                stdin: None,
+                stdout: Box::pin(std::io::Cursor::new("said later\n")),
+                stderr: Box::pin(tokio::io::empty()),
+                resize,
+                exit: Box::pin(std::future::ready(Ok(0))),
             })
         })
     }
@@ -711,6 +733,17 @@ async fn logs_exec_and_port_forward_reach_the_node() {
     let status = process.take_status().unwrap().await.unwrap();
     assert_eq!(status.reason.as_deref(), Some("NonZeroExitCode"));
 
+    let parameters = kube::api::AttachParams::default().stderr(false);
+    let mut attached = api.attach("p", &parameters).await.unwrap();
+    let mut said = String::new();
+    attached
+        .stdout()
+        .unwrap()
+        .read_to_string(&mut said)
+        .await
+        .unwrap();
+    assert_eq!(said, "said later\n");
+
     let mut forward = api.portforward("p", &[80]).await.unwrap();
     let mut stream = forward.take_stream(80).unwrap();
     stream.write_all(b"pong").await.unwrap();
@@ -719,3 +752,9 @@ async fn logs_exec_and_port_forward_reach_the_node() {
     drop(stream);
     echo.abort();
 }
+
+mod definitions;
+mod impersonation;
+mod load;
+mod revocation;
+mod webhooks;

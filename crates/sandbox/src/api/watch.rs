@@ -170,6 +170,13 @@ impl Watch {
             self.bookmark(&mut chunk, Some(json!({ "k8s.io/initial-events-end": "true" })));
         }
         loop {
+            // First of all, lest a steady flow of events outlive the right to see them.
+            if self.grants.has_changed().unwrap_or(false) {
+                self.grants.mark_unchanged();
+                if !self.may_continue() {
+                    return None;
+                }
+            }
             match self.watcher.pull() {
                 Ok(changes) => changes.iter().for_each(|change| self.change(&mut chunk, change)),
                 Err(error) => {
@@ -194,14 +201,18 @@ impl Watch {
                     }
                     self.bookmark(&mut chunk, None);
                 }
-                _ = self.grants.changed() => {
-                    if self.cluster.still_allowed(&self.call).is_err() {
-                        return None;
-                    }
-                }
+                _ = self.grants.changed() => if !self.may_continue() { return None },
                 _ = self.epoch.changed() => return None,
             }
         }
+    }
+
+    /// Whether the client may still see this, and this is still what it asked for.
+    fn may_continue(&self) -> bool {
+        let now = self.cluster.registry.find(&self.call.target);
+        // Clients start again when the definition of what they watch has changed, as with Kubernetes.
+        now.is_ok_and(|now| now.definition() == self.resource.definition())
+            && self.cluster.still_allowed(&self.call).is_ok()
     }
 
     /// Writes what a change means to this watch: entering its selection is an addition, leaving it a deletion.

@@ -49,7 +49,9 @@ pub(crate) async fn apply(
     action: Action,
     served: &[Resource],
 ) -> Result<Answer, ApplyError> {
-    let Action { scope, write, note } = action;
+    let Action {
+        scope, write, note, ..
+    } = action;
     let answer = write_out(client, write, served).await;
     let note = note.and_then(|note| match &answer {
         Ok(Answer::Object(_, object)) => {

@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
 
 use super::addresses::allocate_load_balancer;
-use super::plan::{Note, Plan, View, Write};
+use super::plan::{Action, Note, Plan, View, Write};
 use super::pods::note;
-use super::snapshot::Target;
+use super::snapshot::{Key, Resource, Target};
 
 const COMPONENT: &str = "service-controller";
 
@@ -19,6 +19,14 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
             .services
             .values()
             .filter(|service| service.metadata.deletion_timestamp.is_none())
+    };
+    // One at a time: until the answer to a write is known, the snapshot shows its address as free.
+    let lane = Target {
+        resource: Resource::of::<Service>(),
+        key: Key {
+            namespace: String::new(),
+            name: "load-balancer-pool".to_owned(),
+        },
     };
     let (pool, mut taken) = (view.addresses.load_balancers, BTreeSet::new());
     for service in services().filter(|service| wants_address(service)) {
@@ -60,15 +68,16 @@ pub(crate) fn plan(view: &View<'_>, plan: &mut Plan) {
             "EnsuredLoadBalancer",
             "Ensured load balancer".into(),
         );
-        plan.act_and_note(
-            &scope,
-            Write::Patch {
-                target: scope.clone(),
+        plan.actions.push(Action {
+            scope: scope.clone(),
+            lane: Some(lane.clone()),
+            write: Write::Patch {
+                target: scope,
                 subresource: Some("status"),
                 patch,
             },
-            note,
-        );
+            note: Some(note),
+        });
     }
 }
 

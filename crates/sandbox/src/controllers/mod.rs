@@ -109,7 +109,7 @@ pub async fn run(client: Client, addresses: ClusterAddresses, shutdown: Cancella
         for action in ready {
             let (client, served) = (client.clone(), Arc::clone(&served));
             writes.spawn(async move {
-                let scope = action.scope.clone();
+                let scope = action.lane().clone();
                 tracing::trace!(%action, "writing");
                 let timeout = tokio::time::timeout(WRITE_TIMEOUT, apply::apply(&client, action, &served));
                 (scope, timeout.await.unwrap_or(Err(ApplyError::Timeout)))
@@ -179,7 +179,7 @@ impl Scopes {
         let mut wake = plan.wake.map(until);
         let mut groups: BTreeMap<Target, Vec<Action>> = BTreeMap::new();
         for action in plan.actions {
-            groups.entry(action.scope.clone()).or_default().push(action);
+            groups.entry(action.lane().clone()).or_default().push(action);
         }
         if self.0.len() > SCOPES_KEPT {
             self.0.retain(|scope, progress| {

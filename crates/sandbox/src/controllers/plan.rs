@@ -26,6 +26,8 @@ pub(crate) struct Plan {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Action {
     pub(crate) scope: Target,
+    /// Instead of the scope: writes for different objects that must not overtake each other share a lane.
+    pub(crate) lane: Option<Target>,
     pub(crate) write: Write,
     /// Event to record when the write succeeded.
     pub(crate) note: Option<Note>,
@@ -101,6 +103,12 @@ pub(crate) struct Note {
     pub(crate) refusal: Option<&'static str>,
 }
 
+impl Action {
+    pub(crate) fn lane(&self) -> &Target {
+        self.lane.as_ref().unwrap_or(&self.scope)
+    }
+}
+
 impl Plan {
     pub(crate) fn new(now: Timestamp) -> Self {
         Self {
@@ -113,6 +121,7 @@ impl Plan {
     pub(crate) fn act(&mut self, scope: &Target, write: Write) {
         self.actions.push(Action {
             scope: scope.clone(),
+            lane: None,
             write,
             note: None,
         });
@@ -121,6 +130,7 @@ impl Plan {
     pub(crate) fn act_and_note(&mut self, scope: &Target, write: Write, note: Note) {
         self.actions.push(Action {
             scope: scope.clone(),
+            lane: None,
             write,
             note: Some(note),
         });

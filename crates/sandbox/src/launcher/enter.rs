@@ -271,7 +271,11 @@ fn outer(dir: &Path, detached: bool) -> io::Result<ExitCode> {
     }
     // No thread can be started here any more: the kernel refuses once our children have another pid namespace. So
     // init itself watches for the end of the caller's pipe; detached, for the end of ours.
-    let input = if detached { Stdio::piped() } else { Stdio::inherit() };
+    let input = if detached {
+        Stdio::piped()
+    } else {
+        Stdio::inherit()
+    };
     let mut init = again("init", dir).stdin(input).stdout(Stdio::null()).spawn()?;
     let pipe = init.stdin.take();
     let status = init.wait()?;

@@ -17,7 +17,7 @@ use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, watch};
 use tokio_util::codec::{Decoder, FramedRead};
 
-use crate::kubelet::LogOptions;
+use crate::kubelet::{LogOptions, LogStream};
 
 const SIZE_MAX: u64 = 10 << 20;
 /// Longer lines are kept in pieces.
@@ -191,6 +191,15 @@ impl Log {
         String::from_utf8_lossy(&text[start..]).into_owned()
     }
 
+    /// Completes when the run's output has ended.
+    pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut progress = self.progress.subscribe();
+        async move {
+            // The log going away is an end as well.
+            let _ = progress.wait_for(|progress| progress.closed).await;
+        }
+    }
+
     pub(crate) fn remove(&self) {
         // Either may not exist.
         let _ = fs::remove_file(&self.path);
@@ -222,6 +231,8 @@ impl Output {
         let all = files
             .iter()
             .flat_map(|file| file.split_inclusive(|byte| *byte == b'\n'));
+        let stream = self.options.stream;
+        let all = all.filter(|line| is_of(line, stream));
         let Some(tail) = self.options.tail_lines else {
             return self.lines(all);
         };
@@ -241,7 +252,7 @@ impl Output {
 
     fn lines<'a>(&mut self, stored: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
         let mut out = Vec::new();
-        for line in stored {
+        for line in stored.filter(|line| is_of(line, self.options.stream)) {
             let mut fields = line.splitn(4, |byte| *byte == b' ');
             let (Some(time), Some(_), Some(tag), Some(text)) =
                 (fields.next(), fields.next(), fields.next(), fields.next())
@@ -272,6 +283,16 @@ impl Output {
         }
         out
     }
+}
+
+/// Whether a stored line was written to that stream.
+fn is_of(line: &[u8], stream: Option<LogStream>) -> bool {
+    let Some(stream) = stream else { return true };
+    let wanted: &[u8] = match stream {
+        LogStream::Stdout => b"stdout",
+        LogStream::Stderr => b"stderr",
+    };
+    line.split(|byte| *byte == b' ').nth(1) == Some(wanted)
 }
 
 /// Splits output into lines, and long lines into pieces.

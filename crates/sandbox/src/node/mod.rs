@@ -35,11 +35,14 @@ use kube::{Api, Client};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 
 use crate::images::Images;
 use crate::kubelet::{
     BoxFuture, ClusterAddresses, ContainerRef, ExecOptions, ExecSession, Kubelet, KubeletError, LogOptions,
+    LogStream,
 };
 use worker::{View, Worker};
 
@@ -330,6 +333,41 @@ impl Kubelet for Agent {
                     reason: own.waiting.clone(),
                 }),
             }
+        })
+    }
+
+    fn attach(&self, container: ContainerRef) -> BoxFuture<'_, Result<ExecSession, KubeletError>> {
+        Box::pin(async move {
+            let view = self.view(&container.namespace, &container.pod)?;
+            let own = view.container(&container.container)?;
+            let (Some(log), Some(_)) = (&own.log, &own.runner) else {
+                return Err(KubeletError::NotRunning {
+                    container: container.container,
+                    reason: own.waiting.clone(),
+                });
+            };
+            // What a container writes goes to its log; whoever is attached reads there what is new.
+            let follow = |stream| {
+                let lines = log.read(LogOptions {
+                    follow: true,
+                    tail_lines: Some(0),
+                    stream: Some(stream),
+                    ..LogOptions::default()
+                });
+                StreamReader::new(ReceiverStream::new(lines).map(Ok::<_, io::Error>))
+            };
+            let ended = log.ended();
+            let (resize, _) = mpsc::channel(1);
+            Ok(ExecSession {
+                stdin: None,
+                stdout: Box::pin(follow(LogStream::Stdout)),
+                stderr: Box::pin(follow(LogStream::Stderr)),
+                resize,
+                exit: Box::pin(async move {
+                    ended.await;
+                    Ok(0)
+                }),
+            })
         })
     }
 

@@ -949,6 +949,11 @@ impl Checks {
             let detail = "exactly one of url or service is required";
             self.push(Cause::required(&at.field("clientConfig"), detail));
         }
+        if !is_empty(get(webhook, &["matchConditions"])) {
+            // Ignoring them would call webhooks for what they did not ask for.
+            let detail = "match conditions are not evaluated here; use rules and selectors";
+            self.push(Cause::forbidden(&at.field("matchConditions"), detail));
+        }
         let effects = get(webhook, &["sideEffects"]);
         self.one_of(&at.field("sideEffects"), effects, &["None", "NoneOnDryRun"]);
         self.one_of(
