@@ -12,6 +12,8 @@ pub(crate) enum Why {
     Malformed(&'static str),
     Internal(&'static str),
     BadGateway(&'static str),
+    /// The other side reset the stream, and why.
+    Reset(h2::Reason),
     ConnectTimeout,
     FailFast,
     RequestTimeout,
@@ -38,7 +40,7 @@ impl Why {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::BadGateway(_) | Self::IdentityRequired => StatusCode::BAD_GATEWAY,
+            Self::BadGateway(_) | Self::Reset(_) | Self::IdentityRequired => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::FailFast | Self::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Denied | Self::NotExported => StatusCode::FORBIDDEN,
@@ -54,7 +56,7 @@ impl Why {
         match self {
             Self::Malformed(_) => 3,
             Self::Internal(_) => 13,
-            Self::BadGateway(_) | Self::IdentityRequired | Self::Overloaded => 14,
+            Self::BadGateway(_) | Self::Reset(_) | Self::IdentityRequired | Self::Overloaded => 14,
             Self::ConnectTimeout | Self::FailFast | Self::RequestTimeout => 4,
             Self::Denied | Self::NotExported => 7,
             Self::Loop => 10,
@@ -69,6 +71,7 @@ impl Why {
             Self::Malformed(_)
                 | Self::Internal(_)
                 | Self::BadGateway(_)
+                | Self::Reset(_)
                 | Self::IdentityRequired
                 | Self::ConnectTimeout
                 | Self::FailFast
@@ -80,6 +83,7 @@ impl Why {
     pub(crate) fn message(&self) -> &str {
         match self {
             Self::Malformed(what) | Self::Internal(what) | Self::BadGateway(what) => what,
+            Self::Reset(_) => "stream reset",
             Self::ConnectTimeout => "connect timed out",
             Self::FailFast => "service in fail-fast",
             Self::RequestTimeout => "request timed out",
@@ -102,10 +106,33 @@ impl Why {
             Self::Overloaded => "loadshed",
             Self::Loop => "gateway loop",
             Self::GatewayDomain | Self::NotExported => "gateway domain invalid",
-            Self::BadGateway(_) => "i/o",
+            Self::BadGateway(_) | Self::Reset(_) => "i/o",
             Self::IdentityRequired => "identity required",
             Self::RequestTimeout => "response timeout",
             _ => "unexpected",
+        }
+    }
+
+    /// What became of a request that failed after it was sent.
+    pub(crate) fn of_sending(error: &hyper::Error) -> Self {
+        let mut source = std::error::Error::source(error);
+        while let Some(error) = source {
+            if let Some(h2) = error.downcast_ref::<h2::Error>()
+                && h2.is_reset()
+                && let Some(reason) = h2.reason()
+            {
+                return Self::Reset(reason);
+            }
+            source = error.source();
+        }
+        Self::BadGateway("client error (SendRequest)")
+    }
+
+    /// A reset is passed on as one, to clients that know them.
+    pub(crate) fn reset(&self, version: Version) -> Option<h2::Error> {
+        match self {
+            Self::Reset(reason) if version == Version::HTTP_2 => Some((*reason).into()),
+            _ => None,
         }
     }
 

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::head::Serving;
+
 /// What is told when a body has ended; dropping it without [`OnEnd::end`] means that the body was cut short.
 pub(crate) trait OnEnd {
     /// `grpc_status` is what the trailers said.
@@ -30,6 +32,8 @@ impl OnEnd for Unobserved {
 pub(crate) struct Body<E: OnEnd> {
     inner: Option<Incoming>,
     on_end: Option<E>,
+    /// The HTTP/1 connection is busy with it.
+    serving: Option<Serving>,
 }
 
 pub(crate) type RequestBody = Body<Unobserved>;
@@ -39,6 +43,7 @@ impl<E: OnEnd> Body<E> {
         Self {
             inner: None,
             on_end: None,
+            serving: None,
         }
     }
 
@@ -46,6 +51,7 @@ impl<E: OnEnd> Body<E> {
         Self {
             inner: Some(inner),
             on_end: None,
+            serving: None,
         }
     }
 
@@ -58,7 +64,13 @@ impl<E: OnEnd> Body<E> {
         Self {
             inner: Some(inner),
             on_end: Some(on_end),
+            serving: None,
         }
+    }
+
+    pub(crate) fn serving(mut self, serving: Serving) -> Self {
+        self.serving = Some(serving);
+        self
     }
 }
 

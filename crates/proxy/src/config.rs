@@ -84,12 +84,18 @@ pub struct SocketOptions {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Http2Server {
+pub struct HttpServer {
+    /// From the first byte of an HTTP/1 head to its last.
+    pub head_timeout: Duration,
     pub stream_window: u32,
     pub connection_window: u32,
     pub adaptive: bool,
     pub keepalive: Option<(Duration, Duration)>,
     pub streams_max: Option<u32>,
+    pub frame_max: Option<u32>,
+    pub header_list_max: Option<u32>,
+    pub pending_resets_max: Option<usize>,
+    pub send_buffer_max: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,7 +113,11 @@ pub struct InboundConfig {
     pub pool_idle: Duration,
     pub discovery_idle: Duration,
     pub failfast: Duration,
-    pub http2: Http2Server,
+    pub http: HttpServer,
+    /// Requests that wait for an answer, on all workers.
+    pub in_flight_max: usize,
+    /// Idle HTTP/1 connections to one application or endpoint.
+    pub idle_max: usize,
     pub backlog: i32,
 }
 
@@ -125,7 +135,12 @@ pub struct OutboundConfig {
     pub http_failfast: Duration,
     pub tcp_failfast: Duration,
     pub backoff: (Duration, Duration),
-    pub http2: Http2Server,
+    pub http: HttpServer,
+    pub in_flight_max: usize,
+    pub idle_max: usize,
+    /// Requests, and opaque connections, that wait for an endpoint of one backend.
+    pub http_queue: usize,
+    pub tcp_queue: usize,
     pub informational_headers: bool,
     pub ingress: bool,
     pub backlog: i32,
@@ -241,21 +256,38 @@ impl Reader<'_> {
         }
     }
 
-    fn http2(&mut self, side: &str) -> Http2Server {
+    /// What the HTTP/2 library would panic at is refused here.
+    fn within<T>(&mut self, name: &str, range: std::ops::RangeInclusive<T>) -> Option<T>
+    where
+        T: std::str::FromStr + PartialOrd + fmt::Display,
+    {
+        self.parse(name, |text| {
+            let value = text.parse().ok().filter(|value| range.contains(value));
+            value.ok_or_else(|| format!("{text:?} is not from {} to {}", range.start(), range.end()))
+        })
+    }
+
+    fn http(&mut self, side: &str, head_timeout: Duration) -> HttpServer {
         let name = |what: &str| format!("{side}_SERVER_HTTP2_{what}");
         let interval = self.parse(&name("KEEP_ALIVE_INTERVAL"), duration);
         let timeout = self.parse(&name("KEEP_ALIVE_TIMEOUT"), duration);
-        Http2Server {
+        const WINDOW_MAX: u32 = (1 << 31) - 1;
+        HttpServer {
+            head_timeout,
             // Towards peers far away the window bounds the throughput, so ours start larger than the usual 64 KiB.
             stream_window: self
-                .number(&name("INITIAL_STREAM_WINDOW_SIZE"))
+                .within(&name("INITIAL_STREAM_WINDOW_SIZE"), 0..=WINDOW_MAX)
                 .unwrap_or(256 << 10),
             connection_window: self
-                .number(&name("INITIAL_CONNECTION_WINDOW_SIZE"))
+                .within(&name("INITIAL_CONNECTION_WINDOW_SIZE"), 0..=WINDOW_MAX)
                 .unwrap_or(4 << 20),
             adaptive: self.flag(&name("ADAPTIVE_FLOW_CONTROL"), false),
             keepalive: interval.zip(timeout),
             streams_max: self.number(&name("MAX_CONCURRENT_STREAMS")),
+            frame_max: self.within(&name("MAX_FRAME_SIZE"), 1 << 14..=(1 << 24) - 1),
+            header_list_max: self.number(&name("MAX_HEADER_LIST_SIZE")),
+            pending_resets_max: self.number(&name("MAX_PENDING_ACCEPT_RESET_STREAMS")),
+            send_buffer_max: self.within(&name("MAX_SEND_BUF_SIZE"), 1..=u32::MAX as usize),
         }
     }
 
@@ -350,6 +382,8 @@ impl Config {
         if gateway_suffixes.is_some() {
             ports.extend(inbound_addrs.first().map(SocketAddr::port));
         }
+        let inbound_detect = r.duration("INBOUND_DETECT_TIMEOUT", seconds(10));
+        let outbound_detect = r.duration("OUTBOUND_DETECT_TIMEOUT", seconds(10));
         let inbound = InboundConfig {
             ips: r.parse("INBOUND_IPS", ips).unwrap_or_default(),
             ports,
@@ -358,14 +392,16 @@ impl Config {
                 .unwrap_or_default(),
             default_policy: default_policy.unwrap_or(DefaultPolicy::AllUnauthenticated),
             gateway_suffixes,
-            detect_timeout: r.duration("INBOUND_DETECT_TIMEOUT", seconds(10)),
+            detect_timeout: inbound_detect,
             connect_timeout: r.duration("INBOUND_CONNECT_TIMEOUT", millis(300)),
             accept: r.sockets("INBOUND", "ACCEPT"),
             connect: r.sockets("INBOUND", "CONNECT"),
             pool_idle: r.duration("INBOUND_HTTP1_CONNECTION_POOL_IDLE_TIMEOUT", seconds(3)),
             discovery_idle: r.duration("INBOUND_DISCOVERY_IDLE_TIMEOUT", seconds(90)),
             failfast: r.duration("INBOUND_HTTP_FAILFAST_TIMEOUT", seconds(1)),
-            http2: r.http2("INBOUND"),
+            http: r.http("INBOUND", inbound_detect),
+            in_flight_max: r.number("INBOUND_MAX_IN_FLIGHT").unwrap_or(100_000),
+            idle_max: r.number("MAX_IDLE_CONNS_PER_ENDPOINT").unwrap_or(10_000),
             backlog: r.number("INBOUND_TCP_LISTEN_BACKLOG").unwrap_or(1024),
             addrs: inbound_addrs,
         };
@@ -382,7 +418,7 @@ impl Config {
             profile_suffixes: r
                 .parse("DESTINATION_PROFILE_SUFFIXES", suffixes)
                 .unwrap_or_else(|| vec!["svc.cluster.local".into()]),
-            detect_timeout: r.duration("OUTBOUND_DETECT_TIMEOUT", seconds(10)),
+            detect_timeout: outbound_detect,
             connect_timeout: r.duration("OUTBOUND_CONNECT_TIMEOUT", seconds(1)),
             accept: r.sockets("OUTBOUND", "ACCEPT"),
             connect: r.sockets("OUTBOUND", "CONNECT"),
@@ -395,7 +431,11 @@ impl Config {
                 // Nobody reconnects in the background here: a request tries again, and soon finds what came back.
                 r.duration("OUTBOUND_CONNECT_EXP_BACKOFF_MAX", seconds(2)),
             ),
-            http2: r.http2("OUTBOUND"),
+            http: r.http("OUTBOUND", outbound_detect),
+            in_flight_max: r.number("OUTBOUND_MAX_IN_FLIGHT").unwrap_or(100_000),
+            idle_max: r.number("OUTBOUND_MAX_IDLE_CONNS_PER_ENDPOINT").unwrap_or(10_000),
+            http_queue: r.number("OUTBOUND_HTTP_QUEUE_CAPACITY").unwrap_or(10_000),
+            tcp_queue: r.number("OUTBOUND_TCP_QUEUE_CAPACITY").unwrap_or(10_000),
             informational_headers: !r.flag("OUTBOUND_DISABLE_INFORMATIONAL_HEADERS", ingress),
             ingress,
             backlog: r.number("OUTBOUND_TCP_LISTEN_BACKLOG").unwrap_or(1024),

@@ -32,7 +32,10 @@ use crate::snapshot::{
 /// More keys than this at once are refused: they come from clients.
 const KEYS_MAX: usize = 10_000;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Between attempts to reach a control plane that is away: what it says when it comes back must be heard soon.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Between questions that were answered with "no".
+const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 /// A profile that takes longer doesn't hold traffic up; it is applied when it comes.
 const PROFILE_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -145,6 +148,7 @@ impl Discovery {
             protocol: Protocol::Refused,
             authority: None,
             profile: ProfileAnswer::Missing,
+            breaker: None,
         };
         self.0.outbound.get(target, Live::empty, refused, |key| {
             self.start(Started::Outbound(key))
@@ -246,6 +250,7 @@ async fn follow<T, O>(
             message(Ok(update))
         })
         .await;
+        let mut wait = backoff;
         match ended {
             None => return,
             Some(Ended::Final(status)) => {
@@ -253,17 +258,17 @@ async fn follow<T, O>(
                     return;
                 }
                 // The world may change: ask again, but rarely.
-                backoff = BACKOFF_MAX;
+                wait = REFUSED_AGAIN;
             }
             Some(Ended::Again(status)) => {
                 if answered {
-                    backoff = BACKOFF_MIN;
+                    (backoff, wait) = (BACKOFF_MIN, BACKOFF_MIN);
                 }
                 tracing::debug!(what, code = ?status.code(), message = status.message(), "Control plane stream ended");
             }
         }
-        let jitter = rand::rng().random_range(1.0..1.2);
-        tokio::time::sleep(backoff.mul_f64(jitter)).await;
+        let jitter = rand::rng().random_range(0.8..1.2);
+        tokio::time::sleep(wait.mul_f64(jitter)).await;
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }
 }

@@ -67,14 +67,24 @@ pub(crate) async fn serve(
             }
         }
         Some(version) => {
+            let own_id = config.identity.name.as_str();
+            let host = target.strip_suffix(":80").unwrap_or(&target);
+            let forwarded = match &accepted.client {
+                Client::Authenticated(client) => {
+                    HeaderValue::try_from(format!("by={own_id};for={client};host={host};proto=https")).ok()
+                }
+                Client::Plain | Client::Anonymous => None,
+            };
             let gateway = Rc::new(Gateway {
+                host: HeaderValue::from_str(host).ok(),
+                forwarded,
                 connection: Connection::new(worker, accepted, policy),
                 known,
-                own_id: config.identity.name.as_str().into(),
+                own_id: own_id.into(),
                 target,
             });
-            let drain = worker.shared.drain.clone();
-            let served = serve_http(conn, version, &config.inbound.http2, &drain, move |request| {
+            let drain = worker.shared.drain.inbound.clone();
+            let served = serve_http(conn, version, &config.inbound.http, &drain, move |request| {
                 let gateway = gateway.clone();
                 async move { gateway.handle(request).await }
             });
@@ -108,10 +118,14 @@ struct Gateway {
     known: Option<Rc<KnownTarget>>,
     own_id: Box<str>,
     target: Arc<str>,
+    /// The service, as HTTP/1 requests name it: the port that goes without saying isn't said.
+    host: Option<HeaderValue>,
+    /// What the gateway adds about this client.
+    forwarded: Option<HeaderValue>,
 }
 
 impl Gateway {
-    async fn handle(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn handle(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, h2::Error> {
         let kind = RequestKind::of(request.headers());
         let received = request.version();
         if let Err(what) = rules::check(&request) {
@@ -126,7 +140,7 @@ impl Gateway {
                 if carried {
                     rules::answer_to_http2(&mut response);
                 }
-                response
+                Ok(response)
             }
             Err(why) => self.connection.answer(&why, version, &kind, carried),
         }
@@ -152,17 +166,15 @@ impl Gateway {
                 return Err(Why::NotExported);
             }
         }
-        let host = self.target.strip_suffix(":80").unwrap_or(&self.target);
-        let forwarded = format!("by={};for={client};host={host};proto=https", self.own_id);
-        if let Ok(forwarded) = HeaderValue::from_str(&forwarded) {
-            request.headers_mut().append(FORWARDED, forwarded);
+        if let Some(forwarded) = &self.forwarded {
+            request.headers_mut().append(FORWARDED, forwarded.clone());
         }
         if request.version() < Version::HTTP_2
-            && let Ok(host) = HeaderValue::from_str(host)
+            && let Some(host) = &self.host
         {
-            request.headers_mut().insert(header::HOST, host);
+            request.headers_mut().insert(header::HOST, host.clone());
         }
-        exchange(worker, Some(&outbound), request).await
+        exchange(worker, &worker.inbound_tasks, Some(&outbound), request).await
     }
 }
 

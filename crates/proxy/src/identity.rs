@@ -13,7 +13,7 @@ use rustls_pki_types::CertificateDer;
 use crate::config::IdentityConfig;
 use crate::control_client::Channel;
 use crate::live::Live;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Labels, Shard};
 
 /// Current credentials; empty before the first certificate.
 pub(crate) type Identity = Arc<Live<Credentials>>;
@@ -64,15 +64,34 @@ impl KeyAndRequest {
     }
 }
 
+/// What is counted. An expired certificate shows as an expiration in the past.
+pub(crate) struct Renewals {
+    succeeded: Arc<Counter>,
+    failed: Arc<Counter>,
+    /// Unix time in seconds.
+    expiry: Arc<Counter>,
+}
+
+impl Renewals {
+    pub(crate) fn new(shard: &Shard) -> Self {
+        let none = Labels::new;
+        Self {
+            succeeded: shard.counter("control_identity_cert_refreshes_total", none()),
+            failed: shard.counter("control_identity_cert_refresh_failures_total", none()),
+            expiry: shard.gauge("control_identity_cert_expiration_timestamp_seconds", none()),
+        }
+    }
+}
+
 /// Renews for ever.
 pub(crate) async fn run(
     config: IdentityConfig,
     key: KeyAndRequest,
     channel: Channel,
     published: Identity,
-    refreshes: Arc<Counter>,
-    expiry: Arc<Counter>,
+    renewals: Renewals,
 ) {
+    let mut expiry_told = false;
     loop {
         match certify(&config, &key, &channel).await {
             Ok(credentials) => {
@@ -81,17 +100,31 @@ pub(crate) async fn run(
                     .duration_since(SystemTime::UNIX_EPOCH)
                     .unwrap_or_default()
                     .as_secs();
-                expiry.add(seconds.wrapping_sub(expiry.get()));
-                refreshes.inc();
+                renewals.expiry.add(seconds.wrapping_sub(renewals.expiry.get()));
+                renewals.succeeded.inc();
+                expiry_told = false;
                 if published.get().is_none() {
                     tracing::info!(identity = %config.name, "Certified identity");
                 }
                 published.set(credentials);
             }
-            Err(error) => tracing::warn!(error = chain(&error), "Failed to obtain identity"),
+            Err(error) => {
+                renewals.failed.inc();
+                tracing::warn!(error = chain(&error), "Failed to obtain identity");
+            }
         }
         let expires_at = published.get().map(|credentials| credentials.expires_at());
-        tokio::time::sleep(refresh_in(&config, expires_at, SystemTime::now())).await;
+        let now = SystemTime::now();
+        if !expiry_told && expires_at.is_some_and(|at| at <= now) {
+            expiry_told = true;
+            tracing::error!(identity = %config.name, "Our certificate has expired: peers refuse new connections");
+        }
+        tokio::time::sleep(refresh_in(
+            (config.refresh_min, config.refresh_max),
+            expires_at,
+            now,
+        ))
+        .await;
     }
 }
 
@@ -106,13 +139,12 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// At 70 % of what remains, within bounds.
-fn refresh_in(config: &IdentityConfig, expires_at: Option<SystemTime>, now: SystemTime) -> Duration {
+fn refresh_in((min, max): (Duration, Duration), expires_at: Option<SystemTime>, now: SystemTime) -> Duration {
     match expires_at {
-        None => config.refresh_min.min(Duration::from_secs(1)),
+        None => min.min(Duration::from_secs(1)),
         Some(at) => {
             let left = at.duration_since(now).unwrap_or_default();
-            left.mul_f32(0.7)
-                .clamp(config.refresh_min, config.refresh_max.max(config.refresh_min))
+            left.mul_f64(0.7).clamp(min, max.max(min))
         }
     }
 }
@@ -158,4 +190,25 @@ async fn certify(
         now,
     )?;
     Ok(credentials)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_comes_at_seventy_percent_of_what_remains() {
+        let (min, max) = (Duration::from_secs(10), Duration::from_secs(24 * 3600));
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        for (left, expected) in [(1_000, 700), (4, 10), (0, 10), (10 * 86_400, 24 * 3600)] {
+            let at = now + Duration::from_secs(left);
+            let wait = refresh_in((min, max), Some(at), now);
+            assert_eq!(wait.as_secs_f64().round() as u64, expected, "{left}");
+        }
+        assert_eq!(refresh_in((min, max), Some(now - min), now), min, "expired");
+        assert!(
+            refresh_in((min, max), None, now) <= Duration::from_secs(1),
+            "none yet"
+        );
+    }
 }

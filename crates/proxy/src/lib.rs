@@ -16,6 +16,7 @@ mod control_client;
 mod detect;
 mod discover;
 mod gateway;
+mod head;
 mod header;
 mod http_rules;
 mod identity;

@@ -21,9 +21,9 @@ use crate::control_client::{Trust, channel};
 use crate::discover::Discovery;
 use crate::identity::{self, KeyAndRequest};
 use crate::live::Live;
-use crate::metrics::{Labels, Metrics};
+use crate::metrics::Metrics;
 use crate::transport::{FromKernel, OriginalDst, listen};
-use crate::worker::{self, Listeners, Shared};
+use crate::worker::{self, Drain, Listeners, Shared};
 
 /// `EX_USAGE`: the configuration is wrong.
 const EXIT_CONFIG: u8 = 64;
@@ -117,7 +117,7 @@ impl Proxy {
             original_dst: seams.original_dst,
             loopback_allowed: seams.loopback_allowed,
             source: seams.source,
-            drain: shutdown.clone(),
+            drain: Drain::new(shutdown.clone(), config.workers),
         };
         let shard = metrics.shard();
         let admin = Admin {
@@ -143,18 +143,13 @@ impl Proxy {
                     let to = |service: &ControlService| {
                         channel(service.clone(), trust.clone(), config.socket_mark)
                     };
-                    let refreshes = shard.counter("control_identity_cert_refreshes_total", Labels::new());
-                    let expiry = shard.gauge(
-                        "control_identity_cert_expiration_timestamp_seconds",
-                        Labels::new(),
-                    );
+                    let renewals = identity::Renewals::new(&shard);
                     let certify = identity::run(
                         config.identity.clone(),
                         key,
                         to(&config.identity.service),
                         identity.clone(),
-                        refreshes,
-                        expiry,
+                        renewals,
                     );
                     tokio::spawn(discovery.run(to(&config.destination), to(&config.policy), keys));
                     tokio::spawn(certify);
@@ -222,7 +217,11 @@ fn run_local(work: impl Future<Output = ()>) {
         .enable_all()
         .build_local(LocalOptions::default())
     {
-        Ok(runtime) => runtime.block_on(work),
+        Ok(runtime) => {
+            runtime.block_on(work);
+            // A name lookup that hangs must not hold up the end.
+            runtime.shutdown_background();
+        }
         Err(error) => tracing::error!(%error, "A thread has no runtime"),
     }
 }

@@ -156,10 +156,11 @@ impl HttpRoute {
     ) -> impl Iterator<Item = Self> + 'a {
         use outbound::http_route::distribution::Kind;
         route.rules.iter().map(move |rule| {
-            let one = |b: &outbound::http_route::RouteBackend| match b.filters.is_empty() {
-                true => backend(b.backend.as_ref(), local),
-                // A backend's filter exists to fail requests to a backend that isn't there.
-                false => Backend::Unusable,
+            let one = |b: &outbound::http_route::RouteBackend| {
+                let filter = b.filters.iter().find_map(|f| http_filter(f.kind.as_ref()?, None));
+                filtered(filter, !b.filters.is_empty(), || {
+                    backend(b.backend.as_ref(), local)
+                })
             };
             let backends = match rule.backends.as_ref().and_then(|d| d.kind.as_ref()) {
                 Some(Kind::FirstAvailable(all)) => {
@@ -200,11 +201,12 @@ impl HttpRoute {
         local: &'a dyn Fn(IpAddr) -> bool,
     ) -> impl Iterator<Item = Self> + 'a {
         use outbound::grpc_route::distribution::Kind;
-        use outbound::grpc_route::filter::Kind as FilterKind;
         route.rules.iter().map(move |rule| {
-            let one = |b: &outbound::grpc_route::RouteBackend| match b.filters.is_empty() {
-                true => backend(b.backend.as_ref(), local),
-                false => Backend::Unusable,
+            let one = |b: &outbound::grpc_route::RouteBackend| {
+                let filter = b.filters.iter().find_map(grpc_filter);
+                filtered(filter, !b.filters.is_empty(), || {
+                    backend(b.backend.as_ref(), local)
+                })
             };
             let backends = match rule.backends.as_ref().and_then(|d| d.kind.as_ref()) {
                 Some(Kind::FirstAvailable(all)) => {
@@ -218,26 +220,9 @@ impl HttpRoute {
                 ),
                 Some(Kind::Empty(_)) | None => Distribution::one(Backend::Unusable),
             };
-            let filter = |f: &outbound::grpc_route::Filter| match f.kind.as_ref()? {
-                FilterKind::FailureInjector(fail) => {
-                    let (numerator, denominator) = ratio(fail.ratio.as_ref());
-                    Some(Filter::Fail {
-                        status: 200,
-                        grpc: Some(fail.code),
-                        message: fail.message.clone(),
-                        numerator,
-                        denominator,
-                    })
-                }
-                FilterKind::RequestHeaderModifier(m) => Some(Filter::RequestHeaders(HeaderChange::new(
-                    m.set.as_ref(),
-                    m.add.as_ref(),
-                    &m.remove,
-                ))),
-            };
             Self {
                 matches: Matches::from_grpc(&route.hosts, rule.matches.iter()),
-                filters: rule.filters.iter().filter_map(filter).collect(),
+                filters: rule.filters.iter().filter_map(grpc_filter).collect(),
                 backends,
                 request_timeout: rule
                     .timeouts
@@ -252,6 +237,43 @@ fn ratio(proto: Option<&proto::Ratio>) -> (u32, u32) {
     proto
         .filter(|r| r.denominator > 0)
         .map_or((1, 1), |r| (r.numerator, r.denominator))
+}
+
+fn grpc_filter(filter: &outbound::grpc_route::Filter) -> Option<Filter> {
+    use outbound::grpc_route::filter::Kind;
+    Some(match filter.kind.as_ref()? {
+        Kind::FailureInjector(fail) => {
+            let (numerator, denominator) = ratio(fail.ratio.as_ref());
+            Filter::Fail {
+                status: 200,
+                grpc: Some(fail.code),
+                message: fail.message.clone(),
+                numerator,
+                denominator,
+            }
+        }
+        Kind::RequestHeaderModifier(m) => {
+            Filter::RequestHeaders(HeaderChange::new(m.set.as_ref(), m.add.as_ref(), &m.remove))
+        }
+    })
+}
+
+/// A backend's own filter exists to fail the requests to a backend that isn't there; others aren't understood.
+fn filtered(filter: Option<Filter>, any: bool, backend: impl FnOnce() -> Backend) -> Backend {
+    match filter {
+        Some(Filter::Fail {
+            status,
+            grpc,
+            message,
+            ..
+        }) => Backend::Failing {
+            status,
+            grpc,
+            message: message.into(),
+        },
+        _ if any => Backend::Unusable,
+        _ => backend(),
+    }
 }
 
 fn http_filter(kind: &outbound::http_route::filter::Kind, prefix: Option<&str>) -> Option<Filter> {

@@ -155,6 +155,12 @@ pub(crate) enum Backend {
     /// A balancer over the endpoints of `name:port`.
     Balance(Arc<str>),
     Forward(Arc<Endpoint>),
+    /// Requests fail as the policy says: the backend isn't there.
+    Failing {
+        status: u16,
+        grpc: Option<u32>,
+        message: Arc<str>,
+    },
     /// The answer was not usable, and only this backend suffers.
     Unusable,
 }
@@ -202,6 +208,66 @@ pub(crate) struct Outbound {
     pub(crate) authority: Option<Arc<str>>,
     /// Gateways require one.
     pub(crate) profile: ProfileAnswer,
+    pub(crate) breaker: Option<Breaker>,
+}
+
+/// When an endpoint that answers with failures is left alone, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Breaker {
+    /// In a row; at least 1.
+    pub(crate) failures_max: u32,
+    backoff_min: Duration,
+    backoff_max: Duration,
+    jitter: f32,
+}
+
+impl Breaker {
+    fn from_proto(accrual: Option<&outbound::FailureAccrual>) -> Option<Self> {
+        use outbound::failure_accrual::Kind;
+        let (failures_max, backoff) = match accrual?.kind.as_ref()? {
+            Kind::ConsecutiveFailures(c) => (c.max_failures, c.backoff),
+            Kind::Unified(u) => (u.max_consecutive_failures, u.backoff),
+        };
+        let backoff = backoff?;
+        let (backoff_min, backoff_max) = (span(backoff.min_backoff)?, span(backoff.max_backoff)?);
+        let valid = failures_max > 0 && backoff_min <= backoff_max && backoff.jitter_ratio >= 0.0;
+        valid.then_some(Self {
+            failures_max,
+            backoff_min,
+            backoff_max,
+            jitter: backoff.jitter_ratio.min(1.0),
+        })
+    }
+
+    /// After having been opened `before` times in a row.
+    pub(crate) fn backoff(self, before: u32) -> Duration {
+        let grown = self
+            .backoff_min
+            .saturating_mul(2u32.saturating_pow(before.min(30)));
+        let jitter = rand::random::<f32>() * self.jitter;
+        grown.min(self.backoff_max).mul_f32(1.0 + jitter)
+    }
+
+    fn of(policy: &PolicyAnswer) -> Option<Self> {
+        use outbound::proxy_protocol::Kind;
+        let PolicyAnswer::Policy(policy) = policy else {
+            return None;
+        };
+        let accrual = match policy.protocol.as_ref()?.kind.as_ref()? {
+            Kind::Detect(detect) => {
+                let http1 = detect
+                    .http1
+                    .as_ref()
+                    .and_then(|http| http.failure_accrual.as_ref());
+                http1.or_else(|| detect.http2.as_ref()?.failure_accrual.as_ref())
+            }
+            Kind::Http1(http) => http.failure_accrual.as_ref(),
+            Kind::Http2(http) => http.failure_accrual.as_ref(),
+            Kind::Grpc(grpc) => grpc.failure_accrual.as_ref(),
+            Kind::Opaque(_) | Kind::Tls(_) => None,
+        };
+        Self::from_proto(accrual)
+    }
 }
 
 /// Is the target one that the control plane knows?
@@ -324,6 +390,7 @@ pub(crate) fn join(
         protocol,
         authority: logical,
         profile: answer,
+        breaker: Breaker::of(policy),
     }
 }
 

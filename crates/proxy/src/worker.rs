@@ -5,24 +5,27 @@
 //!
 //! [`Live`]: crate::live::Live
 
-use std::convert::Infallible;
+use std::cell::Cell;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
+use crate::answer::{RequestKind, Why};
 use crate::body::{Body, OnEnd};
-use crate::config::{Config, Http2Server};
+use crate::config::{Config, HttpServer};
 use crate::discover::Discovery;
+use crate::head::{Heads, Watched};
 use crate::identity::Identity;
 use crate::metrics::Shard;
 use crate::transport::{Conn, OriginalDst};
@@ -41,13 +44,63 @@ pub(crate) struct Shared {
     /// Off except where everything is on loopback: a proxy must not relay to its own pod's private ports.
     pub(crate) loopback_allowed: bool,
     pub(crate) source: Option<IpAddr>,
-    pub(crate) drain: hawser_runtime::Shutdown,
+    pub(crate) drain: Drain,
+}
+
+/// The orderly end: the application may need others to finish what it has begun, so the way out stays open until
+/// nobody is inside any more, on any worker.
+#[derive(Clone)]
+pub(crate) struct Drain {
+    pub(crate) inbound: hawser_runtime::Shutdown,
+    pub(crate) outbound: hawser_runtime::Shutdown,
+    /// Workers with something inbound.
+    workers: Arc<AtomicUsize>,
+}
+
+impl Drain {
+    pub(crate) fn new(begin: hawser_runtime::Shutdown, workers: usize) -> Self {
+        Self {
+            inbound: begin,
+            outbound: hawser_runtime::Shutdown::new(),
+            workers: Arc::new(AtomicUsize::new(workers)),
+        }
+    }
+
+    fn inbound_done(&self) {
+        if self.workers.fetch_sub(1, AcqRel) == 1 {
+            self.outbound.cancel();
+        }
+    }
+}
+
+/// Requests that wait for an answer, as many as may.
+#[derive(Default)]
+pub(crate) struct InFlight(Cell<usize>);
+
+impl InFlight {
+    /// A place until dropped, if there is one.
+    pub(crate) fn enter(&self, max: usize) -> Result<Entered<'_>, Why> {
+        if self.0.get() >= max {
+            return Err(Why::Overloaded);
+        }
+        self.0.set(self.0.get() + 1);
+        Ok(Entered(self))
+    }
+}
+
+pub(crate) struct Entered<'a>(&'a InFlight);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.0.set(self.0.0.get() - 1);
+    }
 }
 
 pub(crate) struct Worker {
     pub(crate) shared: Shared,
     pub(crate) metrics: Shard,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) inbound_tasks: TaskTracker,
+    pub(crate) outbound_tasks: TaskTracker,
     pub(crate) outbound: outbound::State,
     pub(crate) inbound: inbound::State,
 }
@@ -77,51 +130,78 @@ pub(crate) async fn run(shared: Shared, metrics: Shard, listeners: Listeners) {
     // Before the first certificate, connections wait in the kernel.
     tokio::select! {
         _ = shared.identity.first() => {}
-        () = shared.drain.cancelled() => return,
+        () = shared.drain.inbound.cancelled() => return,
     }
     let drain = shared.drain.clone();
     let grace = shared.config.shutdown_grace;
     let worker = Rc::new(Worker {
         outbound: outbound::State::default(),
         inbound: inbound::State::default(),
-        tasks: TaskTracker::new(),
+        inbound_tasks: TaskTracker::new(),
+        outbound_tasks: TaskTracker::new(),
         metrics,
         shared,
     });
-    let mut accepting = Vec::new();
+    let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
     for listener in listeners.outbound {
-        accepting.push(tokio::task::spawn_local(accept(
+        let tasks = worker.outbound_tasks.clone();
+        let accepting = accept(
             worker.clone(),
             listener,
+            drain.outbound.clone(),
+            tasks,
             outbound::connection,
-        )));
+        );
+        outgoing.push(tokio::task::spawn_local(accepting));
     }
     for listener in listeners.inbound {
-        accepting.push(tokio::task::spawn_local(accept(
+        let tasks = worker.inbound_tasks.clone();
+        let accepting = accept(
             worker.clone(),
             listener,
+            drain.inbound.clone(),
+            tasks,
             inbound::connection,
-        )));
+        );
+        incoming.push(tokio::task::spawn_local(accepting));
     }
     let mut sweep = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            () = drain.cancelled() => break,
+            () = drain.inbound.cancelled() => break,
             _ = sweep.tick() => {
                 worker.outbound.evict(worker.shared.config.outbound.discovery_idle, worker.shared.config.outbound.pool_idle);
                 worker.inbound.evict(worker.shared.config.inbound.discovery_idle, worker.shared.config.inbound.pool_idle);
             }
         }
     }
+    let ending = async {
+        ended(incoming, &worker.inbound_tasks).await;
+        drain.inbound_done();
+        drain.outbound.cancelled().await;
+        ended(outgoing, &worker.outbound_tasks).await;
+    };
+    if tokio::time::timeout(grace, ending).await.is_err() {
+        tracing::warn!("Grace period is over: open connections are cut");
+    }
+}
+
+/// When nobody accepts any more and everything accepted has ended.
+async fn ended(accepting: Vec<tokio::task::JoinHandle<()>>, tasks: &TaskTracker) {
     for task in accepting {
         let _ = task.await;
     }
-    worker.tasks.close();
-    let _ = tokio::time::timeout(grace, worker.tasks.wait()).await;
+    tasks.close();
+    tasks.wait().await;
 }
 
-async fn accept<F, Fut>(worker: Rc<Worker>, listener: std::net::TcpListener, serve: F)
-where
+async fn accept<F, Fut>(
+    worker: Rc<Worker>,
+    listener: std::net::TcpListener,
+    drain: hawser_runtime::Shutdown,
+    tasks: TaskTracker,
+    serve: F,
+) where
     F: Fn(Rc<Worker>, TcpStream, SocketAddr) -> Fut,
     Fut: Future<Output = ()> + 'static,
 {
@@ -129,20 +209,30 @@ where
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "A listener cannot be used"),
     };
+    let spawn = |socket, peer| {
+        tokio::task::spawn_local(tasks.track_future(serve(worker.clone(), socket, peer)));
+    };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = worker.shared.drain.cancelled() => return,
+            () = drain.cancelled() => break,
         };
         match accepted {
-            Ok((socket, peer)) => {
-                let task = worker.tasks.track_future(serve(worker.clone(), socket, peer));
-                tokio::task::spawn_local(task);
-            }
+            Ok((socket, peer)) => spawn(socket, peer),
             Err(error) => {
                 // Out of file descriptors, most likely: others must close theirs first.
                 tracing::warn!(%error, "Failed to accept");
                 tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    // The kernel has accepted these already; closing the listener would reset them.
+    if let Ok(listener) = listener.into_std() {
+        while let Ok((socket, peer)) = listener.accept() {
+            if socket.set_nonblocking(true).is_ok()
+                && let Ok(socket) = TcpStream::from_std(socket)
+            {
+                spawn(socket, peer);
             }
         }
     }
@@ -154,26 +244,54 @@ pub(crate) enum Http {
     Two,
 }
 
+/// While draining, an idle HTTP/1 connection stays open this long: a request may be on its way already.
+const DRAIN_IDLE: Duration = Duration::from_secs(1);
+
 /// Serves HTTP on a connection until it ends or the process drains.
+///
+/// An error of `handle` resets the request's stream; handlers give none to HTTP/1 requests.
 pub(crate) async fn serve_http<F, Fut, E>(
     conn: Conn,
     version: Http,
-    options: &Http2Server,
+    options: &HttpServer,
     drain: &hawser_runtime::Shutdown,
     handle: F,
 ) -> Result<(), hyper::Error>
 where
     F: Fn(Request<Incoming>) -> Fut + Clone + 'static,
-    Fut: Future<Output = Response<Body<E>>> + 'static,
+    Fut: Future<Output = Result<Response<Body<E>>, h2::Error>> + 'static,
     E: OnEnd + Unpin + 'static,
 {
-    let service = hyper::service::service_fn(move |request| {
-        let response = handle(request);
-        async move { Ok::<_, Infallible>(response.await) }
-    });
-    let io = TokioIo::new(conn);
     match version {
         Http::One => {
+            let heads = Arc::new(Heads::default());
+            let io = TokioIo::new(Watched::new(conn, heads.clone(), options.head_timeout));
+            let (watched, draining) = (heads.clone(), drain.clone());
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let (serving, draining) = (watched.begin(), draining.clone());
+                let connect = request.method() == Method::CONNECT;
+                let response = match watched.conflict() {
+                    false => Ok(handle(request)),
+                    true => {
+                        let why = Why::Malformed("content-length and transfer-encoding");
+                        Err(why.response(request.version(), &RequestKind::default(), false))
+                    }
+                };
+                async move {
+                    let mut response = match response {
+                        Ok(response) => response.await?,
+                        Err(refused) => refused,
+                    };
+                    let status = response.status();
+                    if status == StatusCode::SWITCHING_PROTOCOLS || (connect && status.is_success()) {
+                        serving.upgraded();
+                    } else if draining.is_cancelled() {
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(header::CONNECTION, close);
+                    }
+                    Ok::<_, h2::Error>(response.map(|body| body.serving(serving)))
+                }
+            });
             let conn = http1::Builder::new()
                 .half_close(true)
                 .preserve_header_case(true)
@@ -185,27 +303,45 @@ where
             let mut conn = pin!(conn);
             tokio::select! {
                 ended = conn.as_mut() => return ended,
-                () = drain.cancelled() => conn.as_mut().graceful_shutdown(),
+                () = drain.cancelled() => {}
             }
+            tokio::select! {
+                ended = conn.as_mut() => return ended,
+                () = tokio::time::sleep(DRAIN_IDLE) => {}
+            }
+            if heads.fresh() {
+                return Ok(());
+            }
+            conn.as_mut().graceful_shutdown();
             conn.await
         }
         Http::Two => {
+            let service = hyper::service::service_fn(handle);
             let mut builder = http2::Builder::new(LocalExecutor);
             builder
                 .timer(TokioTimer::new())
                 .auto_date_header(false)
                 .initial_stream_window_size(options.stream_window)
                 .initial_connection_window_size(options.connection_window)
-                .max_header_list_size(u32::try_from(HEAD_MAX).unwrap_or(u32::MAX));
+                .max_header_list_size(options.header_list_max.unwrap_or(HEAD_MAX as u32))
+                .max_frame_size(options.frame_max);
             if options.adaptive {
                 builder.adaptive_window(true);
             }
             builder.max_concurrent_streams(options.streams_max.unwrap_or(1_024));
+            if let Some(max) = options.pending_resets_max {
+                builder.max_pending_accept_reset_streams(max);
+            }
+            if let Some(max) = options.send_buffer_max {
+                builder.max_send_buf_size(max);
+            }
             if let Some((interval, timeout)) = options.keepalive {
                 builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
             }
-            let mut conn = pin!(builder.serve_connection(io, service));
+            let mut conn = pin!(builder.serve_connection(TokioIo::new(conn), service));
             tokio::select! {
+                // A connection accepted while draining must get through its handshake first.
+                biased;
                 ended = conn.as_mut() => return ended,
                 () = drain.cancelled() => conn.as_mut().graceful_shutdown(),
             }
@@ -216,7 +352,7 @@ where
 
 /// Joins two upgraded connections until both have ended.
 pub(crate) fn join_upgraded(
-    worker: &Rc<Worker>,
+    tasks: &TaskTracker,
     client: hyper::upgrade::OnUpgrade,
     server: hyper::upgrade::OnUpgrade,
 ) {
@@ -229,7 +365,7 @@ pub(crate) fn join_upgraded(
             tracing::debug!(%error, "Upgraded connection broke");
         }
     };
-    tokio::task::spawn_local(worker.tasks.track_future(joined));
+    tokio::task::spawn_local(tasks.track_future(joined));
 }
 
 #[cfg(test)]

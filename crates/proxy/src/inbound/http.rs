@@ -67,7 +67,7 @@ impl Connection {
         version: Version,
         kind: &RequestKind,
         carried: bool,
-    ) -> Response<ResponseBody> {
+    ) -> Result<Response<ResponseBody>, h2::Error> {
         let labels = Labels::new()
             .with("target_addr", self.accepted.target)
             .with("error", why.label());
@@ -75,11 +75,14 @@ impl Connection {
             .metrics
             .counter("inbound_http_errors_total", labels)
             .inc();
+        if let Some(reset) = why.reset(version) {
+            return Err(reset);
+        }
         let mut response = why.response(version, kind, self.client_id.is_some());
         if carried {
             rules::answer_to_http2(&mut response);
         }
-        response
+        Ok(response)
     }
 
     /// May this request pass? Returns the counters of its route.
@@ -191,8 +194,8 @@ pub(crate) async fn serve(
     let connection = Connection::new(worker, accepted, policy);
     let app = worker.inbound.app(connection.accepted.target);
     let config = worker.shared.config.clone();
-    let drain = worker.shared.drain.clone();
-    let ended = serve_http(conn, version, &config.inbound.http2, &drain, move |request| {
+    let drain = worker.shared.drain.inbound.clone();
+    let ended = serve_http(conn, version, &config.inbound.http, &drain, move |request| {
         let (connection, app) = (connection.clone(), app.clone());
         async move { handle(&connection, &app, request).await }
     });
@@ -206,7 +209,7 @@ async fn handle(
     connection: &Connection,
     app: &Rc<Peer>,
     mut request: Request<Incoming>,
-) -> Response<ResponseBody> {
+) -> Result<Response<ResponseBody>, h2::Error> {
     let kind = RequestKind::of(request.headers());
     let received = request.version();
     if let Err(what) = rules::check(&request) {
@@ -228,7 +231,7 @@ async fn handle(
             if carried {
                 rules::answer_to_http2(&mut response);
             }
-            response
+            Ok(response)
         }
         Err(why) => connection.answer(&why, version, &kind, carried),
     }
@@ -241,7 +244,11 @@ async fn forward(
     mut request: Request<Incoming>,
     metrics: Rc<HttpMetrics>,
 ) -> Result<Response<ResponseBody>, Why> {
+    let config = &worker.shared.config;
+    let most = config.inbound.in_flight_max.div_ceil(config.workers);
+    let _entered = worker.inbound.in_flight.enter(most)?;
     let version = request.version();
+    let host = request.headers().get(header::HOST).cloned();
     let is_connect = request.method() == Method::CONNECT;
     let upgrade = rules::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     if upgrade.is_none() {
@@ -256,14 +263,17 @@ async fn forward(
     };
     let mut fresh = false;
     let (mut response, busy, h1) = loop {
-        let sender = match sender(worker, app, version, fresh, started_at).await {
+        let sender = match sender(worker, app, version, host.as_ref().filter(|_| !fresh), started_at).await {
             Ok(sender) => sender,
             Err(why) => return failed(why),
         };
         let mut busy = app.busy();
         let (sent, h1) = match sender {
             Sender::H2(mut sender) => (sender.try_send_request(request).await, None),
-            Sender::H1(mut sender) => (sender.try_send_request(request).await, Some(sender)),
+            Sender::H1(mut sender) => {
+                let sent = sender.try_send_request(request).await;
+                (sent, host.clone().map(|host| (sender, host)))
+            }
         };
         match sent {
             Ok(response) => {
@@ -277,8 +287,9 @@ async fn forward(
                     fresh = true;
                 }
                 _ => {
-                    tracing::debug!(error = %error.into_error(), "The application failed a request");
-                    return failed(Why::BadGateway("client error (SendRequest)"));
+                    let error = error.into_error();
+                    tracing::debug!(%error, "The application failed a request");
+                    return failed(Why::of_sending(&error));
                 }
             },
         }
@@ -288,7 +299,7 @@ async fn forward(
     match upgrade {
         Some(client) if switched => {
             if let Some(server) = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() {
-                join_upgraded(worker, client, server);
+                join_upgraded(&worker.inbound_tasks, client, server);
             }
             if is_connect {
                 response.headers_mut().remove(header::CONTENT_LENGTH);
@@ -306,7 +317,7 @@ async fn forward(
         grpc: grpc_status(response.headers()),
         is_grpc: RequestKind::of(response.headers()).grpc,
         started_at,
-        finish: Some(Done::new(busy, h1)),
+        finish: Some(Done::new(busy, h1, None, config.inbound.idle_max)),
     };
     Ok(response.map(|body| Body::observed(body, end)))
 }
@@ -316,7 +327,7 @@ async fn sender(
     worker: &Rc<Worker>,
     app: &Rc<Peer>,
     version: Version,
-    fresh: bool,
+    host: Option<&HeaderValue>,
     since: Instant,
 ) -> Result<Sender, Why> {
     loop {
@@ -326,7 +337,7 @@ async fn sender(
                 Err(error) => error,
             }
         } else {
-            match app.h1(worker, fresh).await {
+            match app.h1(worker, host).await {
                 Ok(sender) => return Ok(Sender::H1(sender)),
                 Err(ConnectError::Timeout) => return Err(Why::ConnectTimeout),
                 Err(error) => return Err(Why::BadGateway(error.as_str())),

@@ -26,7 +26,7 @@ use crate::outbound::peer::{Peer, Side};
 use crate::outbound::{canonical, detect_http};
 use crate::snapshot::{Endpoint, EndpointTls, Inbound, InboundProtocol};
 use crate::transport::{Conn, TcpMetrics};
-use crate::worker::{Http, Worker};
+use crate::worker::{Http, InFlight, Worker};
 
 /// Refusals of one source are logged this often; load balancers probe for ever.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -101,6 +101,7 @@ pub(crate) struct State {
     ports: RefCell<HashMap<u16, Used<Arc<Live<Inbound>>>>>,
     apps: RefCell<HashMap<SocketAddr, Used<Rc<Peer>>>>,
     logged: RefCell<HashMap<(IpAddr, Refusal), Instant>>,
+    pub(crate) in_flight: InFlight,
 }
 
 impl State {

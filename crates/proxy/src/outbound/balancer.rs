@@ -33,6 +33,7 @@ pub(crate) struct Balancer {
     seen: RefCell<Option<Arc<Endpoints>>>,
     uniform: Cell<bool>,
     failing: Cell<bool>,
+    waiting: Cell<usize>,
     rng: RefCell<SmallRng>,
     pub(crate) used_at: Cell<Instant>,
 }
@@ -61,7 +62,7 @@ impl Balancer {
                 let peer = Peer::new(Side::Outbound, endpoint.clone(), authority.clone());
                 (Source::Fixed, authority, vec![peer])
             }
-            Backend::Unusable => return None,
+            Backend::Failing { .. } | Backend::Unusable => return None,
         };
         Some(Rc::new(Self {
             source,
@@ -70,6 +71,7 @@ impl Balancer {
             seen: RefCell::default(),
             uniform: Cell::new(true),
             failing: Cell::new(false),
+            waiting: Cell::new(0),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             used_at: Cell::new(Instant::now()),
         }))
@@ -162,17 +164,18 @@ impl Balancer {
         let peers = self.peers.borrow();
         let untried = peers
             .iter()
-            .filter(|peer| !tried.contains(&peer.endpoint.addr) && at_once(peer));
+            .filter(|peer| !tried.contains(&peer.endpoint.addr) && at_once(peer) && !peer.ejected(now));
         untried.min_by_key(|peer| peer.blocked_until(now)).cloned()
     }
 
     /// Picks endpoints and connects until one works. What fails is left alone for a while.
     ///
-    /// `fails_at_once`: with every endpoint refusing, say so instead of waiting for fail-fast.
+    /// At most `queue` requests wait at a time. `fails_at_once`: with every endpoint refusing, say so instead of waiting for fail-fast.
     pub(crate) async fn acquire<T, C, Fut>(
         &self,
         worker: &Worker,
         patience: Patience,
+        queue: usize,
         fails_at_once: impl Fn(&Peer) -> bool,
         connect: C,
     ) -> Result<(Rc<Peer>, T), Why>
@@ -224,7 +227,12 @@ impl Balancer {
                 self.failing.set(true);
                 return Err(Why::FailFast);
             }
+            if self.waiting.get() >= queue {
+                return Err(Why::Overloaded);
+            }
+            let waiting = Waiting::new(&self.waiting);
             self.something_new(now, deadline).await;
+            drop(waiting);
             tried.clear();
         }
     }
@@ -269,6 +277,22 @@ impl Balancer {
 
     pub(crate) fn busy(&self) -> bool {
         self.peers.borrow().iter().any(|peer| peer.load.pending() > 0)
+    }
+}
+
+/// Counts one that waits.
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -6,12 +6,13 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use rand::Rng as _;
+use tokio_util::task::TaskTracker;
 
 use crate::answer::{RequestKind, Why};
 use crate::body::{Body, RequestBody, grpc_status};
@@ -24,29 +25,48 @@ use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
 use super::KnownTarget;
 use super::balancer::Patience;
-use super::peer::{Busy, H1Sender, Peer, Sender};
-use super::telemetry::{Finish, ResponseEnd};
+use super::peer::{Attempt, Busy, H1Sender, Peer, Sender};
+use super::telemetry::{End, Finish, ResponseEnd};
 
 pub(crate) type ResponseBody = Body<ResponseEnd<Done>>;
 
 /// Settles a response: the load of its endpoint, and its HTTP/1 connection if it had one.
 pub(crate) struct Done {
     busy: Busy,
-    h1: Option<H1Sender>,
+    h1: Option<Kept>,
+    attempt: Option<Attempt>,
+    idle_max: usize,
 }
 
+/// An HTTP/1 connection, and the host that it was used for.
+pub(crate) type Kept = (H1Sender, HeaderValue);
+
 impl Finish for Done {
-    fn finish(mut self, complete: bool, _: Duration) {
+    fn finish(mut self, end: End) {
         // What was cut short says nothing about the connection's state.
-        if complete && let Some(sender) = self.h1.take() {
-            self.busy.peer().keep_h1(sender);
+        if matches!(end, End::Complete { .. })
+            && let Some((sender, host)) = self.h1.take()
+        {
+            self.busy.peer().keep_h1(sender, host, self.idle_max);
+        }
+        if let Some(attempt) = self.attempt.take() {
+            match end {
+                End::Complete { success } => attempt.ended(success),
+                End::Broken => attempt.ended(false),
+                End::Abandoned => {}
+            }
         }
     }
 }
 
 impl Done {
-    pub(crate) fn new(busy: Busy, h1: Option<H1Sender>) -> Self {
-        Self { busy, h1 }
+    pub(crate) fn new(busy: Busy, h1: Option<Kept>, attempt: Option<Attempt>, idle_max: usize) -> Self {
+        Self {
+            busy,
+            h1,
+            attempt,
+            idle_max,
+        }
     }
 }
 
@@ -57,27 +77,30 @@ pub(crate) async fn serve(
     version: Http,
     known: Rc<KnownTarget>,
 ) -> Result<(), hyper::Error> {
-    let drain = worker.shared.drain.clone();
+    let drain = worker.shared.drain.outbound.clone();
     let config = worker.shared.config.clone();
     let last = RefCell::new(known.live.get());
     let client = Rc::new((worker.clone(), known, last));
-    serve_http(conn, version, &config.outbound.http2, &drain, move |request| {
+    serve_http(conn, version, &config.outbound.http, &drain, move |request| {
         let client = client.clone();
         async move {
             let (worker, known, last) = &*client;
             let kind = RequestKind::of(request.headers());
             let version = request.version();
             let outbound = current(known, last);
-            match exchange(worker, outbound.as_deref(), request).await {
-                Ok(response) => response,
+            match exchange(worker, &worker.outbound_tasks, outbound.as_deref(), request).await {
+                Ok(response) => Ok(response),
                 Err(why) => {
                     count(worker, &why);
                     tracing::debug!(error = why.message(), "Request failed");
-                    why.response(
+                    if let Some(reset) = why.reset(version) {
+                        return Err(reset);
+                    }
+                    Ok(why.response(
                         version,
                         &kind,
                         worker.shared.config.outbound.informational_headers,
-                    )
+                    ))
                 }
             }
         }
@@ -108,13 +131,17 @@ pub(crate) fn count(worker: &Worker, why: &Why) {
         .inc();
 }
 
-/// Sends one request along its route and returns the answer, or says why there is none.
+/// Sends one request along its route and returns the answer, or says why there is none. `tasks` outlive it.
 pub(crate) async fn exchange(
     worker: &Rc<Worker>,
+    tasks: &TaskTracker,
     outbound: Option<&Outbound>,
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Why> {
     rules::check(&request).map_err(Why::Malformed)?;
+    let config = &worker.shared.config;
+    let most = config.outbound.in_flight_max.div_ceil(config.workers);
+    let _entered = worker.outbound.in_flight.enter(most)?;
     let outbound = outbound.ok_or(Why::Internal("unexpected error"))?;
     let routes = match &outbound.protocol {
         Protocol::Detect { http, .. } | Protocol::Http1(http) | Protocol::Http2(http) => http,
@@ -161,7 +188,7 @@ pub(crate) async fn exchange(
         Some(client) if switched => {
             let server = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
             if let Some(server) = server {
-                join_upgraded(worker, client, server);
+                join_upgraded(tasks, client, server);
             }
             if is_connect {
                 response.headers_mut().remove(header::CONTENT_LENGTH);
@@ -243,7 +270,8 @@ async fn send(
     upgrade: bool,
     required: Option<&HeaderValue>,
 ) -> Result<Response<ResponseBody>, Why> {
-    let failfast = worker.shared.config.outbound.http_failfast;
+    let config = &worker.shared.config.outbound;
+    let failfast = config.http_failfast;
     let original = Original {
         uri: request.uri().clone(),
         version: request.version(),
@@ -269,15 +297,17 @@ async fn send(
             patience
         };
         let by_h2 = |peer: &Peer| !upgrade && (original.version == Version::HTTP_2 || carried(peer));
+        let host = original.host.as_ref().filter(|_| !fresh);
         let acquired = balancer.acquire(
             worker,
             patience,
+            config.http_queue,
             |peer| !by_h2(peer),
             |peer| async move {
                 if by_h2(&peer) {
                     peer.h2(worker).await.map(Sender::H2)
                 } else {
-                    peer.h1(worker, fresh).await.map(Sender::H1)
+                    peer.h1(worker, host).await.map(Sender::H1)
                 }
             },
         );
@@ -295,13 +325,17 @@ async fn send(
                 return Err(Why::IdentityRequired);
             }
         }
+        let attempt = outbound.breaker.map(|breaker| peer.attempt(breaker));
         let metrics = peer.http_metrics(worker);
         prepare(&mut request, &peer, matches!(sender, Sender::H2(_)));
         let started_at = Instant::now();
         let mut busy = peer.busy();
         let (sent, h1) = match sender {
             Sender::H2(mut sender) => (sender.try_send_request(request).await, None),
-            Sender::H1(mut sender) => (sender.try_send_request(request).await, Some(sender)),
+            Sender::H1(mut sender) => {
+                let sent = sender.try_send_request(request).await;
+                (sent, original.host.clone().map(|host| (sender, host)))
+            }
         };
         match sent {
             Ok(mut response) => {
@@ -318,7 +352,7 @@ async fn send(
                     grpc: grpc_status(response.headers()),
                     is_grpc,
                     started_at,
-                    finish: Some(Done::new(busy, h1)),
+                    finish: Some(Done::new(busy, h1, attempt, config.idle_max)),
                 };
                 return Ok(response.map(|body| Body::observed(body, end)));
             }
@@ -335,7 +369,10 @@ async fn send(
                     tracing::debug!(endpoint = %peer.endpoint.addr, %error, "Request failed");
                     let grpc = super::telemetry::Grpc::No;
                     metrics.response(StatusCode::BAD_GATEWAY, grpc, false, started_at.elapsed());
-                    return Err(Why::BadGateway("client error (SendRequest)"));
+                    if let Some(attempt) = attempt {
+                        attempt.ended(false);
+                    }
+                    return Err(Why::of_sending(&error));
                 }
             },
         }
@@ -353,18 +390,18 @@ fn prepare(request: &mut Request<RequestBody>, peer: &Peer, h2: bool) {
         rules::to_http2(request);
     }
     if let Some((name, port)) = &peer.endpoint.authority {
-        let authority = match port {
+        let authority = peer.overridden.get_or_init(|| match port {
             // The port that goes without saying is not said.
-            None | Some(80) => Authority::try_from(name.as_str()),
-            Some(port) => Authority::try_from(format!("{name}:{port}")),
-        };
+            None | Some(80) => Authority::try_from(name.as_str()).ok(),
+            Some(port) => Authority::try_from(format!("{name}:{port}")).ok(),
+        });
         request.headers_mut().remove(header::HOST);
         request.headers_mut().remove(rules::DST_CANONICAL);
-        if let Ok(authority) = authority {
+        if let Some(authority) = authority {
             if !h2 && let Ok(host) = HeaderValue::from_str(authority.as_str()) {
                 request.headers_mut().insert(header::HOST, host);
             } else {
-                rules::set_authority(request, Some(authority));
+                rules::set_authority(request, Some(authority.clone()));
             }
         }
     }

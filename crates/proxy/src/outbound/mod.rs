@@ -25,7 +25,7 @@ use crate::live::Live;
 use crate::metrics::Labels;
 use crate::snapshot::{Backend, Distribution, Outbound, Protocol, Target};
 use crate::transport::{Conn, TcpMetrics};
-use crate::worker::{Http, Worker};
+use crate::worker::{Http, InFlight, Worker};
 
 use balancer::{Balancer, Patience};
 
@@ -37,6 +37,7 @@ const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct State {
     targets: RefCell<HashMap<Target, Rc<KnownTarget>>>,
     balancers: RefCell<HashMap<Backend, Rc<Balancer>>>,
+    pub(crate) in_flight: InFlight,
 }
 
 pub(crate) struct KnownTarget {
@@ -93,47 +94,57 @@ impl State {
         failfast: Duration,
     ) -> Result<(Rc<Balancer>, Patience), Why> {
         let unusable = || Why::BadGateway("backend is not usable");
-        let one = |backend: &Backend| self.balancer(worker, backend, authority);
+        let one = |backend: &Backend| match backend {
+            Backend::Failing {
+                status,
+                grpc,
+                message,
+            } => Some(Choice::Failing(Why::Injected {
+                status: *status,
+                grpc: *grpc,
+                message: message.to_string(),
+            })),
+            backend => self.balancer(worker, backend, authority).map(Choice::Balancer),
+        };
         match distribution {
             Distribution::FirstAvailable(backends) if backends.len() == 1 => {
-                let balancer = backends.first().and_then(one).ok_or_else(unusable)?;
-                Ok((balancer, Patience::Wait(failfast)))
+                let only = backends.first().and_then(one).ok_or_else(unusable)?;
+                only.with(Patience::Wait(failfast))
             }
             Distribution::FirstAvailable(backends) => {
-                let balancers: Vec<_> = backends.iter().filter_map(one).collect();
-                for balancer in &balancers {
-                    balancer.first(failfast).await;
+                let choices: Vec<_> = backends.iter().filter_map(one).collect();
+                for choice in &choices {
+                    choice.first(failfast).await;
                 }
                 let now = Instant::now();
-                let mut available = balancers.iter().filter(|balancer| balancer.available(now));
+                let mut available = choices.iter().filter(|choice| choice.available(now));
                 match (available.next(), available.next()) {
-                    (Some(first), Some(_)) => Ok((first.clone(), Patience::None)),
-                    (Some(only), None) => Ok((only.clone(), Patience::Wait(failfast))),
-                    (None, _) => balancers
+                    (Some(first), Some(_)) => first.with(Patience::None),
+                    (Some(only), None) => only.with(Patience::Wait(failfast)),
+                    (None, _) => choices
                         .first()
-                        .cloned()
-                        .map(|b| (b, Patience::Wait(failfast)))
-                        .ok_or_else(unusable),
+                        .ok_or_else(unusable)?
+                        .with(Patience::Wait(failfast)),
                 }
             }
             Distribution::RandomAvailable(backends) => {
-                let balancers: Vec<_> = backends
+                let choices: Vec<_> = backends
                     .iter()
                     .filter(|(_, weight)| *weight > 0)
                     .filter_map(|(b, weight)| Some((one(b)?, *weight)))
                     .collect();
-                if balancers.len() > 1 {
-                    for (balancer, _) in &balancers {
-                        balancer.first(failfast).await;
+                if choices.len() > 1 {
+                    for (choice, _) in &choices {
+                        choice.first(failfast).await;
                     }
                 }
                 let now = Instant::now();
-                let available: Vec<_> = balancers
+                let available: Vec<_> = choices
                     .iter()
-                    .filter(|(balancer, _)| balancer.available(now))
+                    .filter(|(choice, _)| choice.available(now))
                     .collect();
                 let among = if available.is_empty() {
-                    balancers.iter().collect()
+                    choices.iter().collect()
                 } else {
                     available
                 };
@@ -142,21 +153,49 @@ impl State {
                     return Err(unusable());
                 }
                 let mut at = rand::rng().random_range(0..total);
-                for (balancer, weight) in &among {
+                for (choice, weight) in &among {
                     match at.checked_sub(u64::from(*weight)) {
                         Some(rest) => at = rest,
                         None => {
-                            let patience = if among.len() > 1 {
+                            return choice.with(if among.len() > 1 {
                                 Patience::None
                             } else {
                                 Patience::Wait(failfast)
-                            };
-                            return Ok((balancer.clone(), patience));
+                            });
                         }
                     }
                 }
                 Err(unusable())
             }
+        }
+    }
+}
+
+/// A backend of a distribution, ready to be used.
+enum Choice {
+    Balancer(Rc<Balancer>),
+    /// Every request to it gets this.
+    Failing(Why),
+}
+
+impl Choice {
+    async fn first(&self, within: Duration) {
+        if let Self::Balancer(balancer) = self {
+            balancer.first(within).await;
+        }
+    }
+
+    fn available(&self, now: Instant) -> bool {
+        match self {
+            Self::Balancer(balancer) => balancer.available(now),
+            Self::Failing(_) => true,
+        }
+    }
+
+    fn with(&self, patience: Patience) -> Result<(Rc<Balancer>, Patience), Why> {
+        match self {
+            Self::Balancer(balancer) => Ok((balancer.clone(), patience)),
+            Self::Failing(why) => Err(why.clone()),
         }
     }
 }

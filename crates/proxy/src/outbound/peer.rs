@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, Shared};
+use http::HeaderValue;
+use http::uri::Authority;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::Rng as _;
@@ -21,7 +23,7 @@ use crate::balance::Load;
 use crate::body::RequestBody;
 use crate::header::{Header, Session};
 use crate::metrics::Labels;
-use crate::snapshot::{Endpoint, EndpointTls, Hint};
+use crate::snapshot::{Breaker, Endpoint, EndpointTls, Hint};
 use crate::transport::{self, Conn, TcpMetrics};
 use crate::worker::{HEAD_MAX, LocalExecutor, Worker};
 
@@ -68,9 +70,79 @@ pub(crate) struct Peer {
     blocked_until: Cell<Option<Instant>>,
     backoff: Cell<Duration>,
     h2: RefCell<H2>,
-    h1: RefCell<Vec<(H1Sender, Instant)>>,
+    h1: RefCell<Vec<Idle>>,
+    circuit: Circuit,
+    /// What a gateway calls the service, as requests say it.
+    pub(crate) overridden: OnceCell<Option<Authority>>,
     http: OnceCell<Rc<HttpMetrics>>,
     tcp: OnceCell<Arc<TcpMetrics>>,
+}
+
+/// An HTTP/1 connection that waits for the next request to the same host. Some servers decide by the first request's
+/// host for the whole connection, so hosts don't share one, and requests without a host share with nobody.
+struct Idle {
+    sender: H1Sender,
+    host: HeaderValue,
+    since: Instant,
+}
+
+/// Consecutive failures of answers; connections that fail are [`Peer::failed`].
+#[derive(Default)]
+struct Circuit {
+    failures: Cell<u32>,
+    /// How often in a row it was opened.
+    opened: Cell<u32>,
+    open_until: Cell<Option<Instant>>,
+    /// Somebody is finding out whether it may close.
+    probing: Cell<bool>,
+}
+
+impl Circuit {
+    fn blocked_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.open_until.get()?;
+        if until > now {
+            return Some(until);
+        }
+        // Looked at again soon: the probe's end isn't known.
+        self.probing.get().then(|| now + PROBE_POLL)
+    }
+
+    fn ended(&self, breaker: Breaker, success: bool, now: Instant) {
+        if success {
+            self.failures.set(0);
+            self.opened.set(0);
+            self.open_until.set(None);
+            return;
+        }
+        let failures = self.failures.get().saturating_add(1);
+        self.failures.set(failures);
+        if failures >= breaker.failures_max && self.open_until.get().is_none_or(|until| until <= now) {
+            let opened = self.opened.get();
+            self.opened.set(opened.saturating_add(1));
+            self.open_until.set(Some(now + breaker.backoff(opened)));
+        }
+    }
+}
+
+/// One request under a circuit breaker. Dropped without an end, it says nothing about the endpoint.
+pub(crate) struct Attempt {
+    peer: Rc<Peer>,
+    breaker: Breaker,
+    probe: bool,
+}
+
+impl Attempt {
+    pub(crate) fn ended(self, success: bool) {
+        self.peer.circuit.ended(self.breaker, success, Instant::now());
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if self.probe {
+            self.peer.circuit.probing.set(false);
+        }
+    }
 }
 
 /// Counts as something to do for its peer until dropped.
@@ -90,6 +162,9 @@ impl Busy {
         &self.peer
     }
 }
+
+/// How soon a request that waits looks again at an endpoint under probe.
+const PROBE_POLL: Duration = Duration::from_millis(20);
 
 /// On which side of the proxy a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +192,8 @@ impl Peer {
             backoff: Cell::default(),
             h2: RefCell::default(),
             h1: RefCell::default(),
+            circuit: Circuit::default(),
+            overridden: OnceCell::new(),
             http: OnceCell::new(),
             tcp: OnceCell::new(),
         })
@@ -132,7 +209,23 @@ impl Peer {
 
     /// When it may be tried again, if it failed lately.
     pub(crate) fn blocked_until(&self, now: Instant) -> Option<Instant> {
-        self.blocked_until.get().filter(|until| *until > now)
+        let unreachable = self.blocked_until.get().filter(|until| *until > now);
+        unreachable.max(self.circuit.blocked_until(now))
+    }
+
+    /// Does its circuit breaker keep requests away?
+    pub(crate) fn ejected(&self, now: Instant) -> bool {
+        self.circuit.blocked_until(now).is_some()
+    }
+
+    /// A request that the circuit breaker watches; the first one after an ejection decides.
+    pub(crate) fn attempt(self: &Rc<Self>, breaker: Breaker) -> Attempt {
+        let probe = self.circuit.open_until.get().is_some() && !self.circuit.probing.replace(true);
+        Attempt {
+            peer: self.clone(),
+            breaker,
+            probe,
+        }
     }
 
     pub(crate) fn failed(&self, (min, max): (Duration, Duration)) {
@@ -277,7 +370,7 @@ impl Peer {
 
     async fn connect_h2(&self, worker: &Worker) -> Result<H2Sender, ConnectError> {
         let conn = self.dial(worker, Session::Http2).await?;
-        let windows = &worker.shared.config.outbound.http2;
+        let windows = &worker.shared.config.outbound.http;
         let mut builder = http2::Builder::new(LocalExecutor);
         builder
             .timer(TokioTimer::new())
@@ -302,12 +395,14 @@ impl Peer {
         Ok(sender)
     }
 
-    /// An idle HTTP/1 connection, or a new one. `fresh` wants a new one.
-    pub(crate) async fn h1(&self, worker: &Worker, fresh: bool) -> Result<H1Sender, ConnectError> {
-        while let Some(mut sender) = if fresh { None } else { self.idle_h1() } {
-            if !sender.is_closed() && sender.ready().await.is_ok() {
-                return Ok(sender);
-            }
+    /// An idle HTTP/1 connection that was used for this host, or a new one.
+    pub(crate) async fn h1(
+        &self,
+        worker: &Worker,
+        host: Option<&HeaderValue>,
+    ) -> Result<H1Sender, ConnectError> {
+        if let Some(sender) = host.and_then(|host| self.idle_h1(host)) {
+            return Ok(sender);
         }
         let conn = self.dial(worker, Session::Http1).await?;
         let (sender, conn) = http1::Builder::new()
@@ -324,20 +419,29 @@ impl Peer {
         Ok(sender)
     }
 
-    fn idle_h1(&self) -> Option<H1Sender> {
-        self.h1.borrow_mut().pop().map(|(sender, _)| sender)
+    fn idle_h1(&self, host: &HeaderValue) -> Option<H1Sender> {
+        let mut idle = self.h1.borrow_mut();
+        let found = idle
+            .iter()
+            .rposition(|idle| idle.sender.is_ready() && idle.host == *host)?;
+        Some(idle.swap_remove(found).sender)
     }
 
-    /// Keeps a connection for the next request.
-    pub(crate) fn keep_h1(&self, sender: H1Sender) {
-        if !sender.is_closed() {
-            self.h1.borrow_mut().push((sender, Instant::now()));
+    /// Keeps a connection for the next request to the same host.
+    pub(crate) fn keep_h1(&self, sender: H1Sender, host: HeaderValue, idle_max: usize) {
+        let mut idle = self.h1.borrow_mut();
+        if !sender.is_closed() && idle.len() < idle_max {
+            idle.push(Idle {
+                sender,
+                host,
+                since: Instant::now(),
+            });
         }
     }
 
     pub(crate) fn evict(&self, now: Instant, idle: Duration) {
         self.h1
             .borrow_mut()
-            .retain(|(sender, since)| !sender.is_closed() && now.duration_since(*since) < idle);
+            .retain(|kept| !kept.sender.is_closed() && now.duration_since(kept.since) < idle);
     }
 }

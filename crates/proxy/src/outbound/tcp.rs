@@ -67,6 +67,7 @@ async fn connect(worker: &Rc<Worker>, outbound: &Outbound) -> Result<(Conn, Busy
         let connected = balancer.acquire(
             worker,
             patience,
+            worker.shared.config.outbound.tcp_queue,
             |_| false,
             |peer| async move { peer.dial(worker, Session::Opaque).await },
         );

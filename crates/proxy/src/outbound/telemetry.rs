@@ -44,7 +44,8 @@ impl HttpMetrics {
         })
     }
 
-    pub(crate) fn response(&self, status: StatusCode, grpc: Grpc, complete: bool, elapsed: Duration) {
+    /// Counts a response; says whether it was a success.
+    pub(crate) fn response(&self, status: StatusCode, grpc: Grpc, complete: bool, elapsed: Duration) -> bool {
         let failed = match grpc {
             Grpc::Status(Some(code)) => matches!(code, 2 | 4 | 7 | 13 | 14 | 15),
             Grpc::Status(None) | Grpc::No => status.is_server_error(),
@@ -86,13 +87,25 @@ impl HttpMetrics {
                 latencies.push((outcome.status, latency));
             }
         }
+        outcome.success
     }
+}
+
+/// How a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Complete {
+        success: bool,
+    },
+    /// The server's side broke.
+    Broken,
+    /// The client went away.
+    Abandoned,
 }
 
 /// What is done when a response has ended: connections are kept, loads settled.
 pub(crate) trait Finish {
-    /// Whether the response was complete, and how long it took.
-    fn finish(self, complete: bool, elapsed: Duration);
+    fn finish(self, end: End);
 }
 
 /// Counts a response when its body has ended, and then finishes.
@@ -107,7 +120,7 @@ pub(crate) struct ResponseEnd<F: Finish> {
 }
 
 impl<F: Finish> ResponseEnd<F> {
-    fn over(&mut self, trailers: Option<u32>, complete: bool) {
+    fn over(&mut self, trailers: Option<u32>, mut end: End) {
         let Some(finish) = self.finish.take() else { return };
         let elapsed = self.started_at.elapsed();
         let grpc = if self.is_grpc {
@@ -115,24 +128,28 @@ impl<F: Finish> ResponseEnd<F> {
         } else {
             Grpc::No
         };
-        self.metrics.response(self.status, grpc, complete, elapsed);
-        finish.finish(complete, elapsed);
+        let complete = matches!(end, End::Complete { .. });
+        let success = self.metrics.response(self.status, grpc, complete, elapsed);
+        if complete {
+            end = End::Complete { success };
+        }
+        finish.finish(end);
     }
 }
 
 impl<F: Finish> OnEnd for ResponseEnd<F> {
     fn end(mut self, grpc_status: Option<u32>) {
-        self.over(grpc_status, true);
+        self.over(grpc_status, End::Complete { success: true });
     }
 
     fn fail(mut self) {
-        self.over(None, false);
+        self.over(None, End::Broken);
     }
 }
 
 impl<F: Finish> Drop for ResponseEnd<F> {
     /// The client went away.
     fn drop(&mut self) {
-        self.over(None, false);
+        self.over(None, End::Abandoned);
     }
 }

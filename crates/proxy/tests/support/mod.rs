@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use bytes::Bytes;
 use hawser_proxy::{Config, Env, OriginalDst, Proxy, Seams};
-use hawser_tls::{Issuer, Validity, create_issuer, create_root};
+use hawser_tls::{Credentials, Issuer, PrivateKey, TrustAnchors, Validity, create_issuer, create_root};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -47,10 +47,38 @@ pub struct World {
 #[derive(Clone)]
 pub struct ControlPlane {
     world: watch::Sender<World>,
+    issuance: watch::Sender<Issuance>,
     issuer: Arc<Issuer>,
     pub anchors: String,
     pub addr: SocketAddr,
+    /// None in the copies that serve.
+    server: Option<Arc<Mutex<OwnRuntimes>>>,
+}
+
+/// How the identity service signs.
+#[derive(Clone, Copy)]
+pub struct Issuance {
     pub lifetime: Duration,
+    pub skew: Duration,
+    pub refuse: bool,
+}
+
+/// Runtimes of the control plane's own: without them, all its connections are gone.
+#[derive(Default)]
+struct OwnRuntimes(Vec<tokio::runtime::Runtime>);
+
+impl OwnRuntimes {
+    fn stop(&mut self) {
+        for runtime in self.0.drain(..) {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for OwnRuntimes {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -76,22 +104,76 @@ impl ControlPlane {
         let issuer = create_issuer("issuer.test", &parent, validity).unwrap();
         Self {
             world: watch::Sender::default(),
+            issuance: watch::Sender::new(Issuance {
+                lifetime: Duration::from_secs(3_600),
+                skew: Duration::from_secs(20),
+                refuse: false,
+            }),
             issuer: Arc::new(Issuer::from_pem(&issuer.certificate_pem, &issuer.key.to_pem()).unwrap()),
             anchors: root.certificate_pem,
             addr,
-            lifetime: Duration::from_secs(3_600),
+            server: Some(Arc::default()),
         }
     }
 
     /// May be called for several listeners, which then serve the same world.
     pub fn serve(&self, listener: TcpListener) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let control = Self {
+            server: None,
+            ..self.clone()
+        };
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(listener.into_std().unwrap()).unwrap()
+        };
         let server = tonic::transport::Server::builder()
-            .add_service(IdentityServer::new(self.clone()))
-            .add_service(DestinationServer::new(self.clone()))
-            .add_service(InboundServerPoliciesServer::new(self.clone()))
-            .add_service(OutboundPoliciesServer::new(self.clone()))
+            .add_service(IdentityServer::new(control.clone()))
+            .add_service(DestinationServer::new(control.clone()))
+            .add_service(InboundServerPoliciesServer::new(control.clone()))
+            .add_service(OutboundPoliciesServer::new(control.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
-        tokio::spawn(server);
+        runtime.spawn(server);
+        self.server.as_ref().unwrap().lock().unwrap().0.push(runtime);
+    }
+
+    /// All its connections break and nobody listens any more.
+    pub fn stop(&self) {
+        self.server.as_ref().unwrap().lock().unwrap().stop();
+    }
+
+    /// Listens again where it did before.
+    pub async fn restart(&self) {
+        // Until the last of its old listeners has gone.
+        let listener = loop {
+            match TcpListener::bind(self.addr).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        self.serve(listener);
+    }
+
+    pub fn issue(&self, change: impl FnOnce(&mut Issuance)) {
+        self.issuance.send_modify(change);
+    }
+
+    /// What a proxy of this name would have.
+    pub fn credentials(&self, name: &str) -> Credentials {
+        let identity: hawser_core::Identity = name.parse().unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let request = hawser_tls::csr(&key, &identity).unwrap();
+        let (hour, now) = (Duration::from_secs(3_600), SystemTime::now());
+        let issued = self
+            .issuer
+            .issue(&request, &identity, hour, Duration::from_secs(20), now)
+            .unwrap();
+        let anchors = TrustAnchors::from_pem(&self.anchors).unwrap();
+        Credentials::new(identity, &key, issued.leaf, issued.intermediates, anchors, now).unwrap()
     }
 
     /// A certificate for `name` as proxies get one, with its issuer and key, for servers that read files.
@@ -102,7 +184,7 @@ impl ControlPlane {
         let skew = Duration::from_secs(20);
         let issued = self
             .issuer
-            .issue(&csr, &identity, self.lifetime, skew, SystemTime::now())
+            .issue(&csr, &identity, Duration::from_secs(3_600), skew, SystemTime::now())
             .unwrap();
         let mut pem = String::new();
         for der in std::iter::once(&issued.leaf).chain(&issued.intermediates) {
@@ -151,16 +233,18 @@ impl Identity for ControlPlane {
             .identity
             .parse()
             .map_err(|_| Status::invalid_argument("identity"))?;
+        let Issuance {
+            lifetime,
+            skew,
+            refuse,
+        } = *self.issuance.borrow();
+        if refuse {
+            return Err(Status::unavailable("no certificates today"));
+        }
         let csr = request.certificate_signing_request.into();
         let issued = self
             .issuer
-            .issue(
-                &csr,
-                &identity,
-                self.lifetime,
-                Duration::from_secs(20),
-                SystemTime::now(),
-            )
+            .issue(&csr, &identity, lifetime, skew, SystemTime::now())
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Reply::new(CertifyResponse {
             leaf_certificate: issued.leaf.to_vec(),
@@ -665,4 +749,128 @@ where
             .is_ok(),
         "never: {what}"
     );
+}
+
+/// What follows a transport header.
+#[derive(Clone, Copy)]
+pub enum Session {
+    Opaque,
+    Http1,
+    Http2,
+}
+
+/// A direct connection to a proxy, as another proxy makes it, for the application's `port`.
+pub async fn direct(
+    credentials: &Credentials,
+    proxy: SocketAddr,
+    identity: &str,
+    port: u16,
+    session: Session,
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    use tokio::io::AsyncWriteExt as _;
+    let config = credentials.client(&identity.parse().unwrap(), true);
+    let name = rustls_pki_types::ServerName::try_from(identity.to_owned()).unwrap();
+    let socket = TcpStream::connect(proxy).await?;
+    let mut tls = tokio_rustls::TlsConnector::from(config)
+        .connect(name, socket)
+        .await?;
+    // `port` is field 1, `session_protocol` field 3 with an empty message for each protocol.
+    let mut message = vec![
+        0x08,
+        (port & 0x7f) as u8 | 0x80,
+        (port >> 7 & 0x7f) as u8 | 0x80,
+        (port >> 14) as u8,
+    ];
+    match session {
+        Session::Opaque => {}
+        Session::Http1 => message.extend([0x1a, 2, 0x0a, 0]),
+        Session::Http2 => message.extend([0x1a, 2, 0x12, 0]),
+    }
+    let mut header = b"transport.l5d.io/v1\r\n\r\n".to_vec();
+    header.extend((message.len() as u32).to_be_bytes());
+    header.extend(message);
+    tls.write_all(&header).await?;
+    Ok(tls)
+}
+
+/// Holds back the answers to `/wait` until it is opened.
+#[derive(Clone)]
+pub struct Gate {
+    waiting: watch::Sender<usize>,
+    open: watch::Sender<bool>,
+}
+
+impl Gate {
+    pub fn closed() -> Self {
+        Self {
+            waiting: watch::Sender::new(0),
+            open: watch::Sender::new(false),
+        }
+    }
+
+    pub async fn pass(&self) {
+        self.waiting.send_modify(|n| *n += 1);
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+    }
+
+    /// Until so many have come.
+    pub async fn reached(&self, n: usize) {
+        let mut waiting = self.waiting.subscribe();
+        within(waiting.wait_for(|waiting| *waiting >= n)).await.unwrap();
+    }
+
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+/// Like [`app`], with a gate before `/wait`.
+pub async fn gated(ip: &str, gate: Gate) -> SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let gate = gate.clone();
+            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                let gate = gate.clone();
+                async move {
+                    if request.uri().path() == "/wait" {
+                        gate.pass().await;
+                    }
+                    Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from("done"))))
+                }
+            });
+            tokio::spawn(async move {
+                let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                let _ = server.serve_connection(TokioIo::new(socket), service).await;
+            });
+        }
+    });
+    addr
+}
+
+/// The answer, or a failed test.
+pub async fn within<F: Future>(future: F) -> F::Output {
+    let answer = tokio::time::timeout(Duration::from_secs(20), future).await;
+    answer.expect("an answer within 20 s")
+}
+
+/// An application that answers 500 until its gate is opened.
+pub async fn failing(ip: &str) -> (SocketAddr, Gate) {
+    let (listener, gate) = (TcpListener::bind((ip, 0)).await.unwrap(), Gate::closed());
+    let (addr, health) = (listener.local_addr().unwrap(), gate.clone());
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let health = health.clone();
+            let service = hyper::service::service_fn(move |_: Request<hyper::body::Incoming>| {
+                let status = if *health.open.borrow() { 200 } else { 500 };
+                let response = Response::builder().status(status).body(Full::<Bytes>::default());
+                async move { response }
+            });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service),
+            );
+        }
+    });
+    (addr, gate)
 }
