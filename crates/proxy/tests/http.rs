@@ -254,9 +254,7 @@ async fn raw(answer: &'static [u8]) -> (SocketAddr, mpsc::UnboundedReceiver<Stri
                     }
                     if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
                         let mut body = String::new();
-                        while !body.ends_with("0\r\n\r\n")
-                            && !(body.contains("0\r\n") && body.ends_with("\r\n\r\n"))
-                        {
+                        while !(body.contains("0\r\n") && body.ends_with("\r\n\r\n")) {
                             if socket.read_line(&mut body).await.unwrap_or(0) == 0 {
                                 return;
                             }
