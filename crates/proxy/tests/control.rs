@@ -96,7 +96,7 @@ async fn traffic_goes_on_without_a_control_plane_and_follows_it_when_it_is_back(
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_share_the_load_and_are_counted_once() {
     if std::thread::available_parallelism().map_or(1, std::num::NonZero::get) < 2 {
-        eprintln!("skipped: this machine has one core, so there is one worker");
+        skipped("this machine has one core, so there is one worker");
         return;
     }
     let control = ControlPlane::start().await;

@@ -34,7 +34,7 @@ macro_rules! own_address_or_skip {
         match own_address() {
             Some(ip) => ip,
             None => {
-                eprintln!("skipped: this machine has only a loopback address");
+                skipped("this machine has only a loopback address");
                 return;
             }
         }
