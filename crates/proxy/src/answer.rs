@@ -195,3 +195,71 @@ impl RequestKind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::body::Unobserved;
+
+    fn answered(why: &Why, version: Version, content_type: &str, tell: bool) -> Response<Body<Unobserved>> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, content_type.parse().unwrap());
+        why.response(version, &RequestKind::of(&headers), tell)
+    }
+
+    #[test]
+    fn every_failure_has_its_status_its_grpc_code_and_its_word_on_the_connection() {
+        let injected = Why::Injected {
+            status: 503,
+            grpc: None,
+            message: "for a test".into(),
+        };
+        let redirected = Why::Redirected {
+            status: 302,
+            location: "http://there/".into(),
+        };
+        for (why, status, grpc, closes) in [
+            (Why::Malformed("two lengths"), 400, "3", true),
+            (Why::Internal("unexpected error"), 500, "13", true),
+            (Why::BadGateway("client error (Connect)"), 502, "14", true),
+            (Why::Reset(h2::Reason::CANCEL), 502, "14", true),
+            (Why::ConnectTimeout, 504, "4", true),
+            (Why::FailFast, 504, "4", true),
+            (Why::RequestTimeout, 504, "4", false),
+            (Why::Overloaded, 503, "14", true),
+            (Why::Denied, 403, "7", false),
+            (Why::Loop, 508, "10", true),
+            (Why::NoRoute, 404, "5", false),
+            (injected, 503, "9", false),
+            (redirected, 302, "5", false),
+        ] {
+            let plain = answered(&why, Version::HTTP_11, "text/plain", true);
+            let header = |name: &str| plain.headers().get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(plain.status().as_u16(), status, "{why:?}");
+            assert_eq!(header("l5d-proxy-error"), Some(why.message()));
+            assert_eq!(
+                header("l5d-proxy-connection"),
+                closes.then_some("close"),
+                "{why:?}"
+            );
+            assert_eq!(header("connection"), closes.then_some("close"), "{why:?}");
+            assert_eq!(header("content-length"), Some("0"));
+
+            let rpc = answered(&why, Version::HTTP_2, "application/grpc+proto", true);
+            let header = |name: &str| rpc.headers().get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(rpc.status(), 200, "{why:?}");
+            assert_eq!(header("grpc-status"), Some(grpc), "{why:?}");
+            assert_eq!(header("grpc-message"), Some(why.message()));
+            assert_eq!(header("connection"), None, "HTTP/2 has no such header");
+        }
+    }
+
+    #[test]
+    fn strangers_are_told_nothing_but_the_status() {
+        let answer = answered(&Why::FailFast, Version::HTTP_2, "application/grpc", false);
+        for name in ["l5d-proxy-error", "l5d-proxy-connection", "grpc-message"] {
+            assert!(!answer.headers().contains_key(name), "{name}");
+        }
+        assert_eq!(answer.headers()["grpc-status"], "4");
+    }
+}

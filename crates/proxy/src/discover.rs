@@ -224,6 +224,23 @@ fn local(config: &Config) -> impl Fn(IpAddr) -> bool + '_ {
     |ip| config.inbound.ips.contains(&ip)
 }
 
+/// Grows with every failure.
+struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(BACKOFF_MIN)
+    }
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let wait = self.0;
+        self.0 = (wait * 2).min(BACKOFF_MAX);
+        wait
+    }
+}
+
 /// How a stream ended.
 enum Ended {
     /// Quietly, or with an error that a new attempt may cure.
@@ -242,7 +259,7 @@ async fn follow<T, O>(
 ) where
     O: Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
 {
-    let mut backoff = BACKOFF_MIN;
+    let mut backoff = Backoff::default();
     loop {
         let mut answered = false;
         let ended = stream(config, open(), &is_final, |update| {
@@ -250,26 +267,25 @@ async fn follow<T, O>(
             message(Ok(update))
         })
         .await;
-        let mut wait = backoff;
-        match ended {
+        let wait = match ended {
             None => return,
             Some(Ended::Final(status)) => {
                 if !message(Err(status)) {
                     return;
                 }
                 // The world may change: ask again, but rarely.
-                wait = REFUSED_AGAIN;
+                REFUSED_AGAIN
             }
             Some(Ended::Again(status)) => {
-                if answered {
-                    (backoff, wait) = (BACKOFF_MIN, BACKOFF_MIN);
-                }
                 tracing::debug!(what, code = ?status.code(), message = status.message(), "Control plane stream ended");
+                if answered {
+                    backoff = Backoff::default();
+                }
+                backoff.next()
             }
-        }
+        };
         let jitter = rand::rng().random_range(0.8..1.2);
         tokio::time::sleep(wait.mul_f64(jitter)).await;
-        backoff = (backoff * 2).min(BACKOFF_MAX);
     }
 }
 
@@ -546,6 +562,19 @@ mod tests {
                 ..Default::default()
             })),
         }
+    }
+
+    #[test]
+    fn a_control_plane_that_was_away_for_long_is_still_heard_within_two_seconds() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..1_000).map(|_| backoff.next()).collect();
+        assert_eq!(waits[..4], [100, 200, 400, 800].map(Duration::from_millis));
+        // With its jitter, and time to connect.
+        assert!(
+            waits
+                .iter()
+                .all(|wait| wait.mul_f64(1.2) < Duration::from_millis(1_500))
+        );
     }
 
     #[test]
