@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -166,6 +167,12 @@ impl Busy {
 /// How soon a request that waits looks again at an endpoint under probe.
 const PROBE_POLL: Duration = Duration::from_millis(20);
 
+/// Would connecting there reach the pod's own private ports? The unspecified address does too.
+fn is_own_host(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_loopback() || ip.is_unspecified()
+}
+
 /// On which side of the proxy a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -297,7 +304,7 @@ impl Peer {
             ),
         };
         let mut addr = endpoint.addr;
-        if endpoint.tls == EndpointTls::Unusable || (addr.ip().is_loopback() && !shared.loopback_allowed) {
+        if endpoint.tls == EndpointTls::Unusable || (is_own_host(addr.ip()) && !shared.loopback_allowed) {
             return Err(ConnectError::Forbidden);
         }
         if let (EndpointTls::Mutual { .. }, Some(port)) = (&endpoint.tls, endpoint.inbound_port) {
@@ -443,5 +450,26 @@ impl Peer {
         self.h1
             .borrow_mut()
             .retain(|kept| !kept.sender.is_closed() && now.duration_since(kept.since) < idle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_say_this_host_is_known() {
+        for (ip, own) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9", true),
+            ("0.0.0.0", true),
+            ("::1", true),
+            ("::", true),
+            ("::ffff:127.0.0.1", true),
+            ("::ffff:10.0.0.1", false),
+            ("10.0.0.1", false),
+        ] {
+            assert_eq!(is_own_host(ip.parse().unwrap()), own, "{ip}");
+        }
     }
 }
