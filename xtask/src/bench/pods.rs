@@ -16,6 +16,7 @@ use super::process::Process;
 pub(super) const SERVICE: &str = "10.0.0.1:80";
 /// Our proxies' own connections carry it, since there is only one user in these namespaces.
 const MARK: &str = "2102";
+const TOKEN: &str = "token";
 const ADMIN_PORT: u16 = 4191;
 const READY_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -76,6 +77,8 @@ pub(super) struct Stage<'a> {
 impl<'a> Stage<'a> {
     pub(super) fn set(inside: &'a Inside) -> Result<Self> {
         let pods = Pods::create()?;
+        // Once: a proxy that reads it while it is written again finds it empty.
+        std::fs::write(inside.dir.join(TOKEN), "token")?;
         let bench = |role: &str| {
             let mut command = Command::new(&inside.programs.bench);
             command.env("MESH_PATH_ROLE", role);
@@ -169,8 +172,7 @@ impl<'a> Stage<'a> {
             Side::Outbound => ("outbound", &self.pods.client, CLIENT_IP, &self.control[0]),
             Side::Inbound => ("inbound", &self.pods.server, SERVER_IP, &self.control[1]),
         };
-        let token = dir.join("token");
-        std::fs::write(&token, "token")?;
+        let token = dir.join(TOKEN);
         let identity = match side {
             Side::Outbound => "client.ns.serviceaccount.identity.linkerd.cluster.local",
             Side::Inbound => NAME,
