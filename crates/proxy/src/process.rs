@@ -279,6 +279,20 @@ pub fn main(_args: Vec<OsString>) -> ExitCode {
         tracing::warn!("INBOUND_DEFAULT_POLICY is not set; using all-unauthenticated");
     }
     let grace = config.shutdown_grace;
+    // Before anything runs: a signal that comes while the proxy starts must not be lost.
+    let (started, starting) = tokio::sync::oneshot::channel();
+    let (ready, watching) = std::sync::mpsc::channel();
+    let watcher = std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || watch_signals(&ready, starting, grace));
+    if let Err(error) = watcher {
+        complain(&error.to_string());
+        return ExitCode::FAILURE;
+    }
+    if watching.recv().is_err() {
+        complain("signals cannot be received");
+        return ExitCode::FAILURE;
+    }
     let proxy = match Proxy::start(config, env, Seams::default()) {
         Ok(proxy) => proxy,
         Err(error) => {
@@ -287,14 +301,8 @@ pub fn main(_args: Vec<OsString>) -> ExitCode {
         }
     };
     tracing::info!(inbound = ?proxy.inbound, outbound = ?proxy.outbound, admin = ?proxy.admin, "Proxy started");
-    let shutdown = proxy.shutdown().clone();
-    let watching = std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || watch_signals(&shutdown, grace));
-    if let Err(error) = watching {
-        complain(&error.to_string());
-        return ExitCode::FAILURE;
-    }
+    // The watcher waits for it.
+    let _ = started.send(proxy.shutdown().clone());
     proxy.wait();
     tracing::info!("Proxy stopped");
     ExitCode::SUCCESS
@@ -306,17 +314,26 @@ fn complain(text: &str) {
     eprintln!("{text}");
 }
 
-fn watch_signals(shutdown: &Shutdown, grace: Duration) {
+fn watch_signals(
+    ready: &std::sync::mpsc::Sender<()>,
+    starting: tokio::sync::oneshot::Receiver<Shutdown>,
+    grace: Duration,
+) {
     run_local(async {
-        if let Ok(signalled) = hawser_runtime::shutdown::on_signals() {
-            tokio::select! {
-                () = signalled.cancelled() => shutdown.cancel(),
-                () = shutdown.cancelled() => {}
-            }
-            // Workers end by themselves; this is for what they can't end.
-            tokio::time::sleep(grace + Duration::from_secs(5)).await;
-            tracing::warn!("Grace period is over");
-            std::process::exit(0);
+        let signalled = match hawser_runtime::shutdown::on_signals() {
+            Ok(signalled) => signalled,
+            Err(error) => return tracing::error!(%error, "Signals cannot be received"),
+        };
+        let _ = ready.send(());
+        // Dropped if the proxy can't start.
+        let Ok(shutdown) = starting.await else { return };
+        tokio::select! {
+            () = signalled.cancelled() => shutdown.cancel(),
+            () = shutdown.cancelled() => {}
         }
+        // Workers end by themselves; this is for what they can't end.
+        tokio::time::sleep(grace + Duration::from_secs(5)).await;
+        tracing::warn!("Grace period is over");
+        std::process::exit(0);
     });
 }
