@@ -142,7 +142,8 @@ fn attempt(
 
     let merged = typed::merge(at, Some(live), config);
     let owned = typed::with_structs(at, &managers.union());
-    let gone = typed::with_structs(at, &last).difference(&owned);
+    // Whoever gives up the last label of an object doesn't give up its name.
+    let gone = stripped(typed::with_structs(at, &last).difference(&owned));
     let object = typed::without(at, &merged, &gone);
 
     let changes = Changes::between(at, live, &object);

@@ -476,3 +476,17 @@ proptest! {
         prop_assert_eq!(Set::from_json(&set.to_json()), Some(set));
     }
 }
+
+#[test]
+fn an_object_keeps_its_name_when_its_last_label_is_given_up() {
+    let mut labelled = config(json!({"replicas": 2}));
+    labelled["metadata"]["labels"] = json!({"a": "b"});
+    let apply = |live: Option<&Value>, config: &Value| {
+        apply(Some(&deployment()), live, config, by("one"), Conflicts::Refuse).expect("nobody objects")
+    };
+    let before = apply(None, &labelled);
+    let after = apply(Some(&before), &config(json!({"replicas": 2})));
+    assert_eq!(after["metadata"]["labels"], Value::Null);
+    assert_eq!(after["metadata"]["name"], "web");
+    assert_eq!(owned(&after, "one"), Some(json!({"f:spec": {"f:replicas": {}}})));
+}
