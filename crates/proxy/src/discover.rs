@@ -413,7 +413,13 @@ async fn outbound(
                         Some(profile),
                     )
                 }
-                Err(status) if matches!(status.code(), Code::NotFound | Code::PermissionDenied) => {
+                // What destination says of a Service that exists but isn't exported to the clients of a gateway.
+                Err(status)
+                    if matches!(
+                        status.code(),
+                        Code::FailedPrecondition | Code::NotFound | Code::PermissionDenied
+                    ) =>
+                {
                     (ProfileAnswer::NotExported, None)
                 }
                 Err(_) => (ProfileAnswer::Missing, None),

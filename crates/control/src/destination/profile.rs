@@ -31,10 +31,9 @@ pub fn profile(
         } => {
             topics.insert(Topic::Service(key.clone()));
             let Some(service) = state.service(key) else {
-                // What proxies take as final; after NotFound a gateway would keep its client waiting.
-                return Err(Status::failed_precondition(format!(
-                    "service {key} does not exist"
-                )));
+                // What proxies take as final; after NotFound a gateway would keep its client waiting. Not
+                // FailedPrecondition: that says of a Service that it isn't exported.
+                return Err(Status::invalid_argument(format!("service {key} does not exist")));
             };
             if service.external_name {
                 return Err(Status::invalid_argument(format!(
