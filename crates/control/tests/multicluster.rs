@@ -501,9 +501,11 @@ async fn a_missing_namespace_is_told_and_made_up_for() {
         .await;
     world
         .east
-        .expect::<CoreEvent>("only-east", "web.not-mirrored-to-east", |event| {
-            event.is_some_and(|event| event.reason.as_deref() == Some("ServiceMirroringSkipped"))
-        })
+        .expect::<CoreEvent>(
+            "only-east",
+            "web.not-mirrored-to-east.missingnamespace",
+            |event| event.is_some_and(|event| event.reason.as_deref() == Some("ServiceMirroringSkipped")),
+        )
         .await;
     world.west.namespace("only-east").await;
     world

@@ -11,7 +11,7 @@ use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client};
 use serde_json::json;
 
-use super::plan::{Kind, Plan, Verdict, Write};
+use super::plan::{Kind, Plan, Skipped, Verdict, Write};
 use crate::observe::{Key, chain};
 
 const FIELD_MANAGER: &str = "linkerd-service-mirror";
@@ -118,14 +118,23 @@ pub(crate) fn settle(plan: &Plan, failures: &Failures) -> BTreeMap<Key, Verdict>
 }
 
 /// Tells the users of the target's Service why it isn't mirrored here.
-pub(crate) async fn event(target: &Client, cluster: &str, key: &Key, uid: &str, now: &str) {
+pub(crate) async fn event(target: &Client, cluster: &str, skipped: &Skipped, now: &str) {
+    let Skipped {
+        service: key,
+        uid,
+        reason,
+        message,
+    } = skipped;
     let event = json!({
         "apiVersion": "v1", "kind": "Event",
-        // One name per Service and link, so that a repetition doesn't pile up.
-        "metadata": {"namespace": key.namespace, "name": format!("{}.not-mirrored-to-{cluster}", key.name)},
+        // One name per Service, link and reason, so that a repetition doesn't pile up.
+        "metadata": {
+            "namespace": key.namespace,
+            "name": format!("{}.not-mirrored-to-{cluster}.{}", key.name, reason.to_lowercase()),
+        },
         "involvedObject": {"apiVersion": "v1", "kind": "Service", "namespace": key.namespace, "name": key.name, "uid": uid},
         "type": "Normal", "reason": "ServiceMirroringSkipped",
-        "message": "Skipped mirroring service: namespace does not exist",
+        "message": format!("Skipped mirroring service: {message}"),
         "source": {"component": format!("linkerd-service-mirror-{cluster}")},
         "firstTimestamp": now, "lastTimestamp": now, "count": 1,
     });

@@ -256,8 +256,8 @@ impl Controller {
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let failures = apply::apply(&self.client, plan.writes.clone()).await;
         if let Some(session) = &self.session {
-            for (key, uid) in &plan.skipped {
-                apply::event(&session.client, &cluster, key, uid, &now).await;
+            for skipped in &plan.skipped {
+                apply::event(&session.client, &cluster, skipped, &now).await;
             }
         }
         let Some(link) = &snapshot.link else {

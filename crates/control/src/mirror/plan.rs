@@ -20,6 +20,7 @@ use super::snapshot::{
     Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Map, Port, Remote, RemoteService,
     Snapshot, Version, is_mirror_of,
 };
+use super::status;
 use crate::observe::Key;
 
 /// Annotations that describe the target cluster only.
@@ -37,8 +38,19 @@ pub(crate) struct Plan {
     pub writes: BTreeMap<Key, Vec<Write>>,
     /// By the target's name: what became of each exported Service, if all writes succeed.
     pub verdicts: BTreeMap<Key, Verdict>,
-    /// Services on which the target's users should see an Event, with the target's uid.
-    pub skipped: Vec<(Key, String)>,
+    /// What the target's users should be told of, in Events on their Services.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A Service that is not mirrored, and only its users can change that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    pub service: Key,
+    /// The Service's uid in the target.
+    pub uid: String,
+    /// As in the Link's condition.
+    pub reason: String,
+    pub message: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +104,8 @@ pub(crate) enum Verdict {
     NameConflict {
         local: Key,
     },
+    /// As it is, the Service can't have a mirror.
+    Unfit(String),
     Failed(String),
 }
 
@@ -118,22 +132,35 @@ fn mirror(snapshot: &Snapshot, link: &LinkView, remote: &Remote, plan: &mut Plan
             continue;
         }
         let verdict = mirror_one(snapshot, link, remote, key, service, plan);
-        if verdict == Verdict::MissingNamespace && !was_skipped(link, key) {
-            plan.skipped.push((key.clone(), service.uid.clone()));
-        }
+        plan.skipped.extend(skipped(link, key, service, &verdict));
         plan.verdicts.insert(key.clone(), verdict);
     }
 }
 
-/// Whether the Link's status says already that this Service has no namespace here; then its users were told.
-fn was_skipped(link: &LinkView, key: &Key) -> bool {
-    link.status.mirror_services.iter().any(|entry| {
+/// What to tell the users of a Service, unless the Link's status says the same already: then they were told.
+fn skipped(link: &LinkView, key: &Key, service: &RemoteService, verdict: &Verdict) -> Option<Skipped> {
+    let message = match verdict {
+        Verdict::Mirrored { .. } | Verdict::Failed(_) => return None,
+        Verdict::MissingNamespace => "namespace does not exist".to_owned(),
+        Verdict::NameConflict { local } => {
+            format!("a service {local} that belongs to somebody else has the mirror's name")
+        }
+        Verdict::Unfit(message) => message.clone(),
+    };
+    let condition = status::condition(verdict);
+    let told = link.status.mirror_services.iter().any(|entry| {
         entry.remote_ref.name == key.name
             && entry.remote_ref.namespace == key.namespace
             && entry
                 .conditions
                 .iter()
-                .any(|condition| condition.reason == "MissingNamespace")
+                .any(|old| old.reason == condition.reason && old.message == condition.message)
+    });
+    (!told).then(|| Skipped {
+        service: key.clone(),
+        uid: service.uid.clone(),
+        reason: condition.reason,
+        message,
     })
 }
 
@@ -147,14 +174,14 @@ fn mirror_one(
 ) -> Verdict {
     let name = match mirror_name(key, link) {
         Ok(name) => name,
-        Err(error) => return Verdict::Failed(format!("Failed to create mirror service: {error}")),
+        Err(error) => return Verdict::Unfit(error.to_string()),
     };
     let local = Key::new(&key.namespace, name);
     if !snapshot.namespaces.contains_key(&Key::new("", &key.namespace)) {
         return Verdict::MissingNamespace;
     }
     if service.ports.is_empty() {
-        return Verdict::Failed("Failed to create mirror service: the service exposes no ports".into());
+        return Verdict::Unfit("the service exposes no ports".into());
     }
     let found = snapshot.services.get(&local);
     if found.is_some_and(|found| !is_mirror_of(&found.labels, link.cluster.as_str())) {

@@ -205,10 +205,15 @@ fn describe(plan: &Plan) -> String {
             Verdict::Mirrored { .. } => format!("{key} is mirrored"),
             Verdict::MissingNamespace => format!("{key} has no namespace"),
             Verdict::NameConflict { local } => format!("{key} conflicts with {local}"),
+            Verdict::Unfit(why) => format!("{key} can't have a mirror: {why}"),
             Verdict::Failed(message) => format!("{key} failed: {message}"),
         });
     }
-    lines.extend(plan.skipped.iter().map(|(key, _)| format!("event on {key}")));
+    lines.extend(
+        plan.skipped
+            .iter()
+            .map(|skipped| format!("event on {}: {}", skipped.service, skipped.message)),
+    );
     lines.join("\n")
 }
 
@@ -453,7 +458,8 @@ fn a_foreign_service_with_the_mirrors_name_is_left_alone() {
          namespace test
          remote test/podinfo ports=http:9898 ready
          local service test/podinfo-east ports=http:80",
-        "test/podinfo conflicts with test/podinfo-east",
+        "test/podinfo conflicts with test/podinfo-east
+         event on test/podinfo: a service test/podinfo-east that belongs to somebody else has the mirror's name",
     );
 }
 
@@ -463,7 +469,7 @@ fn a_missing_namespace_is_told_on_the_target() {
         "link east gateway=203.0.113.7:4143
          remote test/podinfo ports=http:9898 ready",
         "test/podinfo has no namespace
-         event on test/podinfo",
+         event on test/podinfo: namespace does not exist",
     );
 }
 
@@ -478,8 +484,10 @@ fn names_that_get_too_long_and_services_without_ports_fail_alone() {
              remote test/nothing ready"
         ),
         &format!(
-            "test/{long} failed: Failed to create mirror service: \"{long}-east\" is 65 characters long; the limit is 63
-             test/nothing failed: Failed to create mirror service: the service exposes no ports"
+            "test/{long} can't have a mirror: \"{long}-east\" is 65 characters long; the limit is 63
+             test/nothing can't have a mirror: the service exposes no ports
+             event on test/{long}: \"{long}-east\" is 65 characters long; the limit is 63
+             event on test/nothing: the service exposes no ports"
         ),
     );
 }

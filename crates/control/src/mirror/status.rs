@@ -93,7 +93,8 @@ fn entry(key: &Key, mut condition: LinkCondition, previous: &LinkStatus, now: &s
     }
 }
 
-fn condition(verdict: &Verdict) -> LinkCondition {
+/// What the Link says of a Service.
+pub(super) fn condition(verdict: &Verdict) -> LinkCondition {
     let (status, reason, message) = match verdict {
         Verdict::Mirrored { .. } => ("True", "Mirrored", String::new()),
         Verdict::MissingNamespace => ("False", "MissingNamespace", "Namespace does not exist".to_owned()),
@@ -101,6 +102,11 @@ fn condition(verdict: &Verdict) -> LinkCondition {
             "False",
             "NameConflict",
             format!("{local} exists and does not belong to this link; it is left alone"),
+        ),
+        Verdict::Unfit(why) => (
+            "False",
+            "Error",
+            format!("Failed to create mirror service: {why}"),
         ),
         Verdict::Failed(message) => ("False", "Error", message.clone()),
     };
