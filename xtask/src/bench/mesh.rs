@@ -219,7 +219,7 @@ impl Api {
         // HTTP/1.0: the answer ends with the connection.
         write!(
             socket,
-            "{method} {path} HTTP/1.0\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.0\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n{body}"
         )?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer)?;
