@@ -1,0 +1,38 @@
+//! The whole system as its users have it: the built `hawser`, two linked clusters, real kubectl.
+//!
+//! `hawser demo` plays its scenario once; the tests then use what it leaves running, one after the other, and each
+//! leaves it as it was found. Tests of starting and ending come last, with sandboxes of their own. A test's name is
+//! its claim. Where the machine can't run a sandbox, every test is ignored, with the reason.
+
+mod bad_input;
+mod demo;
+mod entry;
+mod host;
+mod isolation;
+mod kubectl;
+mod recovery;
+mod runner;
+mod split;
+mod traces;
+mod user;
+mod world;
+
+use std::process::ExitCode;
+
+use runner::Test;
+
+fn main() -> ExitCode {
+    let tests: Vec<Test> = [
+        demo::TESTS,
+        kubectl::TESTS,
+        entry::TESTS,
+        isolation::TESTS,
+        split::TESTS,
+        recovery::TESTS,
+        bad_input::TESTS,
+        user::TESTS,
+        traces::TESTS,
+    ]
+    .concat();
+    runner::run(&tests)
+}
