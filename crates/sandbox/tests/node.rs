@@ -265,7 +265,10 @@ fn inside(test: &str, body: impl AsyncFnOnce(TestNode)) {
         .output()
         .is_ok_and(|output| output.status.success())
     {
-        assert!(std::env::var_os("CI").is_none(), "this machine must let tests make user namespaces");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "this machine must let tests make user namespaces"
+        );
         eprintln!("skipped: this machine doesn't let us make user namespaces");
         return;
     }

@@ -120,8 +120,11 @@ enum Subject {
 /// All bindings with their roles' rules; by namespace, empty for cluster-wide.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
-    bindings: BTreeMap<String, Vec<(Vec<Subject>, Arc<Vec<Rule>>)>>,
+    bindings: BTreeMap<String, Vec<Binding>>,
 }
+
+/// Whom a binding gives which rules.
+type Binding = (Vec<Subject>, Arc<Vec<Rule>>);
 
 impl Rules {
     fn compile(cluster: &Cluster) -> Self {

@@ -494,7 +494,7 @@ async fn bootstrap(
         };
         let (group, version) = text("/apiVersion")
             .split_once('/')
-            .unwrap_or(("", text("/apiVersion")));
+            .unwrap_or_else(|| ("", text("/apiVersion")));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("/kind")));
         let api: Api<DynamicObject> =
             Api::namespaced_with(client.clone(), text("/metadata/namespace"), &resource);

@@ -80,7 +80,8 @@ fn kubectl() -> Finding {
 
 /// The throw-away process: tries each step in the order in which a sandbox needs them, and prints the findings.
 pub(super) fn probe() -> ExitCode {
-    let steps: [(&str, fn() -> io::Result<()>, fn() -> String); 5] = [
+    type Step = (&'static str, fn() -> io::Result<()>, fn() -> String);
+    let steps: [Step; 5] = [
         ("private namespaces", namespaces, fix_namespaces),
         ("mounts", mounts, || {
             "run outside of containers, or as root".into()

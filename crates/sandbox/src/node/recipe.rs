@@ -148,11 +148,11 @@ fn process(
     let id = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
     let must_not_be_root = own
         .and_then(|own| own.run_as_non_root)
-        .or(pod.and_then(|pod| pod.run_as_non_root));
+        .or_else(|| pod.and_then(|pod| pod.run_as_non_root));
     let image_user = if must_not_be_root == Some(true) { NOBODY } else { 0 };
-    let user = id(own.and_then(|own| own.run_as_user)).or(id(pod.and_then(|pod| pod.run_as_user)));
+    let user = id(own.and_then(|own| own.run_as_user)).or_else(|| id(pod.and_then(|pod| pod.run_as_user)));
     let user = user.unwrap_or(image_user);
-    let group = id(own.and_then(|own| own.run_as_group)).or(id(pod.and_then(|pod| pod.run_as_group)));
+    let group = id(own.and_then(|own| own.run_as_group)).or_else(|| id(pod.and_then(|pod| pod.run_as_group)));
     let groups = pod
         .and_then(|pod| pod.supplemental_groups.as_deref())
         .unwrap_or_default();

@@ -315,9 +315,7 @@ impl Worker {
                 .and_then(|status| status.conditions)
                 .unwrap_or_default();
             let mut own = self.pod.status.take().unwrap_or_default();
-            own.conditions
-                .get_or_insert_default()
-                .retain(|condition| status::is_own(condition));
+            own.conditions.get_or_insert_default().retain(status::is_own);
             own.conditions
                 .get_or_insert_default()
                 .extend(foreign.into_iter().filter(|condition| !status::is_own(condition)));
@@ -416,7 +414,7 @@ impl Worker {
         let message = "Pod was active on the node longer than the specified deadline";
         self.state
             .failed
-            .get_or_insert(("DeadlineExceeded".to_owned(), message.to_owned()));
+            .get_or_insert_with(|| ("DeadlineExceeded".to_owned(), message.to_owned()));
         None
     }
 
