@@ -305,3 +305,34 @@ fn a_killed_sandbox_leaves_no_process() {
     }
     assert!(!sandbox.hawser(&["status"]).status.success());
 }
+
+#[test]
+fn a_stopped_sandbox_leaves_its_logs_and_no_secret() {
+    let Some(sandbox) = Sandbox::start("a_stopped_sandbox_leaves_its_logs_and_no_secret") else {
+        return;
+    };
+    assert!(sandbox.succeeds_in_pod(
+        "west",
+        "echo words to remember; test -s /var/run/secrets/kubernetes.io/serviceaccount/token"
+    ));
+    succeeded(&sandbox.hawser(&["down"]));
+    let mut logged = false;
+    let mut directories = vec![sandbox.dir.path().to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("ours to read") {
+            let path = entry.expect("an entry").path();
+            let kind = std::fs::symlink_metadata(&path).expect("it is there").file_type();
+            if kind.is_dir() {
+                directories.push(path);
+            } else if kind.is_file() {
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                logged |= text.contains("words to remember");
+                // How every token and every key begins.
+                let secret =
+                    text.contains("eyJ") || text.contains("PRIVATE KEY") || text.contains("client-key");
+                assert!(!secret, "{} holds a secret", path.display());
+            }
+        }
+    }
+    assert!(logged, "what the pod printed can be read");
+}

@@ -226,6 +226,34 @@ async fn a_deployment_and_its_service_come_and_go_with_their_namespace() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn services_that_come_at_once_get_different_load_balancer_addresses() {
+    let sandbox = Sandbox::start().await;
+    sandbox.namespace().await;
+    let services = sandbox.api::<Service>();
+    let service = |name: &str| {
+        let spec = json!({ "type": "LoadBalancer", "ports": [{ "port": 80 }] });
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec })
+    };
+    // Each sorts before those that are already being given an address.
+    let names: Vec<String> = (0..20).rev().map(|index| format!("s{index:02}")).collect();
+    for name in &names {
+        sandbox.create(&services, service(name)).await;
+        tokio::task::yield_now().await;
+    }
+    let ip = |service: Option<&Service>| json!(service)["status"]["loadBalancer"]["ingress"][0]["ip"].clone();
+    let mut addresses = std::collections::BTreeSet::new();
+    for name in &names {
+        until(&services, name, |service: Option<&Service>| {
+            ip(service).is_string()
+        })
+        .await;
+        addresses.insert(ip(services.get_opt(name).await.unwrap().as_ref()).to_string());
+    }
+    assert_eq!(addresses.len(), names.len());
+    sandbox.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn deleting_a_deployment_in_the_foreground_takes_everything_along() {
     let sandbox = Sandbox::start().await;
     sandbox.namespace().await;

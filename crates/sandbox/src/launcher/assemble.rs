@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{self, Answer, ClusterStatus, Command, Status};
-use super::enter::Request;
+use super::enter::{self, KUBECONFIG, Request};
 use crate::api::{Cluster, ClusterOptions, Identity, ServiceDialer};
 use crate::images::Images;
 use crate::kubelet::{BoxFuture, ClusterAddresses};
@@ -33,7 +33,6 @@ use crate::network::{self, ClusterNetwork, NetworkError, PodNetwork, plan_addres
 use crate::node::{PodNet, PodNetworks};
 use crate::{controllers, dns, node};
 
-const KUBECONFIG: &str = "kubeconfig";
 const DNS_PORT: u16 = 53;
 /// Looking into all clusters for a status must not hang on one that is cut or killed.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
@@ -110,7 +109,13 @@ async fn supervise(
         _ = int.recv() => {}
     }
     tracing::info!("the sandbox stops");
-    let _ = std::fs::remove_file(control::socket(&request.state_dir));
+    // Neither has a use any more, and one is a secret.
+    for file in [
+        control::socket(&request.state_dir),
+        request.state_dir.join(KUBECONFIG),
+    ] {
+        let _ = std::fs::remove_file(file);
+    }
     // Pods and namespaces end with this process.
     Ok(())
 }
@@ -151,12 +156,14 @@ impl Sandbox {
         let mut kubeconfigs = Vec::new();
         for (addresses, listener) in plan_addresses(&request.clusters)?.into_iter().zip(listeners) {
             let name = addresses.name.clone();
-            let dir = request.state_dir.join(&name);
+            let private = enter::private_dir(&request.state_dir).join(&name);
+            let logs = request.state_dir.join(&name).join("logs");
             let start = Start {
                 addresses,
                 listener,
                 images: &images,
-                dir: &dir,
+                private: &private,
+                logs: &logs,
                 wan: &wan,
             };
             let running = start.run(&mut tasks, &shutdown).await?;
@@ -178,6 +185,8 @@ impl Sandbox {
         let changed = match command {
             Command::Status => return Answer::Status(self.status().await),
             Command::Down => {
+                // Before the answer: whoever asked for the end may look right after it.
+                let _ = std::fs::remove_file(&self.kubeconfig);
                 self.shutdown.cancel();
                 stop.cancel();
                 return Answer::Done;
@@ -292,7 +301,10 @@ struct Start<'a> {
     addresses: ClusterAddresses,
     listener: TcpListener,
     images: &'a Images,
-    dir: &'a Path,
+    /// Seen by the sandbox alone.
+    private: &'a Path,
+    /// Stays readable when the sandbox has ended.
+    logs: &'a Path,
     wan: &'a Wan,
 }
 
@@ -372,7 +384,8 @@ impl Start<'_> {
             addresses: addresses.clone(),
             images: self.images.clone(),
             networks: Arc::new(Networks(network.clone())),
-            state_dir: self.dir.to_owned(),
+            state_dir: self.private.to_owned(),
+            log_dir: self.logs.to_owned(),
             node_name: format!("{cluster}-node"),
             labels: BTreeMap::new(),
             host_paths: Vec::new(),

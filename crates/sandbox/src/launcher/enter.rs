@@ -36,6 +36,7 @@ pub const PROGRAM: &str = "hawser-sandbox";
 
 const REQUEST: &str = "sandbox.json";
 const LOG: &str = "sandbox.log";
+pub(super) const KUBECONFIG: &str = "kubeconfig";
 /// How long the end of its input may take to end a sandbox.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Kinds of namespace besides the network's, which the supervisor makes.
@@ -52,6 +53,11 @@ pub struct Request {
     pub clusters: Vec<String>,
     /// Logs, kubeconfig and control socket live here; made with mode 0700.
     pub state_dir: PathBuf,
+}
+
+/// A directory in memory that only the sandbox's own processes see.
+pub(super) fn private_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("run")
 }
 
 /// Whether the sandbox ends with its caller.
@@ -105,10 +111,12 @@ impl Entered {
                 // Init is told by the kernel that outer died.
                 let _ = self.outer.kill();
                 let _ = self.outer.wait();
-                return;
+                break;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        // A secret that opens nothing any more.
+        let _ = fs::remove_file(self.state_dir.join(KUBECONFIG));
     }
 }
 
@@ -292,8 +300,16 @@ fn init(dir: &Path) -> io::Result<ExitCode> {
     let none: Option<&str> = None;
     // Nothing mounted here is seen outside, and the other way round.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, none)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let proc_flags = flags | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), proc_flags, none)?;
+    // Pods' volumes hold tokens: in memory only, and gone with this namespace however it ends.
+    let private = private_dir(dir);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&private)?;
+    mount(Some("tmpfs"), &private, Some("tmpfs"), flags, Some("mode=0700"))?;
     let supervisor = again("supervisor", dir).stdin(Stdio::null()).spawn()?;
     let supervisor = Pid::from_raw(i32::try_from(supervisor.id()).map_err(io::Error::other)?);
     loop {

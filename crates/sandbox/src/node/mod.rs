@@ -71,9 +71,12 @@ pub struct AgentConfig {
     /// Its executable is also the container starter.
     pub images: Images,
     pub networks: Arc<dyn PodNetworks>,
-    /// Holds logs and volumes, secrets among them: best on a tmpfs that only the agent sees. What an earlier agent
-    /// left there is removed.
+    /// Holds volumes, secrets among them: best on a tmpfs that only the agent sees. What an earlier agent left there
+    /// is removed.
     pub state_dir: PathBuf,
+    /// Holds what containers print, a file per run: `NAMESPACE_POD_UID/CONTAINER/RUN.log`. What an earlier agent left
+    /// there is removed.
+    pub log_dir: PathBuf,
     pub node_name: String,
     /// Labels of the Node beside the usual ones.
     pub labels: BTreeMap<String, String>,
@@ -135,17 +138,16 @@ impl Agent {
 
     fn prepare_state_dir(&self) -> Result<(), AgentError> {
         use std::os::unix::fs::DirBuilderExt;
-        let path = self.config.state_dir.join("pods");
-        let failed = |source| AgentError::StateDir {
-            path: path.clone(),
-            source,
-        };
-        worker::remove_pod_directory(&path).map_err(failed)?;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .map_err(failed)
+        for path in [self.config.state_dir.join("pods"), self.config.log_dir.clone()] {
+            let prepared = worker::remove_pod_directory(&path).and_then(|()| {
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&path)
+            });
+            prepared.map_err(|source| AgentError::StateDir { path, source })?;
+        }
+        Ok(())
     }
 
     fn workers(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, WorkerHandle>> {

@@ -148,6 +148,7 @@ pub(super) struct Worker {
     name: String,
     uid: String,
     directory: PathBuf,
+    log_directory: PathBuf,
     updates: watch::Receiver<Option<Pod>>,
     sources: Arc<Notify>,
     view: watch::Sender<Arc<View>>,
@@ -189,12 +190,16 @@ impl Worker {
             .and_then(|status| status.phase.as_deref())
             .is_some_and(status::is_over);
         let spec = pod.spec.clone().unwrap_or_default();
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let name = pod.metadata.name.clone().unwrap_or_default();
         let directory = agent.config.state_dir.join("pods").join(&uid);
+        let log_directory = agent.config.log_dir.join(format!("{namespace}_{name}_{uid}"));
         let mut worker = Self {
-            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-            name: pod.metadata.name.clone().unwrap_or_default(),
+            namespace,
+            name,
             uid,
             directory,
+            log_directory,
             updates,
             sources,
             view,
@@ -279,8 +284,10 @@ impl Worker {
         if !self.gone {
             delete(&self.pods(), &self.name, &self.uid).await;
         }
-        if let Err(error) = remove_pod_directory(&self.directory) {
-            tracing::warn!(pod = self.name, namespace = self.namespace, %error, "removing the pod's directory");
+        for directory in [&self.directory, &self.log_directory] {
+            if let Err(error) = remove_pod_directory(directory) {
+                tracing::warn!(pod = self.name, namespace = self.namespace, %error, "removing the pod's directory");
+            }
         }
     }
 
@@ -664,10 +671,12 @@ impl Worker {
     async fn launch(&mut self, container: &Container, id: &str) -> Result<(), Refusal> {
         let name = container.name.as_str();
         let own = self.directory.join("containers").join(name);
+        let log_directory = self.log_directory.join(name);
         let (root, termination_log) = (own.join("root"), own.join("termination-log"));
         let restarts = self.state.containers.get(name).map_or(0, |state| state.restarts);
         let files = || {
             fs::create_dir_all(&root)?;
+            fs::create_dir_all(&log_directory)?;
             fs::write(&termination_log, "")?;
             fs::set_permissions(
                 &termination_log,
@@ -707,7 +716,7 @@ impl Worker {
         let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
             unreachable!("start() was asked for pipes");
         };
-        let log = Log::new(own.join(format!("{restarts}.log")));
+        let log = Log::new(log_directory.join(format!("{restarts}.log")));
         let logs = self.logs.entry(name.to_owned()).or_default();
         if let Some(forgotten) = logs.previous.take() {
             forgotten.remove();
