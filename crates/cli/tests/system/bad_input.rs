@@ -69,7 +69,7 @@ fn every_command_line_error_says_what_failed_why_and_what_to_try(world: &World) 
         ),
         (
             format!("sandbox --state-dir {running} kill-api north"),
-            "no cluster is called north",
+            "no cluster north",
         ),
         (
             format!("sandbox --state-dir {running} up other"),
