@@ -61,7 +61,9 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Problem> {
     print_line("clusters: west and east, each with its own network, API server and node");
     // Before any thread: see `enter::start`.
     let mut entered = sandbox::begin(&dir, vec![WEST.into(), EAST.into()], Attachment::Attached)?;
-    let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |waiting| sandbox::progress(&waiting))?;
+    let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |waiting| {
+        sandbox::progress(&waiting)
+    })?;
     sandbox::progress("");
     print_line(&format!(
         "  ok  clusters are up ({:.1} s)",
