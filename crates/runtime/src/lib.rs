@@ -4,6 +4,7 @@
 //! and uses only the pieces here.
 
 pub mod admin;
+pub mod exposition;
 pub mod logging;
 pub mod metrics;
 pub mod readiness;

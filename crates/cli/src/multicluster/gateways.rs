@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hawser_crd::keys;
+use hawser_runtime::exposition::samples;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::ListParams;
@@ -151,18 +152,13 @@ fn admin_port(pod: &Pod) -> Option<u16> {
 /// The gauges of an exposition, by target cluster.
 fn by_cluster(text: &str) -> BTreeMap<String, BTreeMap<String, f64>> {
     let mut clusters: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
-    for line in text.lines() {
-        let Some((name, rest)) = line.split_once("{target_cluster_name=\"") else {
-            continue;
-        };
-        let Some((cluster, value)) = rest.split_once("\"} ") else {
-            continue;
-        };
-        if let Ok(value) = value.trim().parse() {
+    for sample in samples(text).flatten() {
+        let mut labels = sample.labels.iter();
+        if let (Some(("target_cluster_name", cluster)), None) = (labels.next(), labels.next()) {
             clusters
-                .entry(cluster.to_owned())
+                .entry(cluster.into_owned())
                 .or_default()
-                .insert(name.to_owned(), value);
+                .insert(sample.name.to_owned(), sample.value);
         }
     }
     clusters
