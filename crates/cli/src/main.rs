@@ -6,6 +6,7 @@
 
 mod apply;
 mod certs;
+mod check;
 mod demo;
 mod failover;
 mod inject;

@@ -8,6 +8,7 @@
 mod anchors;
 mod authority;
 mod credentials;
+mod describe;
 mod key;
 mod verify;
 
@@ -16,6 +17,7 @@ pub use authority::{
     Created, Issued, Issuer, Validity, check_csr, create_issuer, create_root, create_server, is_csr,
 };
 pub use credentials::{Credentials, anonymous_client, provider};
+pub use describe::{Description, inspecting_client};
 pub use key::{PrivateKey, csr};
 pub use verify::{Refusal, peer_identity, refusal};
 

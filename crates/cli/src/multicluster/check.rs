@@ -1,6 +1,6 @@
 //! `check`: looks for what commonly goes wrong between clusters, and says it in the words of Linkerd's checks.
 //!
-//! Each check gathers what it needs and answers with an [`Outcome`]; printing and the exit code are decided once.
+//! Each check gathers what it needs and answers with an [`Outcome`]; [`crate::check`] shows them.
 //! Source: `spec/multicluster.md` 4.7. A check without anything to look at prints nothing.
 
 use std::collections::BTreeSet;
@@ -22,11 +22,11 @@ use tokio::time::{Duration, Instant};
 
 use super::gateways::{self, SCRAPE_DEADLINE};
 use super::{manifests, mesh_values};
+use crate::check::{Category, Format, Outcome, Report, until};
 use crate::kube::{ClusterArgs, is_missing};
 use crate::problem::Problem;
 
 const CATEGORY: &str = "linkerd-multicluster";
-const HINTS: &str = "https://linkerd.io/2/checks/#";
 /// One check's patience with a cluster.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -35,28 +35,10 @@ pub(super) struct CheckArgs {
     /// How long to wait for controllers to run
     #[arg(long, default_value = "300s")]
     wait: String,
-    /// table, json or short
-    #[arg(short, long, default_value = "table")]
-    output: String,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
     #[arg(short, long, default_value = keys::MULTICLUSTER_NAMESPACE)]
     namespace: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Outcome {
-    /// With one line for each thing that is fine.
-    Fine(Vec<String>),
-    Warning(String),
-    Error(String),
-    /// There is nothing to check.
-    Skipped,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Row {
-    description: &'static str,
-    anchor: &'static str,
-    outcome: Outcome,
 }
 
 /// What checks have in common.
@@ -96,106 +78,89 @@ pub(super) async fn run(cluster: &ClusterArgs, args: CheckArgs) -> Result<ExitCo
         connect: mirror::connector(),
         deadline: Instant::now() + wait,
     };
-    let rows = subject.check().await;
-    let text = match args.output.as_str() {
-        "json" => json_text(&rows),
-        "short" => table(rows.iter().filter(|row| !matches!(row.outcome, Outcome::Fine(_)))),
-        _ => table(rows.iter()),
-    };
-    super::write_out(&text)?;
-    let is_fine = !rows.iter().any(|row| matches!(row.outcome, Outcome::Error(_)));
-    Ok(if is_fine {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    let mut report = Report::default();
+    report.push(subject.check().await);
+    super::write_out(&report.text(args.output))?;
+    Ok(report.code())
 }
 
 impl Subject {
-    async fn check(&mut self) -> Vec<Row> {
-        let row = |description, anchor, outcome| Row {
-            description,
-            anchor,
-            outcome,
-        };
+    async fn check(&mut self) -> Category {
+        let mut category = Category::new(CATEGORY);
         let links: Api<Link> = Api::all(self.client.clone());
-        let listed = match tokio::time::timeout(DEADLINE, links.list(&ListParams::default())).await {
-            Ok(listed) => listed.map_err(|error| error.to_string()),
-            Err(_) => Err("the API server did not answer".to_owned()),
+        let listed = bounded(links.list(&ListParams::default())).await;
+        let (links, served) = match listed {
+            Ok(links) => (links.items, Outcome::fine()),
+            Err(error) => (Vec::new(), Outcome::Error(error)),
         };
-        let listed = match listed {
-            Ok(listed) => listed.items,
-            // The rest needs the links.
-            Err(error) => {
-                return vec![row(
-                    "Link CRD exists",
-                    "l5d-multicluster-link-crd-exists",
-                    Outcome::Error(error),
-                )];
-            }
-        };
-        self.links = listed;
-        let mut rows = vec![row(
+        self.links = links;
+        let passed = category.row(
             "Link CRD exists",
             "l5d-multicluster-link-crd-exists",
-            Outcome::Fine(vec![]),
-        )];
-        rows.push(row(
+            "hawser mc install | kubectl apply -f -",
+            served,
+        );
+        if !passed {
+            // The rest needs the links.
+            return category;
+        }
+        category.row(
             "Link resources are valid",
             "l5d-multicluster-links-are-valid",
+            "link again: hawser mc link --cluster-name NAME | kubectl apply -f -",
             self.links_are_valid(),
-        ));
+        );
         if !self.links.is_empty() {
-            let credentials = self.credentials_are_valid().await;
-            rows.push(row(
+            category.row(
                 "remote cluster access credentials are valid",
                 "l5d-smc-target-clusters-access",
-                credentials,
-            ));
-            let anchors = self.clusters_share_anchors().await;
-            rows.push(row(
+                "link again: hawser mc link --cluster-name NAME | kubectl apply -f -",
+                self.credentials_are_valid().await,
+            );
+            category.row(
                 "clusters share trust anchors",
                 "l5d-multicluster-clusters-share-anchors",
-                anchors,
-            ));
-            let permissions = self.controllers_have_permissions().await;
-            rows.push(row(
+                "give both clusters one bundle: hawser upgrade --identity-trust-anchors-file bundle.crt | kubectl apply -f -",
+                self.clusters_share_anchors().await,
+            );
+            category.row(
                 "service mirror controller has required permissions",
                 "l5d-multicluster-source-rbac-correct",
-                permissions,
-            ));
-            let running = self.controllers_run().await;
-            rows.push(row(
+                "link again: hawser mc link --cluster-name NAME | kubectl apply -f -",
+                self.controllers_have_permissions().await,
+            );
+            category.row(
                 "service mirror controllers are running",
                 "l5d-multicluster-service-mirror-running",
-                running,
-            ));
-            let gateways = self.gateways_answer().await;
-            rows.push(row(
+                format!("kubectl -n {} describe pods", self.namespace),
+                self.controllers_run().await,
+            );
+            category.row(
                 "probe services able to communicate with all gateway mirrors",
                 "l5d-multicluster-gateways-endpoints",
-                gateways,
-            ));
-            let endpoints = self.mirrors_have_endpoints().await;
-            rows.push(row(
+                "hawser mc gateways, and the target's kubectl -n linkerd-multicluster get svc,pods",
+                self.gateways_answer().await,
+            );
+            category.row(
                 "all mirror services have endpoints",
                 "l5d-multicluster-services-endpoints",
-                endpoints,
-            ));
-            let orphans = self.mirrors_have_links().await;
-            rows.push(row(
+                "look for pods behind the exported services of the target",
+                self.mirrors_have_endpoints().await,
+            );
+            category.row(
                 "all mirror services are part of a Link",
                 "l5d-multicluster-orphaned-services",
-                orphans,
-            ));
+                "delete them, or link their cluster again",
+                self.mirrors_have_links().await,
+            );
         }
-        let proxies = self.proxies_are_healthy().await;
-        rows.push(row(
+        category.row(
             "multicluster extension proxies are healthy",
             "l5d-multicluster-proxy-healthy",
-            proxies,
-        ));
-        rows
+            format!("kubectl -n {} get pods", self.namespace),
+            self.proxies_are_healthy().await,
+        );
+        category
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
@@ -205,7 +170,7 @@ impl Subject {
     }
 
     fn links_are_valid(&self) -> Outcome {
-        each(self.links.iter().map(|link| {
+        Outcome::each(self.links.iter().map(|link| {
             let name = link.name_any();
             let spec = &link.spec;
             let parsed = spec
@@ -247,7 +212,7 @@ impl Subject {
                     .map_err(|error| format!("{}: {error}", link.name_any())),
             );
         }
-        each(results.into_iter())
+        Outcome::each(results)
     }
 
     async fn credential_is_valid(&self, link: &Link) -> Result<String, String> {
@@ -288,7 +253,7 @@ impl Subject {
                 Err(error) => Err(format!("Problematic clusters:\n* {}: {error}", link.name_any())),
             });
         }
-        each(results.into_iter())
+        Outcome::each(results)
     }
 
     async fn anchors(&self, client: &Client, namespace: &str) -> Result<TrustAnchors, String> {
@@ -310,7 +275,7 @@ impl Subject {
         for name in self.names() {
             results.push(self.has_permissions(name).await.map(|()| name.to_owned()));
         }
-        each(results.into_iter())
+        Outcome::each(results)
     }
 
     /// Either by the names that `link` gives, or by those of an extension that manages its controllers.
@@ -357,17 +322,14 @@ impl Subject {
     }
 
     async fn controllers_run(&self) -> Outcome {
-        loop {
+        until(self.deadline, "service mirror controllers", async || {
             let mut results = Vec::new();
             for name in self.names() {
                 results.push(self.controller_runs(name).await.map(|()| name.to_owned()));
             }
-            let is_fine = results.iter().all(Result::is_ok);
-            if is_fine || Instant::now() >= self.deadline {
-                return each(results.into_iter());
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+            Outcome::each(results)
+        })
+        .await
     }
 
     async fn controller_runs(&self, cluster: &str) -> Result<(), String> {
@@ -436,7 +398,7 @@ impl Subject {
                 (Err(error), _) => Err(format!("{name}: {error}")),
             });
         }
-        each(results.into_iter())
+        Outcome::each(results)
     }
 
     async fn probe_has_endpoints(&self, cluster: &str) -> Result<(), String> {
@@ -492,7 +454,7 @@ impl Subject {
             }
         }
         match without.is_empty() {
-            true => Outcome::Fine(vec![]),
+            true => Outcome::fine(),
             false => Outcome::Error(format!(
                 "some mirror services have no endpoints: {}",
                 without.join(", ")
@@ -518,7 +480,7 @@ impl Subject {
             .map(|mirror| format!("{}/{}", mirror.namespace().unwrap_or_default(), mirror.name_any()))
             .collect();
         match orphans.is_empty() {
-            true => Outcome::Fine(vec![]),
+            true => Outcome::fine(),
             false => Outcome::Warning(format!("mirror services without a Link: {}", orphans.join(", "))),
         }
     }
@@ -536,7 +498,7 @@ impl Subject {
             .collect();
         match (pods.is_empty(), unready.is_empty()) {
             (true, _) => Outcome::Skipped,
-            (_, true) => Outcome::Fine(vec![]),
+            (_, true) => Outcome::fine(),
             (_, false) => Outcome::Warning(format!("pods without a ready proxy: {}", unready.join(", "))),
         }
     }
@@ -557,114 +519,5 @@ async fn bounded<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Re
         Ok(Err(error)) if is_missing(&error) => Err("it does not exist".to_owned()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer within {DEADLINE:?}")),
-    }
-}
-
-/// One outcome of many: fine if all are, skipped if there are none.
-fn each(results: impl Iterator<Item = Result<String, String>>) -> Outcome {
-    let (mut fine, mut errors) = (Vec::new(), Vec::new());
-    for result in results {
-        match result {
-            Ok(name) => fine.push(name),
-            Err(error) => errors.push(error),
-        }
-    }
-    match (fine.is_empty(), errors.is_empty()) {
-        (true, true) => Outcome::Skipped,
-        (_, true) => Outcome::Fine(fine),
-        _ => Outcome::Error(errors.join("\n")),
-    }
-}
-
-fn table<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
-    let mut text = format!("{CATEGORY}\n{}\n", "-".repeat(CATEGORY.len()));
-    let mut is_fine = true;
-    for row in rows {
-        let (mark, detail) = match &row.outcome {
-            Outcome::Skipped => continue,
-            Outcome::Fine(names) => {
-                text += &format!("√ {}\n", row.description);
-                text.extend(names.iter().map(|name| format!("\t* {name}\n")));
-                continue;
-            }
-            Outcome::Warning(detail) => ("‼", detail),
-            Outcome::Error(detail) => ("×", detail),
-        };
-        is_fine &= mark != "×";
-        text += &format!("{mark} {}\n", row.description);
-        text.extend(detail.lines().map(|line| format!("    {line}\n")));
-        text += &format!("    see {HINTS}{} for hints\n", row.anchor);
-    }
-    text += &format!("\nStatus check results are {}\n", if is_fine { "√" } else { "×" });
-    text
-}
-
-fn json_text(rows: &[Row]) -> String {
-    let checks: Vec<_> = rows
-        .iter()
-        .filter_map(|row| {
-            let (result, error) = match &row.outcome {
-                Outcome::Skipped => return None,
-                Outcome::Fine(_) => ("success", None),
-                Outcome::Warning(detail) => ("warning", Some(detail)),
-                Outcome::Error(detail) => ("error", Some(detail)),
-            };
-            let mut check = json!({"description": row.description, "result": result});
-            if let Some(error) = error {
-                check["error"] = error.clone().into();
-                check["hint"] = format!("{HINTS}{}", row.anchor).into();
-            }
-            Some(check)
-        })
-        .collect();
-    let is_fine = !rows.iter().any(|row| matches!(row.outcome, Outcome::Error(_)));
-    let report = json!({"success": is_fine, "categories": [{"categoryName": CATEGORY, "checks": checks}]});
-    format!("{report:#}\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(description: &'static str, outcome: Outcome) -> Row {
-        Row {
-            description,
-            anchor: "l5d-anchor",
-            outcome,
-        }
-    }
-
-    #[test]
-    fn the_table_shows_what_is_fine_and_what_to_read_when_it_is_not() {
-        let rows = [
-            row("Link CRD exists", Outcome::Fine(vec![])),
-            row("Link resources are valid", Outcome::Fine(vec!["east".into()])),
-            row("skipped", Outcome::Skipped),
-            row("orphans", Outcome::Warning("a, b".into())),
-            row("anchors", Outcome::Error("Problematic clusters:\n* east".into())),
-        ];
-        assert_eq!(
-            table(rows.iter()),
-            "linkerd-multicluster\n--------------------\n\
-             √ Link CRD exists\n\
-             √ Link resources are valid\n\t* east\n\
-             ‼ orphans\n    a, b\n    see https://linkerd.io/2/checks/#l5d-anchor for hints\n\
-             × anchors\n    Problematic clusters:\n    * east\n    see https://linkerd.io/2/checks/#l5d-anchor for hints\n\
-             \nStatus check results are ×\n"
-        );
-    }
-
-    #[test]
-    fn one_failure_among_many_fails_the_check() {
-        let ok = |name: &str| Ok(name.to_owned());
-        assert_eq!(
-            each([ok("east"), ok("north")].into_iter()),
-            Outcome::Fine(vec!["east".into(), "north".into()])
-        );
-        assert_eq!(
-            each([ok("east"), Err("north: gone".into())].into_iter()),
-            Outcome::Error("north: gone".into())
-        );
-        assert_eq!(each(std::iter::empty()), Outcome::Skipped);
     }
 }
