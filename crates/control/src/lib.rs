@@ -9,6 +9,7 @@ pub mod follow;
 pub mod identity;
 pub mod injector;
 pub mod keys;
+pub mod lead;
 pub mod lease;
 pub mod mesh;
 pub mod mirror;

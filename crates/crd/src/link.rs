@@ -73,8 +73,10 @@ pub struct ProbeSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct LinkStatus {
     pub mirror_services: Vec<ServiceStatus>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub federated_services: Vec<ServiceStatus>,
+    /// Of the Link as a whole: `Ready`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<LinkCondition>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -441,7 +441,7 @@ fn link_status() -> Value {
     );
     let service = object(
         &[
-            ("conditions", array(condition)),
+            ("conditions", array(condition.clone())),
             ("controllerName", described(string(), "Who writes this entry.")),
             ("remoteRef", reference(&["group", "kind"])),
         ],
@@ -456,6 +456,13 @@ fn link_status() -> Value {
             (
                 "federatedServices",
                 described(array(service), "Services this Link adds to federated services."),
+            ),
+            (
+                "conditions",
+                described(
+                    array(condition),
+                    "Whether the Link as a whole works, and if not, why.",
+                ),
             ),
         ],
         &[],

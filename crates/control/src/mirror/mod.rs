@@ -24,10 +24,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::lease;
+use crate::lead::{self, Next, Work};
 use crate::observe::{Bell, Key, Limit, Observed, Select, chain};
 use crate::process::{Process, ProcessArgs};
 use gateway::{Gateway, GatewayKey};
@@ -37,12 +36,6 @@ use snapshot::{Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Sn
 
 /// Far more than a cluster has; a bound all the same.
 const LOCAL_MAX: Limit = Limit(100_000);
-/// Changes come in bursts (a Service and its Endpoints, a list); one plan serves them all.
-const SETTLE: Duration = Duration::from_millis(10);
-/// A look at everything without a reason, as a second line of defence.
-const REPAIR: Duration = Duration::from_secs(60);
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Mirrors the services that a linked cluster exports.
 #[derive(Clone, Debug, clap::Args)]
@@ -88,41 +81,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             "headless services are mirrored behind a cluster IP; per-pod mirrors are not available"
         );
     }
-    let identity =
-        std::env::var("HOSTNAME").unwrap_or_else(|_| format!("service-mirror-{}", std::process::id()));
     let config = Config {
-        namespace: args.namespace,
+        namespace: args.namespace.clone(),
         link: args.link,
         probe_service: args.probe_service.filter(|name| !name.is_empty()),
         write_endpoint_slices: args.write_endpoint_slices,
     };
-    let bell = Bell::default();
-    let leadership = lease::run(
-        process.client.clone(),
-        &config.namespace,
-        keys::service_mirror_lease(&config.link),
-        identity,
-        bell.clone(),
-        process.drain.clone(),
-    );
-    let leads = leadership.watch();
-    let work = mirror(
-        process.client.clone(),
-        config,
-        connector(),
-        process.metrics.clone(),
-        leads,
-        bell,
-        process.drain.clone(),
-    );
-    process
-        .serve(async {
-            work.await;
-            Ok(())
-        })
-        .await?;
-    leadership.released().await;
-    Ok(())
+    let (bell, lease) = (Bell::default(), keys::service_mirror_lease(&config.link));
+    let (client, metrics) = (process.client.clone(), process.metrics.clone());
+    let controller = Controller::new(client, config, connector(), metrics, bell.clone());
+    lead::run(process, &args.namespace, lease, bell, controller).await
 }
 
 /// Mirrors until shutdown, while `leads` says so.
@@ -135,28 +103,22 @@ pub async fn mirror(
     bell: Bell,
     shutdown: CancellationToken,
 ) {
-    let mut controller = Controller::new(client, config, connect, metrics, bell);
-    let mut retry = RETRY_MIN;
-    let mut next = Instant::now();
-    loop {
-        tokio::select! {
-            () = controller.bell.rung() => {}
-            () = tokio::time::sleep_until(next) => {}
-            () = shutdown.cancelled() => return,
+    let controller = Controller::new(client, config, connect, metrics, bell.clone());
+    lead::follow(leads, bell, controller, shutdown).await;
+}
+
+impl Work for Controller {
+    async fn reconcile(&mut self) -> Next {
+        match self.look().await {
+            true => Next::Settled,
+            false => Next::Retry,
         }
-        tokio::time::sleep(SETTLE).await;
-        let pause = if !*leads.borrow() {
-            controller.rest();
-            REPAIR
-        } else if controller.reconcile().await {
-            retry = RETRY_MIN;
-            REPAIR
-        } else {
-            let pause = retry;
-            retry = (retry * 2).min(RETRY_MAX);
-            pause
-        };
-        next = Instant::now() + pause;
+    }
+
+    /// Mirrors stay as they are.
+    fn rest(&mut self) {
+        self.session = None;
+        self.gateway = None;
     }
 }
 
@@ -211,14 +173,8 @@ impl Controller {
         }
     }
 
-    /// Stops what only a leader does. Mirrors stay as they are.
-    fn rest(&mut self) {
-        self.session = None;
-        self.gateway = None;
-    }
-
     /// Looks at everything and does what is missing; says whether all of it succeeded.
-    async fn reconcile(&mut self) -> bool {
+    async fn look(&mut self) -> bool {
         let Some(links) = self.links.view() else {
             return true;
         };

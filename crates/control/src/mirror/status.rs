@@ -65,6 +65,7 @@ fn changed(previous: &LinkStatus, mirror_services: Vec<ServiceStatus>) -> Option
     let status = LinkStatus {
         mirror_services,
         federated_services: previous.federated_services.clone(),
+        conditions: previous.conditions.clone(),
     };
     (status != *previous).then_some(status)
 }
