@@ -18,6 +18,8 @@ pub(crate) enum Why {
     FailFast,
     RequestTimeout,
     Overloaded,
+    /// The application has ended, and we are about to.
+    Leaving,
     Denied,
     Loop,
     NoRoute,
@@ -42,7 +44,7 @@ impl Why {
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BadGateway(_) | Self::Reset(_) | Self::IdentityRequired => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::FailFast | Self::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded | Self::Leaving => StatusCode::SERVICE_UNAVAILABLE,
             Self::Denied | Self::NotExported => StatusCode::FORBIDDEN,
             Self::Loop => StatusCode::LOOP_DETECTED,
             Self::NoRoute | Self::GatewayDomain => StatusCode::NOT_FOUND,
@@ -56,7 +58,11 @@ impl Why {
         match self {
             Self::Malformed(_) => 3,
             Self::Internal(_) => 13,
-            Self::BadGateway(_) | Self::Reset(_) | Self::IdentityRequired | Self::Overloaded => 14,
+            Self::BadGateway(_)
+            | Self::Reset(_)
+            | Self::IdentityRequired
+            | Self::Overloaded
+            | Self::Leaving => 14,
             Self::ConnectTimeout | Self::FailFast | Self::RequestTimeout => 4,
             Self::Denied | Self::NotExported => 7,
             Self::Loop => 10,
@@ -76,6 +82,7 @@ impl Why {
                 | Self::ConnectTimeout
                 | Self::FailFast
                 | Self::Overloaded
+                | Self::Leaving
                 | Self::Loop
         )
     }
@@ -88,6 +95,7 @@ impl Why {
             Self::FailFast => "service in fail-fast",
             Self::RequestTimeout => "request timed out",
             Self::Overloaded => "service unavailable",
+            Self::Leaving => "proxy is shutting down",
             Self::Denied => "unauthorized request on route",
             Self::Loop => "gateway loop detected",
             Self::NoRoute => "no route found for request",
@@ -136,19 +144,21 @@ impl Why {
         }
     }
 
-    /// The answer, in the request's terms. `tell` adds the headers that explain it.
+    /// The answer, in the request's terms. To those who may know, headers explain it, beginning with where `hop` we are.
     pub(crate) fn response<E: OnEnd>(
         &self,
         version: Version,
         request: &RequestKind,
-        tell: bool,
+        hop: Option<&str>,
     ) -> Response<Body<E>> {
         let mut response = Response::new(Body::empty());
         *response.version_mut() = version;
-        let message = HeaderValue::from_str(self.message());
-        let message = message.unwrap_or_else(|_| HeaderValue::from_static("unexpected error"));
         let headers = response.headers_mut();
-        if tell {
+        let message = hop.map(|hop| {
+            let message = HeaderValue::try_from(format!("{hop}{}", self.message()));
+            message.unwrap_or_else(|_| HeaderValue::from_static("unexpected error"))
+        });
+        if let Some(message) = &message {
             headers.insert("l5d-proxy-error", message.clone());
             if self.closes() {
                 headers.insert("l5d-proxy-connection", HeaderValue::from_static("close"));
@@ -158,7 +168,7 @@ impl Why {
         if request.grpc {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert("grpc-status", self.grpc().into());
-            if tell {
+            if let Some(message) = message {
                 headers.insert("grpc-message", message);
             }
             return response;
@@ -199,12 +209,25 @@ impl RequestKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::body::Unobserved;
 
-    fn answered(why: &Why, version: Version, content_type: &str, tell: bool) -> Response<Body<Unobserved>> {
+    /// Nobody is interested in the end.
+    #[derive(Debug)]
+    struct Unobserved;
+
+    impl OnEnd for Unobserved {
+        fn end(self, _: Option<u32>) {}
+        fn fail(self) {}
+    }
+
+    fn answered(
+        why: &Why,
+        version: Version,
+        content_type: &str,
+        hop: Option<&str>,
+    ) -> Response<Body<Unobserved>> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, content_type.parse().unwrap());
-        why.response(version, &RequestKind::of(&headers), tell)
+        why.response(version, &RequestKind::of(&headers), hop)
     }
 
     #[test]
@@ -227,13 +250,14 @@ mod tests {
             (Why::FailFast, 504, "4", true),
             (Why::RequestTimeout, 504, "4", false),
             (Why::Overloaded, 503, "14", true),
+            (Why::Leaving, 503, "14", true),
             (Why::Denied, 403, "7", false),
             (Why::Loop, 508, "10", true),
             (Why::NoRoute, 404, "5", false),
             (injected, 503, "9", false),
             (redirected, 302, "5", false),
         ] {
-            let plain = answered(&why, Version::HTTP_11, "text/plain", true);
+            let plain = answered(&why, Version::HTTP_11, "text/plain", Some(""));
             let header = |name: &str| plain.headers().get(name).map(|value| value.to_str().unwrap());
             assert_eq!(plain.status().as_u16(), status, "{why:?}");
             assert_eq!(header("l5d-proxy-error"), Some(why.message()));
@@ -245,18 +269,26 @@ mod tests {
             assert_eq!(header("connection"), closes.then_some("close"), "{why:?}");
             assert_eq!(header("content-length"), Some("0"));
 
-            let rpc = answered(&why, Version::HTTP_2, "application/grpc+proto", true);
+            let rpc = answered(
+                &why,
+                Version::HTTP_2,
+                "application/grpc+proto",
+                Some("server: a: "),
+            );
             let header = |name: &str| rpc.headers().get(name).map(|value| value.to_str().unwrap());
             assert_eq!(rpc.status(), 200, "{why:?}");
             assert_eq!(header("grpc-status"), Some(grpc), "{why:?}");
-            assert_eq!(header("grpc-message"), Some(why.message()));
+            assert_eq!(
+                header("grpc-message"),
+                Some(&*format!("server: a: {}", why.message()))
+            );
             assert_eq!(header("connection"), None, "HTTP/2 has no such header");
         }
     }
 
     #[test]
     fn strangers_are_told_nothing_but_the_status() {
-        let answer = answered(&Why::FailFast, Version::HTTP_2, "application/grpc", false);
+        let answer = answered(&Why::FailFast, Version::HTTP_2, "application/grpc", None);
         for name in ["l5d-proxy-error", "l5d-proxy-connection", "grpc-message"] {
             assert!(!answer.headers().contains_key(name), "{name}");
         }

@@ -19,15 +19,6 @@ pub(crate) trait OnEnd {
     fn fail(self);
 }
 
-/// Nobody is interested.
-#[derive(Debug)]
-pub(crate) struct Unobserved;
-
-impl OnEnd for Unobserved {
-    fn end(self, _: Option<u32>) {}
-    fn fail(self) {}
-}
-
 #[derive(Debug)]
 pub(crate) struct Body<E: OnEnd> {
     inner: Option<Incoming>,
@@ -35,8 +26,6 @@ pub(crate) struct Body<E: OnEnd> {
     /// The HTTP/1 connection is busy with it.
     serving: Option<Serving>,
 }
-
-pub(crate) type RequestBody = Body<Unobserved>;
 
 impl<E: OnEnd> Body<E> {
     pub(crate) fn empty() -> Self {

@@ -162,6 +162,8 @@ pub struct Config {
     pub stream_lifetime: Option<Duration>,
     pub metrics_retain_idle: Duration,
     pub shutdown_grace: Duration,
+    /// How long new connections are still let in once the end has begun: until nobody is sent here any more.
+    pub withdrawal: Duration,
     pub shutdown_endpoint: bool,
     pub workers: usize,
     pub socket_mark: Option<u32>,
@@ -461,6 +463,13 @@ impl Config {
         let refresh_max = r.duration("IDENTITY_MAX_REFRESH", seconds(24 * 3600));
         let metrics_retain_idle = r.duration("METRICS_RETAIN_IDLE", seconds(600));
         let shutdown_grace = r.duration("SHUTDOWN_GRACE_PERIOD", seconds(120));
+        let withdrawal = r.duration(
+            "HAWSER_PROXY_WITHDRAWAL_PERIOD",
+            // Other clusters reach a gateway by an address of its Service, which leads here until another gateway is
+            // ready; pods are told of each other by name, within moments.
+            seconds(if inbound.gateway_suffixes.is_some() { 10 } else { 1 }),
+        );
+        let withdrawal = withdrawal.min(shutdown_grace / 2);
         let shutdown_endpoint = r.flag("SHUTDOWN_ENDPOINT_ENABLED", false);
         let workers = workers(&mut r);
         let socket_mark = r.number("HAWSER_PROXY_MARK");
@@ -506,6 +515,7 @@ impl Config {
                 stream_lifetime: lifetime,
                 metrics_retain_idle,
                 shutdown_grace,
+                withdrawal,
                 shutdown_endpoint,
                 workers,
                 socket_mark,

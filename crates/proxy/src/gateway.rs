@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use hawser_core::authz::Client;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
@@ -15,7 +16,8 @@ use crate::answer::{RequestKind, Why};
 use crate::config::within;
 use crate::http_rules as rules;
 use crate::inbound::http::Connection;
-use crate::inbound::{Accepted, Refusal, source_metrics, tcp as inbound_tcp};
+use crate::inbound::{Accepted, Refusal, name_of, source_metrics, tcp as inbound_tcp};
+use crate::metrics::Labels;
 use crate::outbound::http::{ResponseBody, exchange};
 use crate::outbound::{KnownTarget, tcp as outbound_tcp};
 use crate::snapshot::{Outbound, ProfileAnswer, Target};
@@ -47,23 +49,18 @@ pub(crate) async fn serve(
     match http {
         None => {
             inbound_tcp::permit(worker, &accepted, &policy)?;
-            let known = known.ok_or(Refusal::GatewayDomain)?;
-            let outbound = answer(&known).await.ok_or(Refusal::GatewayDomain)?;
-            match outbound.profile {
-                ProfileAnswer::Known => {}
-                ProfileAnswer::Missing => return Err(Refusal::GatewayDomain),
-                ProfileAnswer::NotExported => {
-                    audit(&accepted, &target);
-                    return Err(Refusal::NotExported);
-                }
-            }
+            let entered = enter(known.as_ref()).await;
+            let (known, _) = entered.map_err(|why| refused(worker, &accepted, &target, why))?;
             tokio::select! {
-                ended = outbound_tcp::forward(worker, conn, &known) => {
+                ended = outbound_tcp::forward(worker, conn, known) => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "Connection closed");
                     }
                 }
                 () = inbound_tcp::revoked(&accepted, &policy) => inbound_tcp::terminated(worker, &accepted, &policy),
+                why = withdrawn(known.clone()) => {
+                    refused(worker, &accepted, &target, why);
+                }
             }
         }
         Some(version) => {
@@ -83,7 +80,7 @@ pub(crate) async fn serve(
                 own_id: own_id.into(),
                 target,
             });
-            let drain = worker.shared.drain.inbound.clone();
+            let drain = worker.shared.drain.inbound_from_now().clone();
             let served = serve_http(conn, version, &config.inbound.http, &drain, move |request| {
                 let gateway = gateway.clone();
                 async move { gateway.handle(request).await }
@@ -96,20 +93,59 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn answer(known: &KnownTarget) -> Option<Arc<Outbound>> {
-    tokio::time::timeout(DISCOVERY_TIMEOUT, known.live.first())
+/// The target, if it is one that may be entered.
+async fn enter(known: Option<&Rc<KnownTarget>>) -> Result<(&Rc<KnownTarget>, Arc<Outbound>), Refusal> {
+    let known = known.ok_or(Refusal::GatewayDomain)?;
+    let outbound = tokio::time::timeout(DISCOVERY_TIMEOUT, known.live.first())
         .await
-        .ok()
+        .map_err(|_| Refusal::GatewayDomain)?;
+    door(&outbound).map(|()| (known, outbound))
 }
 
-/// Who wanted in where there is no door.
-fn audit(accepted: &Accepted, target: &str) {
-    tracing::info!(
-        client = ?accepted.client,
-        client.addr = %accepted.client_addr,
-        target,
-        "Gateway refused: service is not exported"
-    );
+fn door(outbound: &Outbound) -> Result<(), Refusal> {
+    match outbound.profile {
+        ProfileAnswer::Known => Ok(()),
+        ProfileAnswer::Missing => Err(Refusal::GatewayDomain),
+        ProfileAnswer::NotExported => Err(Refusal::NotExported),
+    }
+}
+
+/// Until the target may no longer be entered.
+async fn withdrawn(known: Rc<KnownTarget>) -> Refusal {
+    let mut changes = known.live.changes();
+    loop {
+        if let Some(Err(why)) = known.live.get().map(|outbound| door(&outbound)) {
+            return why;
+        }
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Who wanted in where there is no door: counted, and told to whoever audits.
+fn refused(worker: &Worker, accepted: &Accepted, target: &str, why: Refusal) -> Refusal {
+    let labels = Labels::new()
+        .with("direction", "inbound")
+        .with("target_name", target)
+        .with("reason", why.message());
+    worker
+        .metrics
+        .counter("inbound_gateway_refused_total", labels.and(&accepted.labels))
+        .inc();
+    if worker
+        .inbound
+        .worth_a_line(accepted.client_addr.ip(), why.message(), target)
+    {
+        tracing::info!(
+            client = name_of(&accepted.client),
+            client.addr = %accepted.client_addr,
+            target,
+            why = why.message(),
+            "Gateway refused"
+        );
+    }
+    why
 }
 
 struct Gateway {
@@ -156,16 +192,12 @@ impl Gateway {
         if client.as_str() == &*self.own_id || passed_before(request.headers(), &self.own_id) {
             return Err(Why::Loop);
         }
-        let known = self.known.as_ref().ok_or(Why::GatewayDomain)?;
-        let outbound = answer(known).await.ok_or(Why::GatewayDomain)?;
-        match outbound.profile {
-            ProfileAnswer::Known => {}
-            ProfileAnswer::Missing => return Err(Why::GatewayDomain),
-            ProfileAnswer::NotExported => {
-                audit(accepted, &self.target);
-                return Err(Why::NotExported);
-            }
-        }
+        let entered = enter(self.known.as_ref()).await;
+        let (known, outbound) =
+            entered.map_err(|why| match refused(worker, accepted, &self.target, why) {
+                Refusal::NotExported => Why::NotExported,
+                _ => Why::GatewayDomain,
+            })?;
         if let Some(forwarded) = &self.forwarded {
             request.headers_mut().append(FORWARDED, forwarded.clone());
         }
@@ -174,7 +206,18 @@ impl Gateway {
         {
             request.headers_mut().insert(header::HOST, host.clone());
         }
-        exchange(worker, &worker.inbound_tasks, Some(&outbound), request).await
+        let revoked = rules::wants_upgrade(&request).then(|| {
+            let revoked = self.connection.clone().revoked(rules::head_of(&request));
+            let withdrawn = withdrawn(known.clone());
+            async move {
+                tokio::select! {
+                    () = revoked => {}
+                    _ = withdrawn => {}
+                }
+            }
+            .boxed_local()
+        });
+        exchange(worker, &worker.inbound_tasks, Some(&outbound), request, revoked).await
     }
 }
 

@@ -104,6 +104,16 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove("http2-settings");
 }
 
+/// What of a request decides who may send it.
+pub(crate) fn head_of<B>(request: &Request<B>) -> Request<()> {
+    let mut head = Request::new(());
+    *head.method_mut() = request.method().clone();
+    *head.uri_mut() = request.uri().clone();
+    *head.version_mut() = request.version();
+    *head.headers_mut() = request.headers().clone();
+    head
+}
+
 /// The host that a request is for, as routes compare it: without port.
 pub(crate) fn host_of<B>(request: &Request<B>) -> &str {
     let authority = request.uri().authority().map(Authority::as_str);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
 use std::time::Duration;
 
+use futures::future::LocalBoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -47,11 +48,13 @@ pub(crate) struct Shared {
     pub(crate) drain: Drain,
 }
 
-/// The orderly end: the application may need others to finish what it has begun, so the way out stays open until
-/// nobody is inside any more, on any worker.
+/// The orderly end. First, whoever is connected is told to go, while those who don't know yet are still let in. Then
+/// nobody is let in and the rest is told to go. The application may need others to finish what it has begun, so the
+/// way out stays open until nobody is inside any more, on any worker.
 #[derive(Clone)]
 pub(crate) struct Drain {
     pub(crate) inbound: hawser_runtime::Shutdown,
+    pub(crate) closed: hawser_runtime::Shutdown,
     pub(crate) outbound: hawser_runtime::Shutdown,
     /// Workers with something inbound.
     workers: Arc<AtomicUsize>,
@@ -61,9 +64,28 @@ impl Drain {
     pub(crate) fn new(begin: hawser_runtime::Shutdown, workers: usize) -> Self {
         Self {
             inbound: begin,
+            closed: hawser_runtime::Shutdown::new(),
             outbound: hawser_runtime::Shutdown::new(),
             workers: Arc::new(AtomicUsize::new(workers)),
         }
+    }
+
+    /// What tells a connection that begins now to go.
+    pub(crate) fn inbound_from_now(&self) -> &hawser_runtime::Shutdown {
+        if self.inbound.is_cancelled() {
+            &self.closed
+        } else {
+            &self.inbound
+        }
+    }
+
+    /// The application has gone before us: nobody is to be let in any more. Says whether that is so.
+    pub(crate) fn application_gone(&self) -> bool {
+        let ending = self.inbound.is_cancelled();
+        if ending {
+            self.closed.cancel();
+        }
+        ending
     }
 
     fn inbound_done(&self) {
@@ -125,7 +147,8 @@ where
     }
 }
 
-/// Runs until drained: stops accepting when told to, then lets what is open end, within the grace period.
+/// Runs until drained: when told to, stops accepting once nobody is sent here any more, then lets what is open end, all
+/// within the grace period.
 pub(crate) async fn run(shared: Shared, metrics: Shard, listeners: Listeners) {
     // Before the first certificate, connections wait in the kernel.
     tokio::select! {
@@ -133,7 +156,7 @@ pub(crate) async fn run(shared: Shared, metrics: Shard, listeners: Listeners) {
         () = shared.drain.inbound.cancelled() => return,
     }
     let drain = shared.drain.clone();
-    let grace = shared.config.shutdown_grace;
+    let (withdrawal, grace) = (shared.config.withdrawal, shared.config.shutdown_grace);
     let worker = Rc::new(Worker {
         outbound: outbound::State::default(),
         inbound: inbound::State::default(),
@@ -159,7 +182,7 @@ pub(crate) async fn run(shared: Shared, metrics: Shard, listeners: Listeners) {
         let accepting = accept(
             worker.clone(),
             listener,
-            drain.inbound.clone(),
+            drain.closed.clone(),
             tasks,
             inbound::connection,
         );
@@ -176,6 +199,9 @@ pub(crate) async fn run(shared: Shared, metrics: Shard, listeners: Listeners) {
         }
     }
     let ending = async {
+        // Cut short by another worker, or by the application's end.
+        let _ = tokio::time::timeout(withdrawal, drain.closed.cancelled()).await;
+        drain.closed.cancel();
         ended(incoming, &worker.inbound_tasks).await;
         drain.inbound_done();
         drain.outbound.cancelled().await;
@@ -274,7 +300,7 @@ where
                     false => Ok(handle(request)),
                     true => {
                         let why = Why::Malformed("content-length and transfer-encoding");
-                        Err(why.response(request.version(), &RequestKind::default(), false))
+                        Err(why.response(request.version(), &RequestKind::default(), None))
                     }
                 };
                 async move {
@@ -350,19 +376,24 @@ where
     }
 }
 
-/// Joins two upgraded connections until both have ended.
+/// Joins two upgraded connections until both have ended, or the client may no longer be here.
 pub(crate) fn join_upgraded(
     tasks: &TaskTracker,
     client: hyper::upgrade::OnUpgrade,
     server: hyper::upgrade::OnUpgrade,
+    revoked: Option<LocalBoxFuture<'static, ()>>,
 ) {
     let joined = async move {
         let (Ok(client), Ok(server)) = tokio::join!(client, server) else {
             return;
         };
         let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-        if let Err(error) = crate::transport::splice(&mut client, &mut server).await {
-            tracing::debug!(%error, "Upgraded connection broke");
+        let revoked = revoked.unwrap_or_else(|| Box::pin(std::future::pending()));
+        tokio::select! {
+            ended = crate::transport::splice(&mut client, &mut server) => if let Err(error) = ended {
+                tracing::debug!(%error, "Upgraded connection broke");
+            },
+            () = revoked => {}
         }
     };
     tokio::task::spawn_local(tasks.track_future(joined));

@@ -10,19 +10,21 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 
 use crate::answer::{RequestKind, Why};
-use crate::body::{Body, RequestBody, grpc_status};
+use crate::body::{Body, grpc_status};
 use crate::http_rules as rules;
 use crate::live::Live;
 use crate::metrics::{Counter, Labels};
 use crate::outbound::http::{Done, ResponseBody};
 use crate::outbound::peer::{ConnectError, Peer, Sender};
+use crate::outbound::replay::Replay;
+use crate::outbound::retry::{Attempts, Fate};
 use crate::outbound::telemetry::{Grpc, HttpMetrics, ResponseEnd};
 use crate::route;
-use crate::snapshot::Inbound;
+use crate::snapshot::{Inbound, InboundRoute};
 use crate::transport::Conn;
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
-use super::{Accepted, Refusal, server_labels, target_labels};
+use super::{Accepted, Refusal, name_of, server_labels, target_labels};
 
 /// How long to wait before an application that refused is tried again.
 const RETRY_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
@@ -75,10 +77,19 @@ impl Connection {
             .metrics
             .counter("inbound_http_errors_total", labels)
             .inc();
+        if *why == Why::Leaving && (carried || version == Version::HTTP_2) {
+            // Says that nothing was done with it: somebody else may.
+            return Err(h2::Reason::REFUSED_STREAM.into());
+        }
         if let Some(reset) = why.reset(version) {
             return Err(reset);
         }
-        let mut response = why.response(version, kind, self.client_id.is_some());
+        let Accepted {
+            client_addr, target, ..
+        } = self.accepted;
+        let hop = || format!("client {client_addr}: server: {target}: ");
+        let hop = self.client_id.is_some().then(hop);
+        let mut response = why.response(version, kind, hop.as_deref());
         if carried {
             rules::answer_to_http2(&mut response);
         }
@@ -92,16 +103,7 @@ impl Connection {
             .as_deref()
             .filter(|policy| !policy.invalid)
             .ok_or(Why::Internal("unexpected error"))?;
-        let host = rules::host_of(request);
-        let route = route::best(
-            &policy.routes,
-            |r| &r.matches,
-            host,
-            request.method(),
-            request.uri(),
-            request.headers(),
-        );
-        let Some(route) = route else {
+        let Some(route) = route_of(policy, request) else {
             self.worker
                 .metrics
                 .counter("inbound_http_route_not_found_total", self.labels(policy))
@@ -115,25 +117,53 @@ impl Connection {
         ) {
             Ok(by) => {
                 if &*by.source.name == "audit" {
-                    tracing::info!(server = %policy.server.name, client = ?self.accepted.client, "Request allowed");
+                    tracing::info!(server = %policy.server.name, client = name_of(&self.accepted.client), "Request allowed");
                 }
                 Ok(self.resolve(policy, &route.source, &by.source))
             }
             Err(denial) => {
-                let labels = route_labels(&self.labels(policy), &route.source);
+                let labels =
+                    route_labels(&self.labels(policy), &route.source).with("reason", denial.as_str());
+                let Accepted {
+                    client_addr, target, ..
+                } = self.accepted;
                 self.worker
                     .metrics
                     .counter("inbound_http_authz_deny_total", labels)
                     .inc();
-                tracing::info!(
-                    server = %policy.server.name,
-                    route = %route.source.name,
-                    client = ?self.accepted.client,
-                    client.addr = %self.accepted.client_addr,
-                    why = denial.as_str(),
-                    "Request denied"
-                );
+                let inbound = &self.worker.inbound;
+                if inbound.worth_a_line(client_addr.ip(), denial.as_str(), target) {
+                    tracing::info!(
+                        server = %policy.server.name,
+                        route = %route.source.name,
+                        client = name_of(&self.accepted.client),
+                        client.addr = %client_addr,
+                        %target,
+                        why = denial.as_str(),
+                        "Request denied"
+                    );
+                }
                 Err(Why::Denied)
+            }
+        }
+    }
+
+    /// Until a request like this would no longer be let in.
+    pub(crate) async fn revoked(self: Rc<Self>, request: Request<()>) {
+        let mut changes = self.policy.changes();
+        let Accepted {
+            client, client_addr, ..
+        } = &self.accepted;
+        loop {
+            let admitted = self.policy.load().as_deref().is_some_and(|policy| {
+                let route = route_of(policy, &request).filter(|_| !policy.invalid);
+                route.is_some_and(|r| authorize(&r.authorizations, client_addr.ip(), client).is_ok())
+            });
+            if !admitted {
+                return super::tcp::terminated(&self.worker, &self.accepted, &self.policy);
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     }
@@ -177,6 +207,17 @@ impl Connection {
     }
 }
 
+fn route_of<'a, B>(policy: &'a Inbound, request: &Request<B>) -> Option<&'a InboundRoute> {
+    route::best(
+        &policy.routes,
+        |r| &r.matches,
+        rules::host_of(request),
+        request.method(),
+        request.uri(),
+        request.headers(),
+    )
+}
+
 fn route_labels(labels: &Labels, route: &Source) -> Labels {
     labels
         .with("route_group", &route.group)
@@ -194,7 +235,7 @@ pub(crate) async fn serve(
     let connection = Connection::new(worker, accepted, policy);
     let app = worker.inbound.app(connection.accepted.target);
     let config = worker.shared.config.clone();
-    let drain = worker.shared.drain.inbound.clone();
+    let drain = worker.shared.drain.inbound_from_now().clone();
     let ended = serve_http(conn, version, &config.inbound.http, &drain, move |request| {
         let (connection, app) = (connection.clone(), app.clone());
         async move { handle(&connection, &app, request).await }
@@ -206,7 +247,7 @@ pub(crate) async fn serve(
 }
 
 async fn handle(
-    connection: &Connection,
+    connection: &Rc<Connection>,
     app: &Rc<Peer>,
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, h2::Error> {
@@ -226,7 +267,7 @@ async fn handle(
     if let Some(id) = &connection.client_id {
         request.headers_mut().insert(rules::CLIENT_ID, id.clone());
     }
-    match forward(&connection.worker, app, request, metrics).await {
+    match forward(connection, app, request, metrics).await {
         Ok(mut response) => {
             if carried {
                 rules::answer_to_http2(&mut response);
@@ -239,22 +280,26 @@ async fn handle(
 
 /// Hands a request to the application.
 async fn forward(
-    worker: &Rc<Worker>,
+    connection: &Rc<Connection>,
     app: &Rc<Peer>,
     mut request: Request<Incoming>,
     metrics: Rc<HttpMetrics>,
 ) -> Result<Response<ResponseBody>, Why> {
+    let worker = &connection.worker;
     let config = &worker.shared.config;
     let most = config.inbound.in_flight_max.div_ceil(config.workers);
     let _entered = worker.inbound.in_flight.enter(most)?;
     let version = request.version();
     let host = request.headers().get(header::HOST).cloned();
     let is_connect = request.method() == Method::CONNECT;
-    let upgrade = rules::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    let upgrade =
+        rules::wants_upgrade(&request).then(|| (hyper::upgrade::on(&mut request), rules::head_of(&request)));
     if upgrade.is_none() {
         rules::strip_hop_by_hop(request.headers_mut());
     }
-    let mut request = request.map(RequestBody::incoming);
+    // What is known to have been left alone may be handed over again; bodies aren't kept for that.
+    let mut request = Replay::new(request, 0);
+    let mut attempts = Attempts::new(1);
     let started_at = Instant::now();
     metrics.requests.inc();
     let failed = |why: Why| {
@@ -267,39 +312,41 @@ async fn forward(
             Ok(sender) => sender,
             Err(why) => return failed(why),
         };
+        let last = attempts.begin();
+        let sending = request
+            .take(last, true)
+            .ok_or(Why::Internal("unexpected error"))?;
         let mut busy = app.busy();
         let (sent, h1) = match sender {
-            Sender::H2(mut sender) => (sender.try_send_request(request).await, None),
+            Sender::H2(mut sender) => (sender.try_send_request(sending).await, None),
             Sender::H1(mut sender) => {
-                let sent = sender.try_send_request(request).await;
+                let sent = sender.try_send_request(sending).await;
                 (sent, host.clone().map(|host| (sender, host)))
             }
         };
-        match sent {
+        let error = match sent {
             Ok(response) => {
+                app.budget.request();
                 busy.rtt = Some(started_at.elapsed());
                 break (response, busy, h1);
             }
-            Err(mut error) => match error.take_message() {
-                // It was closed under us, and nothing was sent.
-                Some(unsent) if !fresh => {
-                    request = unsent;
-                    fresh = true;
-                }
-                _ => {
-                    let error = error.into_error();
-                    tracing::debug!(%error, "The application failed a request");
-                    return failed(Why::of_sending(&error));
-                }
-            },
+            Err(error) => error,
+        };
+        let fate = Fate::of_sending(&error);
+        let error = error.into_error();
+        tracing::debug!(%error, "The application failed a request");
+        if !attempts.again(fate, &request, app, &worker.metrics, Instant::now()) {
+            return failed(Why::of_sending(&error));
         }
+        fresh = true;
     };
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || (is_connect && response.status().is_success());
     match upgrade {
-        Some(client) if switched => {
+        Some((client, head)) if switched => {
             if let Some(server) = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() {
-                join_upgraded(&worker.inbound_tasks, client, server);
+                let revoked = connection.clone().revoked(head);
+                join_upgraded(&worker.inbound_tasks, client, server, Some(Box::pin(revoked)));
             }
             if is_connect {
                 response.headers_mut().remove(header::CONTENT_LENGTH);
@@ -339,10 +386,18 @@ async fn sender(
         } else {
             match app.h1(worker, host).await {
                 Ok(sender) => return Ok(Sender::H1(sender)),
-                Err(ConnectError::Timeout) => return Err(Why::ConnectTimeout),
-                Err(error) => return Err(Why::BadGateway(error.as_str())),
+                Err(error) => error,
             }
         };
+        if error == ConnectError::Refused && worker.shared.drain.application_gone() {
+            return Err(Why::Leaving);
+        }
+        if version < Version::HTTP_2 {
+            return Err(match error {
+                ConnectError::Timeout => Why::ConnectTimeout,
+                error => Why::BadGateway(error.as_str()),
+            });
+        }
         if since.elapsed() >= worker.shared.config.inbound.failfast || error == ConnectError::Forbidden {
             return Err(Why::FailFast);
         }

@@ -100,7 +100,7 @@ type Used<T> = (T, Cell<Instant>);
 pub(crate) struct State {
     ports: RefCell<HashMap<u16, Used<Arc<Live<Inbound>>>>>,
     apps: RefCell<HashMap<SocketAddr, Used<Rc<Peer>>>>,
-    logged: RefCell<HashMap<(IpAddr, Refusal), Instant>>,
+    logged: RefCell<HashMap<(IpAddr, &'static str, String), Instant>>,
     pub(crate) in_flight: InFlight,
 }
 
@@ -125,6 +125,21 @@ impl State {
         });
         used_at.set(Instant::now());
         app.clone()
+    }
+
+    /// Is this refusal to be logged, or was it within the last minute?
+    pub(crate) fn worth_a_line(&self, client: IpAddr, reason: &'static str, target: impl ToString) -> bool {
+        let now = Instant::now();
+        let mut logged = self.logged.borrow_mut();
+        let key = (client, reason, target.to_string());
+        let recently = logged
+            .get(&key)
+            .is_some_and(|at| now.duration_since(*at) < LOG_INTERVAL);
+        let worth = !recently && logged.len() < LOG_SOURCES_MAX;
+        if worth {
+            logged.insert(key, now);
+        }
+        worth
     }
 
     pub(crate) fn evict(&self, idle: Duration, pool_idle: Duration) {
@@ -165,17 +180,23 @@ pub(crate) fn refuse(worker: &Worker, refusal: Refusal, client: SocketAddr, targ
         .with("error", refusal.label())
         .with("reason", refusal.message());
     worker.metrics.counter("inbound_tcp_errors_total", labels).inc();
-    if refusal == Refusal::Closed {
-        return;
+    match refusal {
+        // Nobody was refused, or whoever refused has said more.
+        Refusal::Closed | Refusal::Denied | Refusal::GatewayDomain | Refusal::NotExported => {}
+        // A port scan comes to many ports; one line is enough.
+        refusal if worker.inbound.worth_a_line(client.ip(), refusal.message(), "") => {
+            tracing::info!(error = refusal.message(), client.addr = %client, %target, "Connection closed");
+        }
+        _ => {}
     }
-    let now = Instant::now();
-    let mut logged = worker.inbound.logged.borrow_mut();
-    let recently = logged
-        .get(&(client.ip(), refusal))
-        .is_some_and(|at| now.duration_since(*at) < LOG_INTERVAL);
-    if !recently && logged.len() < LOG_SOURCES_MAX {
-        logged.insert((client.ip(), refusal), now);
-        tracing::info!(error = refusal.message(), client.addr = %client, %target, "Connection closed");
+}
+
+/// Who is at the other end, for logs: an identity, or why there is none.
+pub(crate) fn name_of(client: &Client) -> &str {
+    match client {
+        Client::Authenticated(id) => id.as_str(),
+        Client::Anonymous => "TLS without an identity",
+        Client::Plain => "no TLS",
     }
 }
 

@@ -12,7 +12,7 @@ use crate::snapshot::Inbound;
 use crate::transport::{Conn, splice};
 use crate::worker::Worker;
 
-use super::{Accepted, Refusal, server_labels, target_labels};
+use super::{Accepted, Refusal, name_of, server_labels, target_labels};
 
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
@@ -55,22 +55,29 @@ pub(crate) fn permit(worker: &Worker, accepted: &Accepted, policy: &Live<Inbound
                 .counter("inbound_tcp_authz_allow_total", labels)
                 .inc();
             if &*by.source.name == "audit" {
-                tracing::info!(server = %policy.server.name, client = ?accepted.client, client.addr = %accepted.client_addr, "Connection allowed");
+                tracing::info!(server = %policy.server.name, client = name_of(&accepted.client), client.addr = %accepted.client_addr, "Connection allowed");
             }
             Ok(())
         }
         Err(denial) => {
+            let labels = labels.with("reason", denial.as_str());
             worker
                 .metrics
                 .counter("inbound_tcp_authz_deny_total", labels)
                 .inc();
-            tracing::info!(
-                server = %policy.server.name,
-                client = ?accepted.client,
-                client.addr = %accepted.client_addr,
-                why = denial.as_str(),
-                "Connection denied"
-            );
+            if worker
+                .inbound
+                .worth_a_line(accepted.client_addr.ip(), denial.as_str(), accepted.target)
+            {
+                tracing::info!(
+                    server = %policy.server.name,
+                    client = name_of(&accepted.client),
+                    client.addr = %accepted.client_addr,
+                    target = %accepted.target,
+                    why = denial.as_str(),
+                    "Connection denied"
+                );
+            }
             Err(Refusal::Denied)
         }
     }
@@ -103,7 +110,12 @@ pub(crate) fn terminated(worker: &Worker, accepted: &Accepted, policy: &Live<Inb
             .counter("inbound_tcp_authz_terminate_total", labels(accepted, &policy))
             .inc();
     }
-    tracing::info!(client = ?accepted.client, client.addr = %accepted.client_addr, "Connection terminated due to policy change");
+    tracing::info!(
+        client = name_of(&accepted.client),
+        client.addr = %accepted.client_addr,
+        target = %accepted.target,
+        "Connection terminated due to policy change"
+    );
 }
 
 fn labels(accepted: &Accepted, policy: &Inbound) -> Labels {

@@ -38,6 +38,9 @@ pub(crate) struct Balancer {
     pub(crate) used_at: Cell<Instant>,
 }
 
+/// An only endpoint is tried again this often while somebody wants it.
+const ALONE_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
 /// What to do when nobody is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
@@ -206,7 +209,15 @@ impl Balancer {
                     }
                     Err(error) => {
                         tracing::info!(endpoint = %peer.endpoint.addr, error = error.as_str(), "Failed to connect");
-                        peer.failed(worker.shared.config.outbound.backoff);
+                        let (min, max) = worker.shared.config.outbound.backoff;
+                        // With nobody else to send to, to spare it is to fail requests.
+                        let alone = self.peers.borrow().len() == 1;
+                        let max = if alone {
+                            max.min(ALONE_BACKOFF_MAX).max(min)
+                        } else {
+                            max
+                        };
+                        peer.failed((min, max));
                         tried.push(peer.endpoint.addr);
                         if fails_at_once(&peer) {
                             failure = Some(error);

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::future::LocalBoxFuture;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
@@ -15,7 +16,7 @@ use rand::Rng as _;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::{RequestKind, Why};
-use crate::body::{Body, RequestBody, grpc_status};
+use crate::body::{Body, grpc_status};
 use crate::http_rules as rules;
 use crate::metrics::Labels;
 use crate::route::{self, Filter, HttpRoute, PathChange};
@@ -26,7 +27,9 @@ use crate::worker::{Http, Worker, join_upgraded, serve_http};
 use super::KnownTarget;
 use super::balancer::Patience;
 use super::peer::{Attempt, Busy, H1Sender, Peer, Sender};
-use super::telemetry::{End, Finish, ResponseEnd};
+use super::replay::{Replay, RequestBody};
+use super::retry::{self, Attempts, Fate};
+use super::telemetry::{End, Finish, Grpc, ResponseEnd};
 
 pub(crate) type ResponseBody = Body<ResponseEnd<Done>>;
 
@@ -88,7 +91,7 @@ pub(crate) async fn serve(
             let kind = RequestKind::of(request.headers());
             let version = request.version();
             let outbound = current(known, last);
-            match exchange(worker, &worker.outbound_tasks, outbound.as_deref(), request).await {
+            match exchange(worker, &worker.outbound_tasks, outbound.as_deref(), request, None).await {
                 Ok(response) => Ok(response),
                 Err(why) => {
                     count(worker, &why);
@@ -96,11 +99,8 @@ pub(crate) async fn serve(
                     if let Some(reset) = why.reset(version) {
                         return Err(reset);
                     }
-                    Ok(why.response(
-                        version,
-                        &kind,
-                        worker.shared.config.outbound.informational_headers,
-                    ))
+                    let tell = worker.shared.config.outbound.informational_headers;
+                    Ok(why.response(version, &kind, tell.then_some("")))
                 }
             }
         }
@@ -131,12 +131,15 @@ pub(crate) fn count(worker: &Worker, why: &Why) {
         .inc();
 }
 
-/// Sends one request along its route and returns the answer, or says why there is none. `tasks` outlive it.
+/// Sends one request along its route and returns the answer, or says why there is none.
+///
+/// What it turns into by an upgrade belongs to `tasks` and lasts until `revoked`.
 pub(crate) async fn exchange(
     worker: &Rc<Worker>,
     tasks: &TaskTracker,
     outbound: Option<&Outbound>,
     mut request: Request<Incoming>,
+    revoked: Option<LocalBoxFuture<'static, ()>>,
 ) -> Result<Response<ResponseBody>, Why> {
     rules::check(&request).map_err(Why::Malformed)?;
     let config = &worker.shared.config;
@@ -172,7 +175,7 @@ pub(crate) async fn exchange(
         worker,
         outbound,
         route,
-        request.map(RequestBody::incoming),
+        Replay::new(request, retry::BODY_MAX),
         upgrade.is_some(),
         required.as_ref(),
     );
@@ -188,7 +191,7 @@ pub(crate) async fn exchange(
         Some(client) if switched => {
             let server = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
             if let Some(server) = server {
-                join_upgraded(tasks, client, server);
+                join_upgraded(tasks, client, server, revoked);
             }
             if is_connect {
                 response.headers_mut().remove(header::CONTENT_LENGTH);
@@ -255,49 +258,34 @@ fn apply(filter: &Filter, request: &mut Request<Incoming>) -> Result<(), Why> {
     Ok(())
 }
 
-/// What must be put back if another endpoint is tried.
-struct Original {
-    uri: http::Uri,
-    version: Version,
-    host: Option<HeaderValue>,
-}
-
 async fn send(
     worker: &Rc<Worker>,
     outbound: &Outbound,
     route: &HttpRoute,
-    mut request: Request<RequestBody>,
+    mut request: Replay,
     upgrade: bool,
     required: Option<&HeaderValue>,
 ) -> Result<Response<ResponseBody>, Why> {
     let config = &worker.shared.config.outbound;
     let failfast = config.http_failfast;
-    let original = Original {
-        uri: request.uri().clone(),
-        version: request.version(),
-        host: request.headers().get(header::HOST).cloned(),
-    };
-    let attempts = match &route.backends {
+    let version = request.version();
+    let host = request.headers().get(header::HOST).cloned();
+    let backends = match &route.backends {
         Distribution::FirstAvailable(all) => all.len(),
         Distribution::RandomAvailable(all) => all.len(),
     };
-    // Once per backend that might do, and twice more for connections that close just as they are used.
-    let mut attempts = attempts.max(1) + 2;
+    let mut attempts = Attempts::new(backends);
     let mut fresh = false;
     loop {
-        attempts -= 1;
+        let last = attempts.begin();
         let chosen = worker
             .outbound
             .choose(worker, &route.backends, outbound.authority.as_ref(), failfast)
             .await?;
         let (balancer, patience) = chosen;
-        let patience = if attempts == 0 {
-            Patience::Wait(failfast)
-        } else {
-            patience
-        };
-        let by_h2 = |peer: &Peer| !upgrade && (original.version == Version::HTTP_2 || carried(peer));
-        let host = original.host.as_ref().filter(|_| !fresh);
+        let patience = if last { Patience::Wait(failfast) } else { patience };
+        let by_h2 = |peer: &Peer| !upgrade && (version == Version::HTTP_2 || carried(peer));
+        let kept_for = host.as_ref().filter(|_| !fresh);
         let acquired = balancer.acquire(
             worker,
             patience,
@@ -307,13 +295,13 @@ async fn send(
                 if by_h2(&peer) {
                     peer.h2(worker).await.map(Sender::H2)
                 } else {
-                    peer.h1(worker, host).await.map(Sender::H1)
+                    peer.h1(worker, kept_for).await.map(Sender::H1)
                 }
             },
         );
         let (peer, sender) = match acquired.await {
             Ok(acquired) => acquired,
-            Err(_) if attempts > 0 && patience == Patience::None => continue,
+            Err(_) if !last && patience == Patience::None => continue,
             Err(why) => return Err(why),
         };
         if let Some(required) = required {
@@ -327,22 +315,25 @@ async fn send(
         }
         let attempt = outbound.breaker.map(|breaker| peer.attempt(breaker));
         let metrics = peer.http_metrics(worker);
-        prepare(&mut request, &peer, matches!(sender, Sender::H2(_)));
+        let h2 = matches!(sender, Sender::H2(_));
+        let mut sending = request.take(last, !h2).ok_or(Why::Internal("unexpected error"))?;
+        prepare(&mut sending, &peer, h2);
         let started_at = Instant::now();
         let mut busy = peer.busy();
         let (sent, h1) = match sender {
-            Sender::H2(mut sender) => (sender.try_send_request(request).await, None),
+            Sender::H2(mut sender) => (sender.try_send_request(sending).await, None),
             Sender::H1(mut sender) => {
-                let sent = sender.try_send_request(request).await;
-                (sent, original.host.clone().map(|host| (sender, host)))
+                let sent = sender.try_send_request(sending).await;
+                (sent, host.clone().map(|host| (sender, host)))
             }
         };
-        match sent {
+        let error = match sent {
             Ok(mut response) => {
                 metrics.requests.inc();
+                peer.budget.request();
                 busy.rtt = Some(started_at.elapsed());
-                if original.version < Version::HTTP_2 {
-                    rules::answer_from_http2(&mut response, original.version);
+                if version < Version::HTTP_2 {
+                    rules::answer_from_http2(&mut response, version);
                 }
                 tidy(response.headers_mut(), &peer);
                 let is_grpc = RequestKind::of(response.headers()).grpc;
@@ -356,26 +347,26 @@ async fn send(
                 };
                 return Ok(response.map(|body| Body::observed(body, end)));
             }
-            Err(mut error) => match error.take_message() {
-                // Nothing was sent: trying again is safe, whatever the method.
-                Some(unsent) if attempts > 0 => {
-                    request = unsent;
-                    restore(&mut request, &original);
-                    fresh = true;
-                }
-                _ => {
-                    metrics.requests.inc();
-                    let error = error.into_error();
-                    tracing::debug!(endpoint = %peer.endpoint.addr, %error, "Request failed");
-                    let grpc = super::telemetry::Grpc::No;
-                    metrics.response(StatusCode::BAD_GATEWAY, grpc, false, started_at.elapsed());
-                    if let Some(attempt) = attempt {
-                        attempt.ended(false);
-                    }
-                    return Err(Why::of_sending(&error));
-                }
-            },
+            Err(error) => error,
+        };
+        let fate = Fate::of_sending(&error);
+        let error = error.into_error();
+        tracing::debug!(endpoint = %peer.endpoint.addr, %error, "Request failed");
+        if matches!(fate, Fate::Broken | Fate::Failed) {
+            metrics.requests.inc();
+            metrics.response(StatusCode::BAD_GATEWAY, Grpc::No, false, started_at.elapsed());
+            if let Some(attempt) = attempt {
+                attempt.ended(false);
+            }
         }
+        if !attempts.again(fate, &request, &peer, &worker.metrics, Instant::now()) {
+            return Err(Why::of_sending(&error));
+        }
+        if fate == Fate::Refused {
+            // It is there and wants nothing now.
+            peer.failed(config.backoff);
+        }
+        fresh = true;
     }
 }
 
@@ -404,15 +395,6 @@ fn prepare(request: &mut Request<RequestBody>, peer: &Peer, h2: bool) {
                 rules::set_authority(request, Some(authority.clone()));
             }
         }
-    }
-}
-
-fn restore(request: &mut Request<RequestBody>, original: &Original) {
-    *request.uri_mut() = original.uri.clone();
-    *request.version_mut() = original.version;
-    request.headers_mut().remove(rules::ORIG_PROTO);
-    if let Some(host) = &original.host {
-        request.headers_mut().insert(header::HOST, host.clone());
     }
 }
 

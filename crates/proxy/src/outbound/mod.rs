@@ -6,6 +6,8 @@
 pub(crate) mod balancer;
 pub(crate) mod http;
 pub(crate) mod peer;
+pub(crate) mod replay;
+pub(crate) mod retry;
 pub(crate) mod tcp;
 pub(crate) mod telemetry;
 

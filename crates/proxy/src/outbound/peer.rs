@@ -21,13 +21,14 @@ use rustls_pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 
 use crate::balance::Load;
-use crate::body::RequestBody;
 use crate::header::{Header, Session};
-use crate::metrics::Labels;
+use crate::metrics::{Labels, Shard};
 use crate::snapshot::{Breaker, Endpoint, EndpointTls, Hint};
 use crate::transport::{self, Conn, TcpMetrics};
 use crate::worker::{HEAD_MAX, LocalExecutor, Worker};
 
+use super::replay::RequestBody;
+use super::retry::Budget;
 use super::telemetry::HttpMetrics;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,7 @@ pub(crate) struct Peer {
     h2: RefCell<H2>,
     h1: RefCell<Vec<Idle>>,
     circuit: Circuit,
+    pub(crate) budget: Budget,
     /// What a gateway calls the service, as requests say it.
     pub(crate) overridden: OnceCell<Option<Authority>>,
     http: OnceCell<Rc<HttpMetrics>>,
@@ -200,6 +202,7 @@ impl Peer {
             h2: RefCell::default(),
             h1: RefCell::default(),
             circuit: Circuit::default(),
+            budget: Budget::new(Instant::now()),
             overridden: OnceCell::new(),
             http: OnceCell::new(),
             tcp: OnceCell::new(),
@@ -287,6 +290,21 @@ impl Peer {
             labels.push(&format!("dst_{name}"), value);
         }
         labels
+    }
+
+    /// A request that is sent again after it met this endpoint.
+    pub(crate) fn count_retry(&self, metrics: &Shard, reason: &str) {
+        let (name, labels) = match self.side {
+            Side::Outbound => (
+                "outbound_http_retries_total",
+                Labels::new().with("authority", &self.authority),
+            ),
+            Side::Inbound => (
+                "inbound_http_retries_total",
+                Labels::new().with("target_addr", self.endpoint.addr),
+            ),
+        };
+        metrics.counter(name, labels.with("reason", reason)).inc();
     }
 
     /// A connection, with the transport header ahead of the first byte where the endpoint wants one.

@@ -400,6 +400,13 @@ pub fn only(identity: &str) -> Server {
     server(Some(inbound::authn::Permit::MeshTls(permit)), detect())
 }
 
+/// Anyone, from there.
+pub fn anyone_from(net: &str) -> Server {
+    let mut server = anyone();
+    server.authorizations[0].networks[0].net = Some(net.parse::<ipnet::IpNet>().unwrap().into());
+    server
+}
+
 pub fn nobody() -> Server {
     server(None, detect())
 }
@@ -738,12 +745,52 @@ pub async fn greeter(ip: &str) -> SocketAddr {
     addr
 }
 
+/// Passes bytes on to a proxy, until it is killed as a process is: its sockets are closed under everybody.
+pub struct Relay {
+    pub addr: SocketAddr,
+    to: SocketAddr,
+    running: Mutex<tokio::task::JoinSet<()>>,
+}
+
+impl Relay {
+    pub async fn start(ip: &str, to: SocketAddr) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let relay = Self {
+            addr: listener.local_addr().unwrap(),
+            to,
+            running: Mutex::default(),
+        };
+        relay.serve(listener);
+        relay
+    }
+
+    fn serve(&self, listener: TcpListener) {
+        let to = self.to;
+        self.running.lock().unwrap().spawn(async move {
+            let mut open = tokio::task::JoinSet::new();
+            while let Ok((mut from, _)) = listener.accept().await {
+                open.spawn(async move {
+                    let mut to = TcpStream::connect(to).await.unwrap();
+                    from.set_zero_linger().unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                });
+            }
+        });
+    }
+
+    pub async fn kill(&self) {
+        let mut running = std::mem::take(&mut *self.running.lock().unwrap());
+        running.shutdown().await;
+    }
+
+    /// Listens again where it did before.
+    pub async fn revive(&self) {
+        self.serve(TcpListener::bind(self.addr).await.unwrap());
+    }
+}
+
 /// Waits for a condition, not for a time.
-pub async fn eventually<F, Fut>(what: &str, mut holds: F)
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = bool>,
-{
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,0 +1,234 @@
+//! Requests that can be sent again: a head that is kept, and a body that remembers its beginning.
+//!
+//! Nothing is copied: what is kept of a body is the same memory that was sent. A body that grows beyond its limit, or
+//! whose answer has begun, is let go and can't be sent again. When to send again is [`super::retry`]'s business.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+/// A request's body on its way to a server; `None` if it has no content.
+#[derive(Debug)]
+pub(crate) struct RequestBody(Option<Reader>);
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.0 {
+            None => Poll::Ready(None),
+            Some(reader) => reader.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Reader::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), |reader| reader.size)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Piece {
+    fn frame(self) -> Frame<Bytes> {
+        match self {
+            Self::Data(data) => Frame::data(data),
+            Self::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+}
+
+/// A body and what was read of it.
+#[derive(Debug)]
+struct Recording {
+    rest: Incoming,
+    /// In order; `None` once it is no longer kept.
+    pieces: Option<Vec<Piece>>,
+    /// Bytes that may still be kept.
+    room: usize,
+    /// It won't be sent again: pieces are kept only for a reader that has not come to them yet.
+    over: bool,
+    /// How many readers there were. Only the last one reads.
+    readers: u32,
+}
+
+impl Recording {
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        let Some(pieces) = &mut self.pieces else { return };
+        let room = self.room.checked_sub(frame.data_ref().map_or(0, Bytes::len));
+        match (room, frame.data_ref(), frame.trailers_ref()) {
+            (Some(room), Some(data), _) if !self.over => {
+                self.room = room;
+                pieces.push(Piece::Data(data.clone()));
+            }
+            (Some(_), _, Some(trailers)) if !self.over => pieces.push(Piece::Trailers(trailers.clone())),
+            _ => self.pieces = None,
+        }
+    }
+}
+
+/// One sending of a recorded body.
+#[derive(Debug)]
+struct Reader {
+    recording: Rc<RefCell<Recording>>,
+    number: u32,
+    /// Pieces that were read already.
+    at: usize,
+    size: SizeHint,
+}
+
+impl Reader {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let recording = &mut *self.recording.borrow_mut();
+        if recording.readers != self.number {
+            // Its stream has failed and is about to be dropped; what follows belongs to another.
+            return Poll::Pending;
+        }
+        self.size = SizeHint::default();
+        if let Some(piece) = recording.pieces.as_ref().and_then(|pieces| pieces.get(self.at)) {
+            self.at += 1;
+            return Poll::Ready(Some(Ok(piece.clone().frame())));
+        }
+        let polled = Pin::new(&mut recording.rest).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            recording.keep(frame);
+            self.at += 1;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let recording = self.recording.borrow();
+        let kept = recording.pieces.as_ref().map_or(0, Vec::len);
+        self.at >= kept && recording.rest.is_end_stream()
+    }
+}
+
+/// A request until its answer begins.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: HeaderMap,
+    extensions: Extensions,
+    /// `None` if it has no content.
+    body: Option<(Rc<RefCell<Recording>>, SizeHint)>,
+}
+
+impl Replay {
+    /// At most `bytes_max` bytes of its body are kept.
+    pub(crate) fn new(request: Request<Incoming>, bytes_max: usize) -> Self {
+        let (head, body) = request.into_parts();
+        let size = body.size_hint();
+        let record = |rest| {
+            // What is known to be too large isn't kept at all.
+            let room = if size.lower() > bytes_max as u64 {
+                0
+            } else {
+                bytes_max
+            };
+            let recording = Recording {
+                rest,
+                pieces: Some(Vec::new()),
+                room,
+                over: false,
+                readers: 0,
+            };
+            (Rc::new(RefCell::new(recording)), size)
+        };
+        Self {
+            method: head.method,
+            uri: head.uri,
+            version: head.version,
+            headers: head.headers,
+            extensions: head.extensions,
+            body: (!body.is_end_stream()).then(|| record(body)),
+        }
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(crate) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.body.is_none()
+    }
+
+    /// Can it be sent from its beginning?
+    pub(crate) fn whole(&self) -> bool {
+        match &self.body {
+            None => true,
+            Some((recording, _)) => recording.borrow().pieces.is_some(),
+        }
+    }
+
+    /// The request from its beginning, unless that is gone. Whoever was sent it before gets no more of its body.
+    ///
+    /// `last`: it won't be asked for again. Extensions go with HTTP/1 only, to which they matter.
+    pub(crate) fn take(&mut self, last: bool, with_extensions: bool) -> Option<Request<RequestBody>> {
+        let reader = match &self.body {
+            None => None,
+            Some((recording, size)) => {
+                let mut recorded = recording.borrow_mut();
+                recorded.pieces.as_ref()?;
+                recorded.readers += 1;
+                recorded.over = last;
+                Some(Reader {
+                    recording: recording.clone(),
+                    number: recorded.readers,
+                    at: 0,
+                    size: *size,
+                })
+            }
+        };
+        let mut request = Request::new(RequestBody(reader));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.version_mut() = self.version;
+        *request.headers_mut() = match last {
+            true => std::mem::take(&mut self.headers),
+            false => self.headers.clone(),
+        };
+        if with_extensions {
+            *request.extensions_mut() = self.extensions.clone();
+        }
+        Some(request)
+    }
+}
+
+impl Drop for Replay {
+    /// Its answer has begun, or it has failed for good: what follows of the body need not be kept.
+    fn drop(&mut self) {
+        if let Some((recording, _)) = &self.body {
+            recording.borrow_mut().over = true;
+        }
+    }
+}
