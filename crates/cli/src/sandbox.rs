@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use hawser_sandbox::launcher::control::{self, Answer, ControlError, Status};
 use hawser_sandbox::launcher::doctor::{Finding, doctor};
 use hawser_sandbox::launcher::enter::{self, Attachment, EnterError, Entered, Request};
+use hawser_sandbox::network::Layout;
 
 use crate::multicluster::write_out;
 use crate::problem::Problem;
@@ -22,7 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 ///
 /// Clusters are made of processes in private namespaces: no container runtime, no images, no downloads. Real kubectl
 /// works against them. All clusters use the same pod and service addresses; only LoadBalancer addresses and API
-/// servers are reachable from one to another.
+/// servers are reachable from one to another. With `up --flat`, pods have addresses of their own and reach each other.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  hawser sandbox up west east\n  export KUBECONFIG=$(hawser sandbox kubeconfig)\n  kubectl --context west get pods -A\n  hawser sandbox down"
@@ -38,11 +39,16 @@ pub(crate) struct SandboxArgs {
 #[derive(Debug, Subcommand)]
 enum SandboxCommand {
     /// Start clusters and wait until they are ready
-    #[command(after_help = "Example:\n  hawser sandbox up west east")]
+    #[command(
+        after_help = "Examples:\n  hawser sandbox up west east\n  hawser sandbox up west east north --flat"
+    )]
     Up {
         /// Names of the clusters, also the contexts of the kubeconfig
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+        /// Give each cluster pod addresses of its own, and let pods of all clusters reach each other
+        #[arg(long)]
+        flat: bool,
         /// How long to wait until they are ready, in seconds
         #[arg(long, default_value_t = 60)]
         wait: u64,
@@ -113,7 +119,10 @@ pub(crate) fn default_state_dir() -> PathBuf {
 pub(crate) fn run(args: SandboxArgs) -> Result<ExitCode, Problem> {
     let dir = args.state_dir;
     match args.command {
-        SandboxCommand::Up { names, wait } => return up(&dir, names, Duration::from_secs(wait)),
+        SandboxCommand::Up { names, flat, wait } => {
+            let layout = if flat { Layout::Flat } else { Layout::Apart };
+            return up(&dir, names, layout, Duration::from_secs(wait));
+        }
         SandboxCommand::Doctor { output } => return examine(output),
         SandboxCommand::Status { output } => show(&status(&dir)?, output)?,
         SandboxCommand::Kubeconfig => write_out(&format!("{}\n", status(&dir)?.kubeconfig.display()))?,
@@ -144,7 +153,7 @@ pub(crate) fn run(args: SandboxArgs) -> Result<ExitCode, Problem> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(dir: &Path, names: Vec<String>, patience: Duration) -> Result<ExitCode, Problem> {
+fn up(dir: &Path, names: Vec<String>, layout: Layout, patience: Duration) -> Result<ExitCode, Problem> {
     if status(dir).is_ok() {
         let why = format!("one is running in {}", dir.display());
         return Err(Problem::new(
@@ -153,7 +162,7 @@ fn up(dir: &Path, names: Vec<String>, patience: Duration) -> Result<ExitCode, Pr
             "hawser sandbox down, or another --state-dir",
         ));
     }
-    let mut entered = begin(dir, names, Attachment::Detached)?;
+    let mut entered = begin(dir, names, layout, Attachment::Detached)?;
     let status = ready(&mut entered, dir, patience, |waiting| progress(&waiting))?;
     progress("");
     show(&status, Output::Table)?;
@@ -165,7 +174,12 @@ fn up(dir: &Path, names: Vec<String>, patience: Duration) -> Result<ExitCode, Pr
 }
 
 /// Starts a sandbox's processes; [`ready`] waits for its clusters.
-pub(crate) fn begin(dir: &Path, names: Vec<String>, attachment: Attachment) -> Result<Entered, Problem> {
+pub(crate) fn begin(
+    dir: &Path,
+    names: Vec<String>,
+    layout: Layout,
+    attachment: Attachment,
+) -> Result<Entered, Problem> {
     for (i, name) in names.iter().enumerate() {
         let wrong = |why: String| {
             Problem::new(
@@ -182,6 +196,7 @@ pub(crate) fn begin(dir: &Path, names: Vec<String>, attachment: Attachment) -> R
     }
     let request = Request {
         clusters: names,
+        layout,
         state_dir: dir.to_owned(),
     };
     enter::start(&request, attachment).map_err(|error| {

@@ -111,8 +111,10 @@ pub trait Kubelet: Send + Sync + 'static {
 pub struct ClusterAddresses {
     /// Cluster name, also the node's name prefix.
     pub name: String,
-    /// Pod network, for example `10.42.0.0/16`; the same in every cluster.
+    /// Pod network, for example `10.42.0.0/16`; the same in every cluster unless their pods reach each other.
     pub pods: ipnet::Ipv4Net,
+    /// Pod networks of other clusters that pods of this one reach directly, each with the node it is behind.
+    pub reachable_pods: Vec<(ipnet::Ipv4Net, std::net::Ipv4Addr)>,
     /// Service network, for example `10.43.0.0/16`; the same in every cluster.
     pub services: ipnet::Ipv4Net,
     /// The node's address on the segment between clusters.

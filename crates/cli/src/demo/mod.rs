@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use hawser_sandbox::launcher::control::Status;
 use hawser_sandbox::launcher::enter::Attachment;
+use hawser_sandbox::network::Layout;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
@@ -60,7 +61,12 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Problem> {
     let began = Instant::now();
     print_line("clusters: west and east, each with its own network, API server and node");
     // Before any thread: see `enter::start`.
-    let mut entered = sandbox::begin(&dir, vec![WEST.into(), EAST.into()], Attachment::Attached)?;
+    let mut entered = sandbox::begin(
+        &dir,
+        vec![WEST.into(), EAST.into()],
+        Layout::Apart,
+        Attachment::Attached,
+    )?;
     let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |waiting| {
         sandbox::progress(&waiting)
     })?;

@@ -169,7 +169,7 @@ mod tests {
     use crate::network::services::tests::snapshot;
     use crate::network::testing::in_namespaces;
     use crate::network::wan::Wan;
-    use crate::network::{ClusterNetwork, plan_addresses, services};
+    use crate::network::{ClusterNetwork, Layout, plan_addresses, services};
 
     const CLUSTER: &str = "
 kind: Service
@@ -227,7 +227,9 @@ endpoints: [{addresses: [10.42.0.1]}]
 
     async fn from_a_pod() {
         let wan = Wan::new();
-        let addresses = plan_addresses(&["west".into()]).expect("one fits").remove(0);
+        let addresses = plan_addresses(&["west".into()], Layout::Apart)
+            .expect("one fits")
+            .remove(0);
         let server = SocketAddr::from((addresses.dns, 53));
         let network = ClusterNetwork::create(addresses, &wan).await.expect("a network");
         let (_sender, snapshots) = watch::channel(Arc::new(snapshot(CLUSTER)));

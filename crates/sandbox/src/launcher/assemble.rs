@@ -154,7 +154,10 @@ impl Sandbox {
         let wan = Wan::new();
         let mut clusters = BTreeMap::new();
         let mut kubeconfigs = Vec::new();
-        for (addresses, listener) in plan_addresses(&request.clusters)?.into_iter().zip(listeners) {
+        for (addresses, listener) in plan_addresses(&request.clusters, request.layout)?
+            .into_iter()
+            .zip(listeners)
+        {
             let name = addresses.name.clone();
             let private = enter::private_dir(&request.state_dir).join(&name);
             let logs = request.state_dir.join(&name).join("logs");

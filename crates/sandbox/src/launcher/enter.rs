@@ -31,6 +31,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
 
+use crate::network::Layout;
+
 /// The name under which the caller's binary must call [`main`].
 pub const PROGRAM: &str = "hawser-sandbox";
 
@@ -51,6 +53,8 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWUSER
 pub struct Request {
     /// Names of the clusters, which become contexts of the kubeconfig.
     pub clusters: Vec<String>,
+    #[serde(default)]
+    pub layout: Layout,
     /// Logs, kubeconfig and control socket live here; made with mode 0700.
     pub state_dir: PathBuf,
 }

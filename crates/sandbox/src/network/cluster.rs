@@ -3,6 +3,8 @@
 //! A pod has a `/32` address and routes everything through the node. Were pods on-link to each other, answers of a
 //! Service's backend would take the short way over the bridge, past the node that must translate them back.
 //!
+//! In a flat layout the nodes also route between the pods of different clusters, as the cloud's routers would.
+//!
 //! Knows no Services; see [`super::services`].
 
 use std::collections::BTreeMap;
@@ -84,8 +86,19 @@ pub struct PodNetwork {
     pub ip: Ipv4Addr,
 }
 
+/// Whether pods of different clusters reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// All clusters use the same pod addresses; nothing works by the accident of a flat network.
+    #[default]
+    Apart,
+    /// Each cluster has pod addresses of its own, and pods reach those of all clusters. Services stay apart.
+    Flat,
+}
+
 /// What each cluster of a sandbox is reached by. The same names in the same order give the same addresses.
-pub fn plan_addresses(clusters: &[String]) -> Result<Vec<ClusterAddresses>, NetworkError> {
+pub fn plan_addresses(clusters: &[String], layout: Layout) -> Result<Vec<ClusterAddresses>, NetworkError> {
     let blocks: Vec<Ipv4Net> = WAN
         .subnets(WAN_PREFIX)
         .expect("the segment is larger than a block")
@@ -93,7 +106,15 @@ pub fn plan_addresses(clusters: &[String]) -> Result<Vec<ClusterAddresses>, Netw
     if clusters.len() > blocks.len() {
         return Err(NetworkError::TooManyClusters { max: blocks.len() });
     }
-    let plan = |(name, block): (&String, Ipv4Net)| {
+    let all_pods = Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16);
+    let pods: Vec<Ipv4Net> = match layout {
+        Layout::Apart => vec![all_pods; blocks.len()],
+        Layout::Flat => all_pods
+            .subnets(all_pods.prefix_len() + WAN_PREFIX - WAN.prefix_len())
+            .expect("as many as there are blocks")
+            .collect(),
+    };
+    let plan = |((name, block), pods): ((&String, Ipv4Net), &Ipv4Net)| {
         let upper = block
             .subnets(WAN_PREFIX + 1)
             .expect("a block has halves")
@@ -103,7 +124,8 @@ pub fn plan_addresses(clusters: &[String]) -> Result<Vec<ClusterAddresses>, Netw
         let services = Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16);
         ClusterAddresses {
             name: name.clone(),
-            pods: Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16),
+            pods: *pods,
+            reachable_pods: Vec::new(),
             services,
             node,
             load_balancers: upper,
@@ -112,7 +134,18 @@ pub fn plan_addresses(clusters: &[String]) -> Result<Vec<ClusterAddresses>, Netw
             domain: "cluster.local".into(),
         }
     };
-    Ok(clusters.iter().zip(blocks).map(plan).collect())
+    let mut plans: Vec<ClusterAddresses> = clusters.iter().zip(blocks).zip(&pods).map(plan).collect();
+    if layout == Layout::Flat {
+        let all: Vec<(Ipv4Net, Ipv4Addr)> = plans.iter().map(|plan| (plan.pods, plan.node)).collect();
+        for plan in &mut plans {
+            plan.reachable_pods = all
+                .iter()
+                .filter(|(_, node)| *node != plan.node)
+                .copied()
+                .collect();
+        }
+    }
+    Ok(plans)
 }
 
 /// The network of one cluster. Dropping it, with all pods' namespaces, removes it.
@@ -226,7 +259,14 @@ impl ClusterNetwork {
             .output_interface(bridge)
             .scope(RouteScope::Link)
             .build();
-        for route in [load_balancers, services] {
+        let other_pods = addresses.reachable_pods.iter().map(|(pods, node)| {
+            RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(pods.network(), pods.prefix_len())
+                .output_interface(leg)
+                .gateway(*node)
+                .build()
+        });
+        for route in [load_balancers, services].into_iter().chain(other_pods) {
             links
                 .route()
                 .add(route)
@@ -512,6 +552,20 @@ fn filter(addresses: &ClusterAddresses) -> Table {
         ]
     };
     let chain = |name, hook| Chain::base(name, Kind::Filter, hook, priority::FILTER);
+    let among_pods = addresses.reachable_pods.iter().map(|(pods, _)| {
+        wan()
+            .comment("pods of another cluster")
+            .when(Match::Source((*pods).into()))
+            .when(Match::Destination(addresses.pods.into()))
+            .verdict(Verdict::Accept)
+    });
+    let unmasked = addresses.reachable_pods.iter().map(|(pods, _)| {
+        Rule::new()
+            .comment("pods appear as themselves to pods")
+            .when(Match::Source(addresses.pods.into()))
+            .when(Match::Destination((*pods).into()))
+            .verdict(Verdict::Return)
+    });
     Table::new(Family::Ip, "hawser-node")
         .chain(
             chain("forward", Hook::Forward)
@@ -528,6 +582,7 @@ fn filter(addresses: &ClusterAddresses) -> Table {
                         .when(Match::ConnectionStatus(status::DNAT))
                         .verdict(Verdict::Accept),
                 )
+                .rules(among_pods)
                 .rule(wan().comment("other clusters see no pods").verdict(Verdict::Drop)),
         )
         .chain(chain("output", Hook::Output).rules(unclaimed()))
@@ -559,13 +614,15 @@ fn filter(addresses: &ClusterAddresses) -> Table {
                 .rule(wan().verdict(Verdict::Drop)),
         )
         .chain(
-            Chain::base("postrouting", Kind::Nat, Hook::Postrouting, priority::SNAT).rule(
-                Rule::new()
-                    .comment("pods appear as their node")
-                    .when(Match::OutputInterface(LEG.into()))
-                    .when(Match::Source(addresses.pods.into()))
-                    .then(Action::Masquerade),
-            ),
+            Chain::base("postrouting", Kind::Nat, Hook::Postrouting, priority::SNAT)
+                .rules(unmasked)
+                .rule(
+                    Rule::new()
+                        .comment("pods appear as their node")
+                        .when(Match::OutputInterface(LEG.into()))
+                        .when(Match::Source(addresses.pods.into()))
+                        .then(Action::Masquerade),
+                ),
         )
 }
 
@@ -580,7 +637,7 @@ mod tests {
 
     #[test]
     fn clusters_share_pod_and_service_networks_and_split_the_segment() {
-        let plan = plan_addresses(&["west".into(), "east".into()]).expect("two fit");
+        let plan = plan_addresses(&["west".into(), "east".into()], Layout::Apart).expect("two fit");
         let shown: Vec<String> = plan
             .iter()
             .map(|a| {
@@ -602,8 +659,30 @@ mod tests {
     #[test]
     fn a_sandbox_of_too_many_clusters_is_refused() {
         let names: Vec<String> = (0..9).map(|number| format!("c{number}")).collect();
-        let error = plan_addresses(&names).expect_err("the segment holds eight");
-        assert_eq!(error.to_string(), "a sandbox has at most 8 clusters");
+        for layout in [Layout::Apart, Layout::Flat] {
+            let error = plan_addresses(&names, layout).expect_err("the segment holds eight");
+            assert_eq!(error.to_string(), "a sandbox has at most 8 clusters");
+            assert_eq!(
+                plan_addresses(&names[..8], layout).map(|plan| plan.len()).ok(),
+                Some(8)
+            );
+        }
+    }
+
+    #[test]
+    fn in_a_flat_layout_every_cluster_knows_where_the_others_pods_are() {
+        let plan = plan_addresses(&["west".into(), "east".into()], Layout::Flat).expect("two fit");
+        let shown: Vec<String> = plan
+            .iter()
+            .map(|a| format!("{} {} {} {:?}", a.name, a.pods, a.services, a.reachable_pods))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "west 10.42.0.0/19 10.43.0.0/16 [(10.42.32.0/19, 203.0.113.33)]",
+                "east 10.42.32.0/19 10.43.0.0/16 [(10.42.0.0/19, 203.0.113.1)]",
+            ]
+        );
     }
 
     async fn serve(namespace: &NetNs, at: &str, answer: &'static str) {
@@ -652,7 +731,7 @@ endpoints:
 
     async fn in_two_clusters() {
         let wan = Wan::new();
-        let plan = plan_addresses(&["west".into(), "east".into()]).expect("two fit");
+        let plan = plan_addresses(&["west".into(), "east".into()], Layout::Apart).expect("two fit");
         let mut clusters = Vec::new();
         for addresses in plan {
             clusters.push(ClusterNetwork::create(addresses, &wan).await.expect("a network"));
@@ -795,6 +874,49 @@ endpoints:
             tokio::task::yield_now().await;
         }
         run.abort();
+    }
+
+    async fn in_two_flat_clusters() {
+        let wan = Wan::new();
+        let plan = plan_addresses(&["west".into(), "east".into()], Layout::Flat).expect("two fit");
+        let mut clusters = Vec::new();
+        for addresses in plan {
+            clusters.push(ClusterNetwork::create(addresses, &wan).await.expect("a network"));
+        }
+        let (west, east) = (&clusters[0], &clusters[1]);
+        let server = west.add_pod("server").await.expect("a pod");
+        let client = east.add_pod("client").await.expect("a pod");
+        let at = SocketAddr::from((server.ip, 8080));
+        let listener = server.netns.listen(at).await.expect("listening");
+        let (connected, accepted) = tokio::join!(client.netns.connect(at), listener.accept());
+        connected.expect("pods reach pods of other clusters");
+        let (_, seen) = accepted.expect("a connection");
+        assert_eq!(seen.ip(), client.ip, "and see who they are");
+
+        serve(&server.netns, "0.0.0.0:8081", "west").await;
+        let of_west = format!("{}:8081", server.ip);
+        assert_eq!(ask(&client.netns, &of_west).await.as_deref(), Ok("west"));
+        assert_eq!(
+            ask(&client.netns, "10.43.0.7:80").await,
+            Err(io::ErrorKind::ConnectionRefused),
+            "services stay each cluster's own"
+        );
+        assert_eq!(
+            ask(east.node(), &of_west).await,
+            Err(io::ErrorKind::TimedOut),
+            "nodes are no pods"
+        );
+        wan.set("west", "east", |condition| condition.cut = true)
+            .expect("both are there");
+        assert_eq!(ask(&client.netns, &of_west).await, Err(io::ErrorKind::TimedOut));
+    }
+
+    #[test]
+    fn pods_of_a_flat_sandbox_reach_each_other_by_address() {
+        in_namespaces(
+            "network::cluster::tests::pods_of_a_flat_sandbox_reach_each_other_by_address",
+            in_two_flat_clusters(),
+        );
     }
 
     #[test]

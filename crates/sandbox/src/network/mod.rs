@@ -1,8 +1,8 @@
 //! Networks of clusters, all inside the sandbox's private namespace.
 //!
 //! Each cluster has a node namespace ([`NetNs`]) with a bridge for pods, and one leg on the segment between clusters
-//! ([`wan::Wan`]). Pods of different clusters have the same addresses on purpose: nothing reaches another cluster
-//! except by its LoadBalancer addresses and its API server. [`services`] gives Services their addresses. Nothing here
+//! ([`wan::Wan`]). Unless the [`Layout`] is flat, pods of different clusters have the same addresses on purpose: nothing
+//! reaches another cluster except by its LoadBalancer addresses and its API server. [`services`] gives Services their addresses. Nothing here
 //! runs a program or needs more than CAP_NET_ADMIN in the sandbox's own namespaces.
 
 mod cluster;
@@ -12,7 +12,7 @@ pub mod services;
 pub mod snapshot;
 pub mod wan;
 
-pub use cluster::{ClusterNetwork, NetworkError, PodNetwork, plan_addresses};
+pub use cluster::{ClusterNetwork, Layout, NetworkError, PodNetwork, plan_addresses};
 pub use netns::NetNs;
 
 #[cfg(test)]
