@@ -39,6 +39,19 @@ pub(crate) fn view(yaml: &str) -> Arc<View> {
     Arc::new(view)
 }
 
+/// The same, with other clusters: name, trust domain, objects.
+pub(crate) fn view_with_clusters(yaml: &str, clusters: &[(&str, &str, &str)]) -> Arc<View> {
+    let view = view(yaml);
+    for (name, trust_domain, yaml) in clusters {
+        let trust_domain = trust_domain.parse().expect("the test's trust domain is valid");
+        view.apply(Change::Cluster((*name).to_owned(), Some(trust_domain)));
+        for document in documents(yaml) {
+            view.apply(Change::Remote((*name).to_owned(), Box::new(change(document))));
+        }
+    }
+    view
+}
+
 /// The change that brings an object.
 pub(crate) fn change(document: Value) -> Change {
     fn typed<T: DeserializeOwned>(document: &Value) -> T {

@@ -6,6 +6,9 @@
 /// Prefix of what the mirror writes; labels under it are never copied from a target Service to its mirror.
 pub const MIRROR_PREFIX: &str = "mirror.linkerd.io/";
 
+/// Prefix of what says where endpoints are discovered; never copied either, or a target could choose for us.
+pub const MULTICLUSTER_PREFIX: &str = "multicluster.linkerd.io/";
+
 pub const EXPORTED: &str = "mirror.linkerd.io/exported";
 pub const FEDERATED: &str = "mirror.linkerd.io/federated";
 pub const MIRRORED_SERVICE: &str = "mirror.linkerd.io/mirrored-service";
@@ -79,6 +82,9 @@ pub fn credentials_secret(cluster: &str) -> String {
 pub fn service_mirror_lease(link: &str) -> String {
     format!("service-mirror-write-{link}")
 }
+
+/// Lease by which the controllers of local members agree who writes.
+pub const LOCAL_MIRROR_LEASE: &str = "local-service-mirror-write";
 
 /// The probe Service that the `link` command makes.
 pub fn probe_service(cluster: &str) -> String {

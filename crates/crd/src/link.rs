@@ -73,6 +73,7 @@ pub struct ProbeSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct LinkStatus {
     pub mirror_services: Vec<ServiceStatus>,
+    /// Written also when empty, or a merge patch could never take away the last one.
     pub federated_services: Vec<ServiceStatus>,
     /// Of the Link as a whole: `Ready`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -227,6 +228,14 @@ impl LinkSpec {
     pub fn remote_discovery(&self) -> Result<Selector, LinkError> {
         selector::parse(self.remote_discovery_selector.as_ref()).map_err(|source| LinkError::Selector {
             field: "remoteDiscoverySelector",
+            source,
+        })
+    }
+
+    /// Which Services of the target join a federated service.
+    pub fn federated(&self) -> Result<Selector, LinkError> {
+        selector::parse(self.federated_service_selector.as_ref()).map_err(|source| LinkError::Selector {
+            field: "federatedServiceSelector",
             source,
         })
     }

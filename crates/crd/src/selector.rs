@@ -87,6 +87,46 @@ impl Selector {
     }
 }
 
+/// What to ask the Kubernetes API for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    Nothing,
+    Labels(String),
+    /// No query of the API says it; whoever asks must look at the objects.
+    Everything,
+}
+
+/// A query for the objects of any of these selectors. It may find more.
+///
+/// One query rather than several: an object whose labels change from one selector to the other is then never seen to
+/// vanish in between.
+pub fn any_of(selectors: &[&Selector]) -> Query {
+    let mut selectors: Vec<&Selector> = selectors
+        .iter()
+        .copied()
+        .filter(|selector| !selector.0.is_empty())
+        .collect();
+    selectors.dedup();
+    match selectors.as_slice() {
+        [] => Query::Nothing,
+        [selector] => selector.query().map_or(Query::Nothing, Query::Labels),
+        [first, ..] => {
+            let key = first.0.first().map(|(key, _)| key);
+            let values: Option<Vec<String>> = selectors
+                .iter()
+                .map(|selector| match selector.0.as_slice() {
+                    [(other, Requirement::In(values))] if Some(other) == key => Some(values.join(",")),
+                    _ => None,
+                })
+                .collect();
+            match (key, values) {
+                (Some(key), Some(values)) => Query::Labels(format!("{key} in ({})", values.join(","))),
+                _ => Query::Everything,
+            }
+        }
+    }
+}
+
 /// Reads `a=b,c!=d,e,!f`, the form that command lines use.
 pub fn from_query(query: &str) -> Result<LabelSelector, InvalidSelector> {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
@@ -162,6 +202,26 @@ mod tests {
     fn a_query_says_what_the_selector_says() {
         let selector = parse(Some(&from_query("a=1,b!=2,c,!d").unwrap())).unwrap();
         assert_eq!(selector.query().unwrap(), "a in (1),b notin (2),c,!d");
+    }
+
+    #[test]
+    fn several_selectors_become_one_query_where_the_api_has_one() {
+        let any = |texts: &[&str]| {
+            let all: Vec<Selector> = texts
+                .iter()
+                .map(|text| parse(Some(&from_query(text).unwrap())).unwrap())
+                .collect();
+            any_of(&all.iter().collect::<Vec<_>>())
+        };
+        assert_eq!(any(&["", ""]), Query::Nothing);
+        assert_eq!(any(&["a=1", ""]), Query::Labels("a in (1)".into()));
+        assert_eq!(any(&["a=1", "a=2"]), Query::Labels("a in (1,2)".into()));
+        assert_eq!(any(&["a=1", "b=2"]), Query::Everything);
+        assert_eq!(any(&["a=1", "a!=2"]), Query::Everything);
+        assert_eq!(
+            any(&["a=1,b=2", "a=1,b=2"]),
+            Query::Labels("a in (1),b in (2)".into())
+        );
     }
 
     #[test]

@@ -11,11 +11,12 @@ use linkerd2_proxy_api::destination::{
     AddrSet, AuthorityOverride, Http2ClientParams, NoEndpoints, ProtocolHint, TlsIdentity, Update,
     WeightedAddr, WeightedAddrSet, http2_client_params, protocol_hint, tls_identity, update,
 };
+use tonic::Status;
 
 use crate::keys;
 use crate::mesh::{Asker, Mesh};
-use crate::view::objects::{Pod, Service, Slice};
-use crate::view::{Key, State, Topic, Topics};
+use crate::view::objects::{Discovery, Member, Pod, Service, Slice};
+use crate::view::{Key, RemoteCluster, State, Topic, Topics};
 
 /// Proxies give all endpoints of a set the same weight today; the number is Linkerd's.
 const WEIGHT: u32 = 10_000;
@@ -34,7 +35,8 @@ pub struct Endpoints {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The ready endpoints of a Service's port; those of one pod if an instance is named.
+/// The ready endpoints of a Service's port; those of one pod if an instance is named. Some Services have theirs in other
+/// clusters: a cluster that isn't known adds nothing and takes nothing away.
 pub fn resolve(
     mesh: &Mesh,
     state: &State,
@@ -43,10 +45,15 @@ pub fn resolve(
     port: u16,
     asker: &Asker,
     topics: &mut Topics,
-) -> Endpoints {
+) -> Result<Endpoints, Status> {
     topics.insert(Topic::Service(key.clone()));
     let Some(service) = state.service(key).filter(|service| !service.external_name) else {
-        return Endpoints::default();
+        return Ok(Endpoints::default());
+    };
+    let wanted = Wanted {
+        instance,
+        port,
+        node: Some(&asker.node),
     };
     let mut found = Endpoints {
         exists: true,
@@ -56,19 +63,143 @@ pub fn resolve(
         ]),
         ..Endpoints::default()
     };
-    for slice in state.slices(key) {
+    match service.discovery() {
+        Discovery::Local => of_service(mesh, state, service, &wanted, topics, &mut found),
+        Discovery::Remote { service: None, .. } => {
+            return Err(Status::failed_precondition(format!(
+                "service {key} has no label {}",
+                keys::REMOTE_SERVICE
+            )));
+        }
+        Discovery::Remote {
+            cluster,
+            service: Some(service),
+        } => {
+            let member = Member { service, cluster };
+            of_member(mesh, state, &key.namespace, &member, &wanted, topics, &mut found);
+        }
+        Discovery::Federated { local, remote } => {
+            for member in &remote {
+                of_member(mesh, state, &key.namespace, member, &wanted, topics, &mut found);
+            }
+            // Last: where networks overlap against the rules, an address is the one here.
+            if let Some(name) = local {
+                let key = Key::new(&key.namespace, name);
+                topics.insert(Topic::Service(key.clone()));
+                if let Some(service) = state.service(&key).filter(|service| !service.external_name) {
+                    let mut here = Endpoints::default();
+                    of_service(mesh, state, service, &wanted, topics, &mut here);
+                    found.addresses.extend(here.addresses);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What of a Service is asked for.
+struct Wanted<'a> {
+    instance: Option<&'a str>,
+    port: u16,
+    /// Where the client is; unknown to other clusters.
+    node: Option<&'a str>,
+}
+
+/// Adds the endpoints of a Service of another cluster.
+fn of_member(
+    mesh: &Mesh,
+    state: &State,
+    namespace: &str,
+    member: &Member,
+    wanted: &Wanted<'_>,
+    topics: &mut Topics,
+    found: &mut Endpoints,
+) {
+    let Member { service, cluster } = member;
+    topics.insert(Topic::Cluster(cluster.clone()));
+    let Some(remote) = state.remote(cluster) else {
+        return;
+    };
+    let key = Key::new(namespace, service);
+    let mut topics_there = Topics::from([Topic::Service(key.clone())]);
+    let mut there = Endpoints::default();
+    if let Some(service) = remote
+        .state
+        .service(&key)
+        .filter(|service| !service.external_name)
+    {
+        let wanted = Wanted {
+            node: None,
+            ..*wanted
+        };
+        of_service(
+            &of_cluster(mesh, remote),
+            &remote.state,
+            service,
+            &wanted,
+            &mut topics_there,
+            &mut there,
+        );
+    }
+    topics.extend(of_remote(cluster, topics_there));
+    let labels = [
+        ("target_cluster", cluster),
+        ("target_service", service),
+        ("target_service_namespace", &key.namespace),
+    ];
+    for (address, mut weighted) in there.addresses {
+        // Without an identity to expect, plain text would cross from one cluster to another.
+        if weighted.tls_identity.is_none() {
+            tracing::debug!(cluster, service = %key, %address, "left out: its pod is not in the mesh");
+            continue;
+        }
+        let labels = labels.map(|(label, value)| (label.to_owned(), value.clone()));
+        weighted.metric_labels.extend(labels);
+        found.addresses.insert(address, weighted);
+    }
+}
+
+/// The mesh as another cluster is part of it.
+pub(super) fn of_cluster(mesh: &Mesh, remote: &RemoteCluster) -> Mesh {
+    Mesh {
+        trust_domain: remote.trust_domain.clone(),
+        ..mesh.clone()
+    }
+}
+
+pub(super) fn of_remote(cluster: &str, topics: Topics) -> impl Iterator<Item = Topic> {
+    topics
+        .into_iter()
+        .map(move |topic| Topic::Remote(cluster.to_owned(), Box::new(topic)))
+}
+
+/// Adds the endpoints that a cluster lists for a Service.
+fn of_service(
+    mesh: &Mesh,
+    state: &State,
+    service: &Service,
+    wanted: &Wanted<'_>,
+    topics: &mut Topics,
+    found: &mut Endpoints,
+) {
+    for slice in state.slices(&service.key()) {
         if let Some(cluster) = &slice.cluster_name {
             found
                 .labels
                 .extend(mirror_labels(cluster, remote_name(state, service, slice)));
         }
-        let target_port = target_port(service, slice, port);
+        let target_port = target_port(service, slice, wanted.port);
         for endpoint in &slice.endpoints {
             let Some(ip) = endpoint.ip else { continue };
-            let wanted = (endpoint.ready || service.publish_not_ready)
-                && instance.is_none_or(|instance| endpoint.hostname.as_deref() == Some(instance))
-                && (!service.internal_traffic_local || endpoint.node.as_ref() == Some(&asker.node));
-            if !wanted {
+            let is_wanted = (endpoint.ready || service.publish_not_ready)
+                && wanted
+                    .instance
+                    .is_none_or(|instance| endpoint.hostname.as_deref() == Some(instance))
+                && wanted
+                    .node
+                    .filter(|_| service.internal_traffic_local)
+                    .is_none_or(|node| endpoint.node.as_deref() == Some(node));
+            if !is_wanted {
                 continue;
             }
             let address = SocketAddr::new(ip, target_port);
@@ -79,7 +210,7 @@ pub fn resolve(
                     // shows up, the Service is looked at again.
                     None => continue,
                 },
-                None => foreign_address(mesh, state, service, slice, port, address),
+                None => foreign_address(mesh, state, service, slice, wanted.port, address),
             };
             if let Some(zone) = &endpoint.zone {
                 weighted.metric_labels.insert("zone".into(), zone.clone());
@@ -90,7 +221,6 @@ pub fn resolve(
             found.addresses.insert(address, weighted);
         }
     }
-    found
 }
 
 /// Service port to endpoint port, by the port's name. A port that the Service doesn't define is taken literally.

@@ -1,6 +1,7 @@
 //! The destination service: who stands behind a name, and how to talk to them.
 //!
-//! Here are only the process and its gRPC surface; answers are pure functions in [`endpoints`] and [`profile`].
+//! Here are only the process and its gRPC surface; answers are pure functions in [`endpoints`] and [`profile`]. They stand
+//! here or in other clusters, which [`crate::view::clusters`] follows.
 
 pub mod endpoints;
 pub mod profile;
@@ -18,7 +19,9 @@ use tonic::{Request, Response, Status};
 
 use crate::follow::{self, Updates};
 use crate::mesh::{Asker, Mesh, MeshArgs, Target};
+use crate::mirror;
 use crate::process::{Process, ProcessArgs};
+use crate::view::clusters::{Clusters, Setup};
 use crate::view::watch::{Feed, Watches};
 use crate::view::{Key, View};
 
@@ -49,6 +52,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let view = Arc::new(View::default());
     let mut watches = Watches::start(&view, &process.client, &FEEDS);
     watches.listed().await;
+    let setup = Setup {
+        client: process.client.clone(),
+        namespace: mesh.control_plane_namespace.clone(),
+        connect: mirror::connector(),
+        metrics: process.metrics.clone(),
+    };
+    let clusters = Clusters::follow(&view, setup);
+    clusters.listed().await;
     let server = server(view, mesh, process.drain.clone());
     process
         .serve_grpc(args.addr, tonic::service::Routes::new(server))
@@ -93,15 +104,7 @@ impl Destination for Answers {
         };
         let (mesh, asker) = (self.mesh.clone(), Asker::parse(&context_token));
         let look = move |state: &_, topics: &mut _| {
-            Ok(endpoints::resolve(
-                &mesh,
-                state,
-                &service,
-                instance.as_deref(),
-                port,
-                &asker,
-                topics,
-            ))
+            endpoints::resolve(&mesh, state, &service, instance.as_deref(), port, &asker, topics)
         };
         follow::follow(self.view.clone(), self.drain.clone(), look, endpoints::updates).map(Response::new)
     }

@@ -63,6 +63,9 @@ fn of_address(mesh: &Mesh, state: &State, address: SocketAddr, topics: &mut Topi
             ..DestinationProfile::default()
         };
     }
+    if let Some(profile) = of_remote_pod(mesh, state, address, topics) {
+        return profile;
+    }
     let outside = !mesh.is_cluster_network(address.ip());
     DestinationProfile {
         opaque_protocol: mesh.opaque_ports.contains(address.port()),
@@ -70,6 +73,40 @@ fn of_address(mesh: &Mesh, state: &State, address: SocketAddr, topics: &mut Topi
         retry_budget: Some(retry_budget()),
         ..DestinationProfile::default()
     }
+}
+
+/// A pod of another cluster that we look into: over a flat network it can be dialled by its address.
+fn of_remote_pod(
+    mesh: &Mesh,
+    state: &State,
+    address: SocketAddr,
+    topics: &mut Topics,
+) -> Option<DestinationProfile> {
+    topics.insert(Topic::Clusters);
+    state.remotes().find_map(|(name, remote)| {
+        let mut there = Topics::from([Topic::Ip(address.ip())]);
+        let profile = remote.state.pod_at(address.ip()).map(|pod| {
+            there.insert(Topic::Pod(pod.key()));
+            let mesh = endpoints::of_cluster(mesh, remote);
+            DestinationProfile {
+                opaque_protocol: mesh.is_opaque(&remote.state, pod, address.port(), &mut there),
+                endpoint: Some(endpoints::pod_address(
+                    &mesh,
+                    &remote.state,
+                    pod,
+                    address,
+                    &mut there,
+                )),
+                retry_budget: Some(retry_budget()),
+                ..DestinationProfile::default()
+            }
+        });
+        topics.extend(endpoints::of_remote(name, there));
+        profile.filter(|profile| {
+            let endpoint = profile.endpoint.as_ref();
+            endpoint.is_some_and(|endpoint| endpoint.tls_identity.is_some())
+        })
+    })
 }
 
 fn of_service(
@@ -108,8 +145,8 @@ fn of_instance(
     asker: &Asker,
     topics: &mut Topics,
 ) -> DestinationProfile {
-    let found = endpoints::resolve(mesh, state, service, Some(instance), port, asker, topics);
-    let Some((address, endpoint)) = found.addresses.into_iter().next() else {
+    let found = endpoints::resolve(mesh, state, service, Some(instance), port, asker, topics).ok();
+    let Some((address, endpoint)) = found.and_then(|found| found.addresses.into_iter().next()) else {
         return DestinationProfile {
             retry_budget: Some(retry_budget()),
             ..DestinationProfile::default()

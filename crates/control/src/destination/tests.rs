@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use super::*;
-use crate::testing::{Watched, mesh, view};
+use crate::testing::{Watched, mesh, view, view_with_clusters};
+use crate::view::Change;
 use crate::view::watch::Feed;
 
 const WEB: &str = "
@@ -137,6 +138,10 @@ fn show(update: &Update) -> String {
 }
 
 fn get(yaml: &str, path: &str) -> Vec<String> {
+    get_from(&view(yaml), path).expect("the question is fine")
+}
+
+fn get_from(view: &View, path: &str) -> Result<Vec<String>, Status> {
     let Ok(Target::Service {
         service,
         instance,
@@ -146,7 +151,7 @@ fn get(yaml: &str, path: &str) -> Vec<String> {
         panic!("{path} is not a service")
     };
     let mesh = mesh();
-    let found = view(yaml).read(|state| {
+    let found = view.read(|state| {
         endpoints::resolve(
             &mesh,
             state,
@@ -157,7 +162,7 @@ fn get(yaml: &str, path: &str) -> Vec<String> {
             &mut Default::default(),
         )
     });
-    endpoints::updates(None, &found).iter().map(show).collect()
+    found.map(|found| endpoints::updates(None, &found).iter().map(show).collect())
 }
 
 fn profile_for(yaml: &str, path: &str, asker: &str) -> Result<DestinationProfile, Status> {
@@ -229,6 +234,123 @@ fn a_mirrored_service_is_reached_through_its_gateway() {
          id=gateway.example h2 authority=web.test.svc.east.example:80"
         ]
     );
+}
+
+/// A mirror without a gateway, and what it mirrors.
+const FLAT: &str = "
+apiVersion: v1
+kind: Service
+metadata:
+  name: web-east
+  namespace: test
+  labels: {multicluster.linkerd.io/remote-discovery: east, multicluster.linkerd.io/remote-service: web}
+spec: {clusterIP: 10.96.0.20, ports: [{name: http, port: 80}]}
+";
+
+const FEDERATED: &str = "
+apiVersion: v1
+kind: Service
+metadata:
+  name: web-federated
+  namespace: test
+  labels: {mirror.linkerd.io/mirrored-service: 'true'}
+  annotations:
+    multicluster.linkerd.io/local-discovery: web
+    multicluster.linkerd.io/remote-discovery: 'web@east,nonsense,web@unknown,web@north'
+spec: {clusterIP: 10.96.0.30, ports: [{name: http, port: 80}]}
+";
+
+/// [`WEB`] with pods of other addresses.
+fn web_at(network: &str) -> String {
+    WEB.replace("10.42.0.", network)
+}
+
+fn addresses(updates: &[String]) -> Vec<String> {
+    let text = updates.join("");
+    let mut found: Vec<String> = text
+        .split_whitespace()
+        .filter(|word| word.starts_with("10.") && word.contains(':'))
+        .map(str::to_owned)
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_service_of_another_cluster_is_its_pods_with_that_clusters_identities() {
+    let east = web_at("10.42.32.");
+    let view = view_with_clusters(FLAT, &[("east", "east.example", &east)]);
+    assert_eq!(
+        get_from(&view, "web-east.test.svc.cluster.local:80").unwrap(),
+        [
+            "add {\"namespace\": \"test\", \"service\": \"web-east\"} 10.42.32.5:8080 \
+         id=web.test.serviceaccount.identity.linkerd.east.example \
+         sni=web.test.serviceaccount.identity.linkerd.east.example h2 transport=4143 control_plane_ns=linkerd \
+         deployment=web pod=web-abc-1 pod_template_hash=abc serviceaccount=web target_cluster=east \
+         target_service=web target_service_namespace=test"
+        ]
+    );
+    let lost = view_with_clusters(FLAT, &[]);
+    assert_eq!(
+        get_from(&lost, "web-east.test.svc.cluster.local:80").unwrap(),
+        ["no endpoints, exists=true"],
+        "until the cluster is known"
+    );
+    let nameless = FLAT.replace(", multicluster.linkerd.io/remote-service: web", "");
+    let refused = get_from(
+        &view_with_clusters(&nameless, &[]),
+        "web-east.test.svc.cluster.local:80",
+    );
+    assert_eq!(refused.unwrap_err().code(), Code::FailedPrecondition);
+}
+
+#[test]
+fn a_federated_service_is_the_union_of_its_members_and_one_that_is_missing_takes_none_away() {
+    let (east, north) = (web_at("10.42.32."), web_at("10.42.64."));
+    let here = format!("{WEB}---{FEDERATED}");
+    let path = "web-federated.test.svc.cluster.local:80";
+    let all = [
+        ("east", "example", east.as_str()),
+        ("north", "example", north.as_str()),
+    ];
+    let view = view_with_clusters(&here, &all);
+    assert_eq!(
+        addresses(&get_from(&view, path).unwrap()),
+        ["10.42.0.5:8080", "10.42.32.5:8080", "10.42.64.5:8080"]
+    );
+    view.apply(Change::Cluster("east".into(), None));
+    assert_eq!(
+        addresses(&get_from(&view, path).unwrap()),
+        ["10.42.0.5:8080", "10.42.64.5:8080"]
+    );
+}
+
+#[test]
+fn no_plain_text_crosses_to_another_cluster() {
+    let east = web_at("10.42.32.").replace("labels: {linkerd.io/control-plane-ns: linkerd, ", "labels: {");
+    let view = view_with_clusters(FLAT, &[("east", "east.example", &east)]);
+    assert_eq!(
+        get_from(&view, "web-east.test.svc.cluster.local:80").unwrap(),
+        ["no endpoints, exists=true"]
+    );
+}
+
+#[test]
+fn a_pod_of_another_cluster_is_known_by_its_address() {
+    let east = web_at("10.42.32.");
+    let view = view_with_clusters(FLAT, &[("east", "east.example", &east)]);
+    let profile = |address: &str| {
+        let target = Target::parse(address, "cluster.local").unwrap();
+        let mesh = mesh();
+        view.read(|state| profile::profile(&mesh, state, &target, &Asker::default(), &mut Default::default()))
+            .unwrap()
+    };
+    let endpoint = show_address(&profile("10.42.32.5:8080").endpoint.unwrap());
+    assert!(
+        endpoint.starts_with("10.42.32.5:8080 id=web.test.serviceaccount.identity.linkerd.east.example"),
+        "{endpoint}"
+    );
+    assert_eq!(profile("10.42.32.9:80").endpoint, None, "not in the mesh");
 }
 
 #[test]

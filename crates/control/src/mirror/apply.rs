@@ -11,7 +11,7 @@ use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client};
 use serde_json::json;
 
-use super::plan::{Kind, Plan, Skipped, Verdict, Write};
+use super::plan::{Kind, Skipped, Verdict, Write};
 use crate::observe::{Key, chain};
 
 const FIELD_MANAGER: &str = "linkerd-service-mirror";
@@ -19,16 +19,23 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const CONCURRENT_MIRRORS: usize = 16;
 
 /// What failed, by the mirror's name.
-pub(crate) type Failures = BTreeMap<Key, String>;
+pub(crate) type Failures = BTreeMap<Key, Failure>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub message: String,
+    /// Somebody else wrote first.
+    pub is_conflict: bool,
+}
 
 pub(crate) async fn apply(client: &Client, writes: BTreeMap<Key, Vec<Write>>) -> Failures {
     futures::stream::iter(writes)
         .map(|(key, writes)| async move {
             for write in writes {
-                if let Err(error) = perform(client, &write).await {
-                    let failure = format!("Failed to {}: {error}", write.intent());
-                    tracing::warn!(mirror = %key, error = failure, "mirror not written");
-                    return Some((key, failure));
+                if let Err(Failure { message, is_conflict }) = perform(client, &write).await {
+                    let message = format!("Failed to {}: {message}", write.intent());
+                    tracing::warn!(mirror = %key, error = message, "mirror not written");
+                    return Some((key, Failure { message, is_conflict }));
                 }
             }
             None
@@ -39,7 +46,7 @@ pub(crate) async fn apply(client: &Client, writes: BTreeMap<Key, Vec<Write>>) ->
         .await
 }
 
-async fn perform(client: &Client, write: &Write) -> Result<(), String> {
+async fn perform(client: &Client, write: &Write) -> Result<(), Failure> {
     let action = async {
         match write {
             Write::Create { kind, key, object } => {
@@ -64,11 +71,12 @@ async fn perform(client: &Client, write: &Write) -> Result<(), String> {
                     .await?;
                 tracing::info!(?kind, object = %key, "updated");
             }
-            Write::Delete { kind, key, version } => {
-                // Only the identity: a mirror that is to go may have changed since.
+            Write::Delete { kind, key, version } | Write::DeleteUnchanged { kind, key, version } => {
+                // Only the identity, usually: a mirror that is to go may have changed since.
+                let is_strict = matches!(write, Write::DeleteUnchanged { .. });
                 let preconditions = Preconditions {
                     uid: Some(version.uid.clone()),
-                    resource_version: None,
+                    resource_version: is_strict.then(|| version.resource_version.clone()),
                 };
                 let params = DeleteParams {
                     preconditions: Some(preconditions),
@@ -88,14 +96,20 @@ async fn perform(client: &Client, write: &Write) -> Result<(), String> {
         Ok::<(), kube::Error>(())
     };
     match tokio::time::timeout(TIMEOUT, action).await {
-        Ok(result) => result.map_err(|error| chain(&error)),
-        Err(_) => Err(format!("the API server did not answer within {TIMEOUT:?}")),
+        Ok(result) => result.map_err(|error| Failure {
+            is_conflict: matches!(&error, kube::Error::Api(status) if status.code == 409),
+            message: chain(&error),
+        }),
+        Err(_) => Err(Failure {
+            message: format!("the API server did not answer within {TIMEOUT:?}"),
+            is_conflict: false,
+        }),
     }
 }
 
 fn api(client: &Client, kind: Kind, namespace: &str) -> Api<DynamicObject> {
     let resource = match kind {
-        Kind::Service => ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()),
+        Kind::Service | Kind::Federated => ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()),
         Kind::Endpoints => ApiResource::erase::<k8s_openapi::api::core::v1::Endpoints>(&()),
         Kind::EndpointSlice => ApiResource::erase::<k8s_openapi::api::discovery::v1::EndpointSlice>(&()),
     };
@@ -103,15 +117,20 @@ fn api(client: &Client, kind: Kind, namespace: &str) -> Api<DynamicObject> {
 }
 
 /// Verdicts hold only if the writes succeeded.
-pub(crate) fn settle(plan: &Plan, failures: &Failures) -> BTreeMap<Key, Verdict> {
-    let settled = |verdict: &Verdict| match verdict {
-        Verdict::Mirrored { local } => match failures.get(local) {
-            Some(failure) => Verdict::Failed(failure.clone()),
-            None => verdict.clone(),
-        },
-        other => other.clone(),
+pub(crate) fn settle(verdicts: &BTreeMap<Key, Verdict>, failures: &Failures) -> BTreeMap<Key, Verdict> {
+    let settled = |verdict: &Verdict| {
+        let local = match verdict {
+            Verdict::Mirrored { local } | Verdict::Joined { local } => local,
+            other => return other.clone(),
+        };
+        match (verdict, failures.get(local)) {
+            (_, None) => verdict.clone(),
+            // Several controllers write to one federated Service, so that is an everyday thing.
+            (Verdict::Joined { .. }, Some(failure)) if failure.is_conflict => Verdict::Outrun,
+            (_, Some(failure)) => Verdict::Failed(failure.message.clone()),
+        }
     };
-    plan.verdicts
+    verdicts
         .iter()
         .map(|(key, verdict)| (key.clone(), settled(verdict)))
         .collect()

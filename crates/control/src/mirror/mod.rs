@@ -6,6 +6,7 @@
 //! case, and nothing is ever given up on. Source: `spec/multicluster.md` 3 and 6.
 
 mod apply;
+mod federated;
 mod gateway;
 mod plan;
 mod probe;
@@ -15,8 +16,10 @@ mod status;
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use hawser_crd::Link;
 use hawser_crd::keys;
+use hawser_crd::selector;
 use hawser_runtime::Metrics;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Secret, Service};
@@ -29,10 +32,13 @@ use tokio_util::sync::CancellationToken;
 use crate::lead::{self, Next, Work};
 use crate::observe::{Bell, Key, Limit, Observed, Select, chain};
 use crate::process::{Process, ProcessArgs};
+pub use federated::LocalConfig;
+use federated::LocalMembers;
 use gateway::{Gateway, GatewayKey};
 pub use remote::{Connect, RemoteError, connector};
-use remote::{Reach, Session, SessionKey};
-use snapshot::{Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Snapshot};
+pub(crate) use remote::{Heartbeat, Reach};
+use remote::{Session, SessionKey};
+use snapshot::{Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Seniorities, Snapshot};
 
 /// Far more than a cluster has; a bound all the same.
 const LOCAL_MAX: Limit = Limit(100_000);
@@ -60,9 +66,21 @@ pub struct Args {
     /// Accepted for compatibility: failed writes are retried until they succeed
     #[arg(long, hide = true)]
     pub event_requeue_limit: Option<u32>,
+    /// Make this cluster's own services join federated ones, instead of serving a Link
+    #[arg(long)]
+    pub local_mirror: bool,
+    /// With --local-mirror: labels of services that join
+    #[arg(long, default_value = "mirror.linkerd.io/federated=member")]
+    pub federated_service_selector: String,
+    /// With --local-mirror: annotations that federated services don't take over
+    #[arg(long, value_delimiter = ',')]
+    pub excluded_annotations: Vec<String>,
+    /// With --local-mirror: labels that federated services don't take over
+    #[arg(long, value_delimiter = ',')]
+    pub excluded_labels: Vec<String>,
     /// Name of the Link
-    #[arg(value_name = "LINK")]
-    pub link: String,
+    #[arg(value_name = "LINK", required_unless_present = "local_mirror")]
+    pub link: Option<String>,
 }
 
 /// What a mirror controller is for, apart from the cluster it runs in.
@@ -81,16 +99,37 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             "headless services are mirrored behind a cluster IP; per-pod mirrors are not available"
         );
     }
+    let bell = Bell::default();
+    let (client, namespace) = (process.client.clone(), args.namespace.clone());
+    let Some(link) = args.link.filter(|_| !args.local_mirror) else {
+        let selector = selector::from_query(&args.federated_service_selector)
+            .and_then(|selector| selector::parse(Some(&selector)))
+            .context("--federated-service-selector")?;
+        let config = LocalConfig {
+            namespace: args.namespace,
+            selector,
+            excluded_annotations: args.excluded_annotations,
+            excluded_labels: args.excluded_labels,
+        };
+        let members = LocalMembers::new(client, config, bell.clone());
+        return lead::run(
+            process,
+            &namespace,
+            keys::LOCAL_MIRROR_LEASE.into(),
+            bell,
+            members,
+        )
+        .await;
+    };
     let config = Config {
-        namespace: args.namespace.clone(),
-        link: args.link,
+        namespace: args.namespace,
+        link,
         probe_service: args.probe_service.filter(|name| !name.is_empty()),
         write_endpoint_slices: args.write_endpoint_slices,
     };
-    let (bell, lease) = (Bell::default(), keys::service_mirror_lease(&config.link));
-    let (client, metrics) = (process.client.clone(), process.metrics.clone());
+    let (lease, metrics) = (keys::service_mirror_lease(&config.link), process.metrics.clone());
     let controller = Controller::new(client, config, connector(), metrics, bell.clone());
-    lead::run(process, &args.namespace, lease, bell, controller).await
+    lead::run(process, &namespace, lease, bell, controller).await
 }
 
 /// Mirrors until shutdown, while `leads` says so.
@@ -105,6 +144,18 @@ pub async fn mirror(
 ) {
     let controller = Controller::new(client, config, connect, metrics, bell.clone());
     lead::follow(leads, bell, controller, shutdown).await;
+}
+
+/// Keeps this cluster's own members in federated Services until shutdown, while `leads` says so.
+pub async fn join_local(
+    client: Client,
+    config: LocalConfig,
+    leads: tokio::sync::watch::Receiver<bool>,
+    bell: Bell,
+    shutdown: CancellationToken,
+) {
+    let members = LocalMembers::new(client, config, bell.clone());
+    lead::follow(leads, bell, members, shutdown).await;
 }
 
 impl Work for Controller {
@@ -150,10 +201,8 @@ impl Controller {
         let own = &config.namespace;
         let links: Api<Link> = Api::namespaced(client.clone(), own);
         let namespaces: Api<Namespace> = Api::all(client.clone());
-        let name = config.link.clone();
-        let this_link = move |link: Link| (link.metadata.name.as_deref() == Some(&name)).then_some(link);
         Self {
-            links: Observed::start(links, Select::all(), LOCAL_MAX, bell.clone(), this_link),
+            links: Observed::start(links, Select::all(), LOCAL_MAX, bell.clone(), Some),
             credentials: None,
             namespaces: Observed::start(
                 namespaces,
@@ -196,7 +245,8 @@ impl Controller {
         self.follow_gateway(link.as_ref());
         let unreachable = self.follow_remote(link.as_ref()).await;
         self.report(&cluster, unreachable.as_deref());
-        let Some(snapshot) = self.snapshot(link, unreachable) else {
+        let seniorities = snapshot::seniorities(&links);
+        let Some(snapshot) = self.snapshot(link, seniorities, unreachable) else {
             return true;
         };
         let plan = plan::plan(&snapshot);
@@ -222,7 +272,11 @@ impl Controller {
         let status = match &snapshot.unreachable {
             Some(reason) => status::unreachable(&link.status, reason, &now),
             None if snapshot.remote.is_none() => None,
-            None => status::from_verdicts(&link.status, &apply::settle(&plan, &failures), &now),
+            None => {
+                let [mirrored, federated] =
+                    [&plan.verdicts, &plan.federated].map(|verdicts| apply::settle(verdicts, &failures));
+                status::from_verdicts(&link.status, &mirrored, &federated, &now)
+            }
         };
         let reported = match status {
             Some(status) => self.write_status(link, &status).await,
@@ -294,7 +348,9 @@ impl Controller {
         };
         let key = SessionKey {
             kubeconfig: kubeconfig.as_ref().clone(),
-            query: link.exported.query(),
+            exported: link.exported.clone(),
+            remote_discovery: link.remote_discovery.clone(),
+            federated: link.federated.clone(),
         };
         let is_current = self
             .session
@@ -351,7 +407,12 @@ impl Controller {
     }
 
     /// `None` while this cluster isn't completely known.
-    fn snapshot(&self, link: Option<LinkView>, unreachable: Option<String>) -> Option<Snapshot> {
+    fn snapshot(
+        &self,
+        link: Option<LinkView>,
+        links: Seniorities,
+        unreachable: Option<String>,
+    ) -> Option<Snapshot> {
         let local = self.local.as_ref()?;
         let slices = match &local.slices {
             Some(slices) => slices.view()?,
@@ -361,6 +422,7 @@ impl Controller {
             namespace: self.config.namespace.clone(),
             link_name: self.config.link.clone(),
             link,
+            links,
             probe_service: self.config.probe_service.clone(),
             write_slices: self.config.write_endpoint_slices,
             namespaces: self.namespaces.view()?,

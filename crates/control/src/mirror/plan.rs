@@ -20,7 +20,7 @@ use super::snapshot::{
     Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Map, Port, Remote, RemoteService,
     Snapshot, Version, is_mirror_of,
 };
-use super::status;
+use super::{federated, status};
 use crate::observe::Key;
 
 /// Annotations that describe the target cluster only.
@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub writes: BTreeMap<Key, Vec<Write>>,
     /// By the target's name: what became of each exported Service, if all writes succeed.
     pub verdicts: BTreeMap<Key, Verdict>,
+    /// The same for Services that join federated ones.
+    pub federated: BTreeMap<Key, Verdict>,
     /// What the target's users should be told of, in Events on their Services.
     pub skipped: Vec<Skipped>,
 }
@@ -56,6 +58,8 @@ pub(crate) struct Skipped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Service,
+    /// A Service too, but not a mirror.
+    Federated,
     Endpoints,
     EndpointSlice,
 }
@@ -72,8 +76,10 @@ pub(crate) enum Write {
         version: Version,
         patch: Value,
     },
-    /// Fails if the object changed since.
+    /// Fails if the object is another one by now.
     Delete { kind: Kind, key: Key, version: Version },
+    /// Fails if the object changed since.
+    DeleteUnchanged { kind: Kind, key: Key, version: Version },
 }
 
 impl Write {
@@ -82,14 +88,15 @@ impl Write {
         let (verb, kind) = match self {
             Self::Create { kind, .. } => ("create", kind),
             Self::Patch { kind, .. } => ("update", kind),
-            Self::Delete { kind, .. } => ("delete", kind),
+            Self::Delete { kind, .. } | Self::DeleteUnchanged { kind, .. } => ("delete", kind),
         };
         let thing = match kind {
-            Kind::Service => "service",
-            Kind::Endpoints => "endpoints",
-            Kind::EndpointSlice => "endpoint slice",
+            Kind::Service => "mirror service",
+            Kind::Federated => "federated service",
+            Kind::Endpoints => "mirror endpoints",
+            Kind::EndpointSlice => "mirror endpoint slice",
         };
-        format!("{verb} mirror {thing}")
+        format!("{verb} {thing}")
     }
 }
 
@@ -99,6 +106,10 @@ pub(crate) enum Verdict {
     Mirrored {
         local: Key,
     },
+    /// Belongs to this federated Service.
+    Joined {
+        local: Key,
+    },
     MissingNamespace,
     /// A Service that isn't ours has the mirror's name.
     NameConflict {
@@ -106,7 +117,11 @@ pub(crate) enum Verdict {
     },
     /// As it is, the Service can't have a mirror.
     Unfit(String),
+    /// Services like it are not for this.
+    Invalid(&'static str),
     Failed(String),
+    /// Somebody else wrote at the same time; the next plan takes that into account.
+    Outrun,
 }
 
 pub(crate) fn plan(snapshot: &Snapshot) -> Plan {
@@ -122,16 +137,29 @@ pub(crate) fn plan(snapshot: &Snapshot) -> Plan {
     if let Some(link) = &snapshot.link {
         probe_endpoints(snapshot, link, &mut plan);
     }
+    federated::of_link(snapshot, &mut plan);
     plan.writes.retain(|_, writes| !writes.is_empty());
     plan
 }
 
+/// How clients reach the target's pods.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Gateway,
+    /// By their own addresses, which the control plane discovers.
+    Direct,
+}
+
 fn mirror(snapshot: &Snapshot, link: &LinkView, remote: &Remote, plan: &mut Plan) {
     for (key, service) in &remote.services {
-        if !link.exported.matches(&service.labels) || link.remote_discovery.matches(&service.labels) {
+        let way = if link.remote_discovery.matches(&service.labels) {
+            Way::Direct
+        } else if link.exported.matches(&service.labels) {
+            Way::Gateway
+        } else {
             continue;
-        }
-        let verdict = mirror_one(snapshot, link, remote, key, service, plan);
+        };
+        let verdict = mirror_one(snapshot, link, remote, (key, service), way, plan);
         plan.skipped.extend(skipped(link, key, service, &verdict));
         plan.verdicts.insert(key.clone(), verdict);
     }
@@ -140,12 +168,15 @@ fn mirror(snapshot: &Snapshot, link: &LinkView, remote: &Remote, plan: &mut Plan
 /// What to tell the users of a Service, unless the Link's status says the same already: then they were told.
 fn skipped(link: &LinkView, key: &Key, service: &RemoteService, verdict: &Verdict) -> Option<Skipped> {
     let message = match verdict {
-        Verdict::Mirrored { .. } | Verdict::Failed(_) => return None,
+        Verdict::Mirrored { .. } | Verdict::Joined { .. } | Verdict::Failed(_) | Verdict::Outrun => {
+            return None;
+        }
         Verdict::MissingNamespace => "namespace does not exist".to_owned(),
         Verdict::NameConflict { local } => {
             format!("a service {local} that belongs to somebody else has the mirror's name")
         }
         Verdict::Unfit(message) => message.clone(),
+        Verdict::Invalid(message) => (*message).to_owned(),
     };
     let condition = status::condition(verdict);
     let told = link.status.mirror_services.iter().any(|entry| {
@@ -168,8 +199,8 @@ fn mirror_one(
     snapshot: &Snapshot,
     link: &LinkView,
     remote: &Remote,
-    key: &Key,
-    service: &RemoteService,
+    (key, service): (&Key, &RemoteService),
+    way: Way,
     plan: &mut Plan,
 ) -> Verdict {
     let name = match mirror_name(key, link) {
@@ -192,14 +223,23 @@ fn mirror_one(
         return Verdict::NameConflict { local };
     }
 
-    let mut writes: Vec<Write> = service_write(
-        &local,
-        &mirror_service(link, key, service),
-        found.map(AsRef::as_ref),
-    )
-    .into_iter()
-    .collect();
+    let mut desired = mirror_service(link, key, service);
+    if way == Way::Direct {
+        let cluster = link.cluster.to_string();
+        desired.labels.insert(keys::REMOTE_DISCOVERY.into(), cluster);
+        desired
+            .labels
+            .insert(keys::REMOTE_SERVICE.into(), key.name.clone());
+    }
+    let mut writes: Vec<Write> = service_write(Kind::Service, &local, &desired, found.map(AsRef::as_ref))
+        .into_iter()
+        .collect();
     let verdict = match &snapshot.addresses {
+        _ if way == Way::Direct => {
+            // Left from when it was reached through the gateway.
+            writes.extend(delete_endpoints(snapshot, &local));
+            Verdict::Mirrored { local: local.clone() }
+        }
         Addresses::Resolved(addresses) => {
             // Emptiness is about what the target could serve; liveness about whether we can get there.
             let is_empty = service.has_selector && !remote.ready.get(key).is_some_and(|ready| **ready);
@@ -233,6 +273,26 @@ fn mirror_one(
 fn mirror_name(key: &Key, link: &LinkView) -> Result<String, hawser_core::NameError> {
     let name: ServiceName = key.name.parse()?;
     Ok(hawser_core::names::mirror(&name, &link.cluster)?.to_string())
+}
+
+fn delete_endpoints(snapshot: &Snapshot, local: &Key) -> Vec<Write> {
+    let delete = |kind: Kind, key: &Key, version: &Version| Write::Delete {
+        kind,
+        key: key.clone(),
+        version: version.clone(),
+    };
+    let endpoints = snapshot.endpoints.get(local);
+    let endpoints = endpoints.map(|found| delete(Kind::Endpoints, local, &found.version));
+    let of_service = |slice: &LocalSlice| {
+        let labels = slice.slice.metadata.labels.as_ref();
+        labels.and_then(|labels| labels.get(keys::LABEL_SERVICE_NAME)) == Some(&local.name)
+    };
+    let slices = snapshot
+        .slices
+        .iter()
+        .filter(|(key, slice)| key.namespace == local.namespace && of_service(slice))
+        .map(|(key, slice)| delete(Kind::EndpointSlice, key, &slice.version));
+    endpoints.into_iter().chain(slices).collect()
 }
 
 /// The target can't be seen. Which mirrors exist stays as it is; where their gateway is and whether it lives, we know.
@@ -368,10 +428,10 @@ fn probe_endpoints(snapshot: &Snapshot, link: &LinkView, plan: &mut Plan) {
 
 // --- what objects should look like -------------------------------------------------------------------------------
 
-struct DesiredService {
-    labels: Map,
-    annotations: Map,
-    ports: Vec<Port>,
+pub(super) struct DesiredService {
+    pub labels: Map,
+    pub annotations: Map,
+    pub ports: Vec<Port>,
 }
 
 struct Desired {
@@ -381,18 +441,7 @@ struct Desired {
 }
 
 fn mirror_service(link: &LinkView, key: &Key, service: &RemoteService) -> DesiredService {
-    let mut annotations: Map = service
-        .annotations
-        .iter()
-        .filter(|(name, _)| {
-            let name = name.as_str();
-            name == keys::OPAQUE_PORTS
-                || !(name.starts_with(keys::MIRROR_PREFIX)
-                    || NEVER_COPIED_ANNOTATIONS.contains(&name)
-                    || is_excluded(name, &link.excluded_annotations))
-        })
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
+    let mut annotations = copied_annotations(&service.annotations, &link.excluded_annotations);
     annotations.insert(keys::REMOTE_SERVICE_FQ_NAME.into(), fq_name(link, key));
     annotations.insert(
         keys::REMOTE_RESOURCE_VERSION.into(),
@@ -405,15 +454,37 @@ fn mirror_service(link: &LinkView, key: &Key, service: &RemoteService) -> Desire
     }
 }
 
-fn endpoints_labels(link: &LinkView, of_target: &Map) -> Map {
-    let mut labels: Map = of_target
+pub(super) fn copied_annotations(of_target: &Map, excluded: &[String]) -> Map {
+    of_target
         .iter()
         .filter(|(name, _)| {
-            !name.starts_with(keys::MIRROR_PREFIX) && !is_excluded(name, &link.excluded_labels)
+            let name = name.as_str();
+            name == keys::OPAQUE_PORTS
+                || !(is_the_mesh_s(name)
+                    || NEVER_COPIED_ANNOTATIONS.contains(&name)
+                    || is_excluded(name, excluded))
         })
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+/// Labels of the target's Service, and that they are a copy.
+pub(super) fn copied_labels(of_target: &Map, excluded: &[String]) -> Map {
+    let mut labels: Map = of_target
+        .iter()
+        .filter(|(name, _)| !is_the_mesh_s(name) && !is_excluded(name, excluded))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     labels.insert(keys::MIRRORED_SERVICE.into(), "true".into());
+    labels
+}
+
+fn is_the_mesh_s(name: &str) -> bool {
+    name.starts_with(keys::MIRROR_PREFIX) || name.starts_with(keys::MULTICLUSTER_PREFIX)
+}
+
+fn endpoints_labels(link: &LinkView, of_target: &Map) -> Map {
+    let mut labels = copied_labels(of_target, &link.excluded_labels);
     labels.insert(keys::CLUSTER_NAME.into(), link.cluster.to_string());
     labels
 }
@@ -487,7 +558,12 @@ fn endpoint_port(name: &str, protocol: &str, port: u16) -> EndpointPort {
 
 // --- how to get there --------------------------------------------------------------------------------------------
 
-fn service_write(key: &Key, desired: &DesiredService, found: Option<&LocalService>) -> Option<Write> {
+pub(super) fn service_write(
+    kind: Kind,
+    key: &Key,
+    desired: &DesiredService,
+    found: Option<&LocalService>,
+) -> Option<Write> {
     let ports: Vec<Value> = desired.ports.iter().map(port_json).collect();
     let Some(found) = found else {
         let object = json!({
@@ -499,7 +575,7 @@ fn service_write(key: &Key, desired: &DesiredService, found: Option<&LocalServic
             "spec": {"ports": ports},
         });
         return Some(Write::Create {
-            kind: Kind::Service,
+            kind,
             key: key.clone(),
             object,
         });
@@ -518,7 +594,7 @@ fn service_write(key: &Key, desired: &DesiredService, found: Option<&LocalServic
         "spec": {"ports": ports, "selector": null},
     });
     Some(Write::Patch {
-        kind: Kind::Service,
+        kind,
         key: key.clone(),
         version: found.version.clone(),
         patch,

@@ -40,6 +40,9 @@ fn snapshot(scenario: &str) -> Snapshot {
                     target_cluster_name: words[1].into(),
                     target_cluster_domain: "cluster.local".into(),
                     selector: Some(selector::from_query("mirror.linkerd.io/exported=true").unwrap()),
+                    remote_discovery_selector: Some(
+                        selector::from_query("mirror.linkerd.io/exported=remote-discovery").unwrap(),
+                    ),
                     ..Default::default()
                 };
                 if let Some((host, port)) = value("gateway").and_then(|gateway| gateway.split_once(':')) {
@@ -195,7 +198,7 @@ fn describe(plan: &Plan) -> String {
                     content(*kind, patch)
                 )
             }
-            Write::Delete { kind, key, version } => {
+            Write::Delete { kind, key, version } | Write::DeleteUnchanged { kind, key, version } => {
                 format!("delete {kind:?} {key} at {}", version.resource_version)
             }
         });
@@ -203,6 +206,9 @@ fn describe(plan: &Plan) -> String {
     for (key, verdict) in &plan.verdicts {
         lines.push(match verdict {
             Verdict::Mirrored { .. } => format!("{key} is mirrored"),
+            other @ (Verdict::Joined { .. } | Verdict::Invalid(_) | Verdict::Outrun) => {
+                format!("{key} {other:?}")
+            }
             Verdict::MissingNamespace => format!("{key} has no namespace"),
             Verdict::NameConflict { local } => format!("{key} conflicts with {local}"),
             Verdict::Unfit(why) => format!("{key} can't have a mirror: {why}"),
@@ -227,7 +233,17 @@ fn content(kind: Kind, object: &Value) -> String {
     };
     let port = |port: &Value| format!("{}:{}", text(&port["name"]), port["port"]);
     match kind {
-        Kind::Service => format!("ports {}", list(&object["spec"]["ports"], &port)),
+        Kind::Service | Kind::Federated => {
+            let ports = list(&object["spec"]["ports"], &port);
+            match &object["metadata"]["labels"] {
+                labels if labels[keys::REMOTE_SERVICE].is_string() => format!(
+                    "ports {ports} discovers {} in {}",
+                    text(&labels[keys::REMOTE_SERVICE]),
+                    text(&labels[keys::REMOTE_DISCOVERY])
+                ),
+                _ => format!("ports {ports}"),
+            }
+        }
         Kind::Endpoints => {
             let subset = |subset: &Value| {
                 let ips = |key: &str| list(&subset[key], &|address| text(&address["ip"]));
@@ -321,6 +337,43 @@ fn carry_out(snapshot: &mut Snapshot, plan: &Plan) {
             other => panic!("not needed by any scenario yet: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_service_for_remote_discovery_gets_a_mirror_without_endpoints_also_without_a_gateway() {
+    let remote = "remote test/web ports=http:80 ready label=mirror.linkerd.io/exported:remote-discovery";
+    let expected = "create Service test/web-east ports http:80 discovers web in east
+         test/web is mirrored";
+    check(
+        &format!("link east gateway=203.0.113.7:4143\n namespace test\n {remote}"),
+        expected,
+    );
+    check(&format!("link east\n namespace test\n {remote}"), expected);
+}
+
+#[test]
+fn a_mirror_that_no_longer_needs_the_gateway_loses_its_endpoints() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         namespace test
+         remote test/web ports=http:80 ready label=mirror.linkerd.io/exported:remote-discovery
+         local service test/web-east ours ports=http:80
+         local endpoints test/web-east ours filled",
+        "patch Service test/web-east at 3 ports http:80 discovers web in east
+         delete Endpoints test/web-east at 3
+         test/web is mirrored",
+    );
+}
+
+#[test]
+fn a_target_cannot_choose_where_its_mirrors_endpoints_are_discovered() {
+    let snapshot = snapshot(
+        "link east gateway=203.0.113.7:4143
+         namespace test
+         remote test/web ports=http:80 ready label=multicluster.linkerd.io/remote-discovery:north annotation=multicluster.linkerd.io/local-discovery:bank",
+    );
+    let made = format!("{:?}", plan(&snapshot).writes);
+    assert!(!made.contains("north") && !made.contains("bank"), "{made}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The target cluster, as its credentials Secret lets us see it.
 //!
-//! Only what the Link's selector exports is watched, and only a bounded amount. A heartbeat tells a silent API server
+//! Only what the Link's selectors match is watched, and only a bounded amount. A heartbeat tells a silent API server
 //! from a quiet one; whoever owns the session makes a new one when the server answers again, because the old
 //! connections may be dead without knowing it.
 //!
@@ -11,13 +11,14 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hawser_crd::selector::{self, Query, Selector};
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::snapshot::{Remote, RemoteService, remote_endpoints, remote_service};
-use crate::observe::{Bell, Limit, Observed, Select, chain};
+use crate::observe::{Bell, Limit, Observed, Select, View, chain};
 
 const EXPORTED_MAX: Limit = Limit(10_000);
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -48,10 +49,15 @@ pub fn connector() -> Connect {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct SessionKey {
     pub kubeconfig: Vec<u8>,
-    /// `None` selects nothing.
-    pub query: Option<String>,
+    /// Services that are mirrored behind the gateway.
+    pub exported: Selector,
+    /// Services that are mirrored without it.
+    pub remote_discovery: Selector,
+    /// Services that join federated ones.
+    pub federated: Selector,
 }
 
+/// Whether a cluster's API server answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     Up,
@@ -63,68 +69,96 @@ pub(crate) enum Reach {
 pub(crate) struct Session {
     pub key: SessionKey,
     pub client: Client,
-    watches: Option<(Observed<RemoteService>, Observed<bool>)>,
-    reach: Arc<Mutex<Reach>>,
-    _heartbeat: AbortOnDropHandle<()>,
+    /// Absent where nothing is selected.
+    services: Option<Observed<RemoteService>>,
+    ready: Option<Observed<bool>>,
+    members: Option<Observed<RemoteService>>,
+    heartbeat: Heartbeat,
 }
 
-impl Session {
-    pub(crate) async fn start(key: SessionKey, connect: &Connect, bell: &Bell) -> Result<Self, RemoteError> {
-        let client = connect(key.kubeconfig.clone()).await?;
-        let watches = key.query.clone().map(|query| {
-            let services: Api<Service> = Api::all(client.clone());
-            // Kubernetes copies a Service's labels to its Endpoints, so one query selects both.
-            let endpoints: Api<Endpoints> = Api::all(client.clone());
-            (
-                Observed::start(
-                    services,
-                    Select::labels(query.clone()),
-                    EXPORTED_MAX,
-                    bell.clone(),
-                    remote_service,
-                ),
-                Observed::start(
-                    endpoints,
-                    Select::labels(query),
-                    EXPORTED_MAX,
-                    bell.clone(),
-                    remote_endpoints,
-                ),
-            )
-        });
-        let reach = Arc::new(Mutex::new(Reach::Up));
-        let heartbeat = tokio::spawn(heartbeat(client.clone(), reach.clone(), bell.clone()));
-        Ok(Self {
-            key,
-            client,
-            watches,
-            reach,
-            _heartbeat: AbortOnDropHandle::new(heartbeat),
-        })
-    }
+/// Asks an API server for a sign of life now and then; rings when that changes.
+pub(crate) struct Heartbeat {
+    reach: Arc<Mutex<Reach>>,
+    _task: AbortOnDropHandle<()>,
+}
 
-    /// The target's exports, once they are completely known.
-    pub(crate) fn view(&self) -> Option<Remote> {
-        match &self.watches {
-            Some((services, endpoints)) => Some(Remote {
-                services: services.view()?,
-                ready: endpoints.view()?,
-            }),
-            None => Some(Remote::default()),
+impl Heartbeat {
+    pub(crate) fn start(client: Client, bell: Bell) -> Self {
+        let reach = Arc::new(Mutex::new(Reach::Up));
+        let task = tokio::spawn(heartbeat(client, reach.clone(), bell));
+        Self {
+            reach,
+            _task: AbortOnDropHandle::new(task),
         }
     }
 
     pub(crate) fn reach(&self) -> Reach {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+impl Session {
+    pub(crate) async fn start(key: SessionKey, connect: &Connect, bell: &Bell) -> Result<Self, RemoteError> {
+        let client = connect(key.kubeconfig.clone()).await?;
+        let services = |selectors: Vec<Selector>| {
+            let select = match selector::any_of(&selectors.iter().collect::<Vec<_>>()) {
+                Query::Nothing => return None,
+                Query::Labels(query) => Select::labels(query),
+                Query::Everything => Select::all(),
+            };
+            let api: Api<Service> = Api::all(client.clone());
+            let reduce = move |service: Service| {
+                let labels = service.metadata.labels.clone().unwrap_or_default();
+                let is_selected = selectors.iter().any(|selector| selector.matches(&labels));
+                is_selected.then(|| remote_service(service)).flatten()
+            };
+            Some(Observed::start(api, select, EXPORTED_MAX, bell.clone(), reduce))
+        };
+        let mirrored = services(vec![key.exported.clone(), key.remote_discovery.clone()]);
+        let members = services(vec![key.federated.clone()]);
+        // Kubernetes copies a Service's labels to its Endpoints, so one query selects both.
+        let ready = key.exported.query().map(|query| {
+            let endpoints: Api<Endpoints> = Api::all(client.clone());
+            let select = Select::labels(query);
+            Observed::start(endpoints, select, EXPORTED_MAX, bell.clone(), remote_endpoints)
+        });
+        let heartbeat = Heartbeat::start(client.clone(), bell.clone());
+        Ok(Self {
+            key,
+            client,
+            services: mirrored,
+            ready,
+            members,
+            heartbeat,
+        })
+    }
+
+    /// What the target exports, once it is completely known.
+    pub(crate) fn view(&self) -> Option<Remote> {
+        fn complete<T: Send + Sync + 'static>(observed: Option<&Observed<T>>) -> Option<View<T>> {
+            observed.map_or_else(|| Some(View::default()), Observed::view)
+        }
+        Some(Remote {
+            services: complete(self.services.as_ref())?,
+            ready: complete(self.ready.as_ref())?,
+            members: complete(self.members.as_ref())?,
+        })
+    }
+
+    pub(crate) fn reach(&self) -> Reach {
+        self.heartbeat.reach()
+    }
 
     /// Why the target can't be listed although it answers: missing permissions, most likely.
     pub(crate) fn trouble(&self) -> Option<String> {
-        let (services, endpoints) = self.watches.as_ref()?;
-        if services.view().is_some() && endpoints.view().is_some() {
+        if self.view().is_some() {
             return None;
         }
-        services.trouble().or_else(|| endpoints.trouble())
+        let services = [&self.services, &self.members].into_iter().flatten();
+        let mut troubles = services
+            .map(Observed::trouble)
+            .chain(self.ready.as_ref().map(Observed::trouble));
+        troubles.find_map(|trouble| trouble)
     }
 }
 
@@ -150,7 +184,10 @@ async fn heartbeat(client: Client, reach: Arc<Mutex<Reach>>, bell: Bell) {
         if let Some(next) = next {
             match &next {
                 Reach::Down(error) => {
-                    tracing::warn!(error, "target cluster does not answer; mirrors stay as they are")
+                    tracing::warn!(
+                        error,
+                        "target cluster does not answer; what is known of it stays as it is"
+                    )
                 }
                 _ => tracing::info!("target cluster answers again"),
             }

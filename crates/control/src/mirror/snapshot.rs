@@ -16,6 +16,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::federated;
 use crate::observe::View;
 
 pub(crate) type Map = BTreeMap<String, String>;
@@ -28,6 +29,8 @@ pub(crate) struct Snapshot {
     pub link_name: String,
     /// `None` when no such Link exists: then what was mirrored for it goes.
     pub link: Option<LinkView>,
+    /// The age of every Link, by the cluster that it names.
+    pub links: Seniorities,
     pub probe_service: Option<String>,
     /// Whether EndpointSlices are written too, because nothing in this cluster copies Endpoints to them.
     pub write_slices: bool,
@@ -45,6 +48,24 @@ pub(crate) struct Snapshot {
     pub gateway_is_dead: bool,
 }
 
+/// Orders Links: the oldest first, the name decides between twins.
+pub(crate) type Seniorities = BTreeMap<String, (String, String)>;
+
+pub(crate) fn seniorities(links: &View<Link>) -> Seniorities {
+    links
+        .iter()
+        .map(|(key, link)| {
+            let created = link.metadata.creation_timestamp.as_ref();
+            let created = created.map(|time| time.0.to_string()).unwrap_or_default();
+            let cluster = match link.spec.target_cluster_name.as_str() {
+                "" => key.name.clone(),
+                name => name.to_owned(),
+            };
+            (cluster, (created, key.name.clone()))
+        })
+        .collect()
+}
+
 /// A Link, read.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkView {
@@ -54,6 +75,7 @@ pub(crate) struct LinkView {
     pub probe: Option<Probe>,
     pub exported: Selector,
     pub remote_discovery: Selector,
+    pub federated: Selector,
     pub excluded_annotations: Vec<String>,
     pub excluded_labels: Vec<String>,
     pub credentials: String,
@@ -92,6 +114,7 @@ impl LinkView {
             probe: spec.probe()?,
             exported: spec.exported()?,
             remote_discovery: spec.remote_discovery()?,
+            federated: spec.federated()?,
             excluded_annotations: spec.excluded_annotations.clone(),
             excluded_labels: spec.excluded_labels.clone(),
             credentials,
@@ -107,6 +130,8 @@ pub(crate) struct Remote {
     pub services: View<RemoteService>,
     /// Whether a Service's Endpoints have a ready address.
     pub ready: View<bool>,
+    /// Services that belong to federated ones.
+    pub members: View<RemoteService>,
 }
 
 /// Where the gateway is.
@@ -129,6 +154,7 @@ pub(crate) struct RemoteService {
     pub ports: Vec<Port>,
     /// Its endpoints are made by hand and don't carry its labels, so they can't be observed.
     pub has_selector: bool,
+    pub headless: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -191,6 +217,7 @@ pub(crate) fn remote_service(service: Service) -> Option<RemoteService> {
         uid: meta.uid.unwrap_or_default(),
         labels: meta.labels.unwrap_or_default(),
         annotations: meta.annotations.unwrap_or_default(),
+        headless: spec.cluster_ip.as_deref() == Some("None"),
         ports: spec.ports.unwrap_or_default().into_iter().map(port).collect(),
         has_selector: spec.selector.is_some_and(|selector| !selector.is_empty()),
     })
@@ -206,13 +233,13 @@ pub(crate) fn remote_endpoints(endpoints: Endpoints) -> Option<bool> {
     }))
 }
 
-/// Keeps Services that are ours or that a mirror of `cluster` could collide with.
+/// Keeps Services that are ours or that a mirror of `cluster` or a federated Service could collide with.
 pub(crate) fn local_service(service: Service, cluster: &str) -> Option<LocalService> {
     let meta = service.metadata;
     let name = meta.name.clone().unwrap_or_default();
     let labels = meta.labels.clone().unwrap_or_default();
     let may_collide = name.strip_suffix(cluster).is_some_and(|rest| rest.ends_with('-'));
-    if !may_collide && !is_mirror_of(&labels, cluster) {
+    if !may_collide && !name.ends_with(federated::SUFFIX) && !is_mirror_of(&labels, cluster) {
         return None;
     }
     let spec = service.spec.unwrap_or_default();

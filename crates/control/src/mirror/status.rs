@@ -17,21 +17,30 @@ const TARGET_UNREACHABLE: &str = "TargetUnreachable";
 pub(crate) fn from_verdicts(
     previous: &LinkStatus,
     verdicts: &BTreeMap<Key, Verdict>,
+    federated: &BTreeMap<Key, Verdict>,
     now: &str,
 ) -> Option<LinkStatus> {
-    let entries = verdicts
-        .iter()
-        .map(|(key, verdict)| entry(key, condition(verdict), previous, now))
-        .collect();
-    changed(previous, entries)
+    let entries = |verdicts: &BTreeMap<Key, Verdict>, previous: &[ServiceStatus]| {
+        let entry = |(key, verdict): (&Key, &Verdict)| match verdict {
+            Verdict::Outrun => find(previous, key).cloned(),
+            verdict => Some(entry(key, condition(verdict), previous, now)),
+        };
+        verdicts.iter().filter_map(entry).collect()
+    };
+    changed(
+        previous,
+        LinkStatus {
+            mirror_services: entries(verdicts, &previous.mirror_services),
+            federated_services: entries(federated, &previous.federated_services),
+            conditions: previous.conditions.clone(),
+        },
+    )
 }
 
 /// The status while the target doesn't answer: everything stays, and is in doubt.
 pub(crate) fn unreachable(previous: &LinkStatus, reason: &str, now: &str) -> Option<LinkStatus> {
-    let entries = previous
-        .mirror_services
-        .iter()
-        .map(|old| {
+    let doubt = |previous: &[ServiceStatus]| -> Vec<ServiceStatus> {
+        let entries = previous.iter().map(|old| {
             // The reason differs from attempt to attempt; the first one is worth as much as the last.
             if old
                 .conditions
@@ -56,27 +65,32 @@ pub(crate) fn unreachable(previous: &LinkStatus, reason: &str, now: &str) -> Opt
                 ..Default::default()
             };
             entry(&key, condition, previous, now)
-        })
-        .collect();
-    changed(previous, entries)
+        });
+        entries.collect()
+    };
+    changed(
+        previous,
+        LinkStatus {
+            mirror_services: doubt(&previous.mirror_services),
+            federated_services: doubt(&previous.federated_services),
+            conditions: previous.conditions.clone(),
+        },
+    )
 }
 
-fn changed(previous: &LinkStatus, mirror_services: Vec<ServiceStatus>) -> Option<LinkStatus> {
-    let status = LinkStatus {
-        mirror_services,
-        federated_services: previous.federated_services.clone(),
-        conditions: previous.conditions.clone(),
-    };
+fn changed(previous: &LinkStatus, status: LinkStatus) -> Option<LinkStatus> {
     (status != *previous).then_some(status)
 }
 
-fn entry(key: &Key, mut condition: LinkCondition, previous: &LinkStatus, now: &str) -> ServiceStatus {
-    let remote_ref = ObjectRef::service(&key.namespace, &key.name);
-    let old = previous
-        .mirror_services
+fn find<'a>(previous: &'a [ServiceStatus], key: &Key) -> Option<&'a ServiceStatus> {
+    previous
         .iter()
         .find(|old| old.remote_ref.name == key.name && old.remote_ref.namespace == key.namespace)
-        .and_then(|old| old.conditions.first());
+}
+
+fn entry(key: &Key, mut condition: LinkCondition, previous: &[ServiceStatus], now: &str) -> ServiceStatus {
+    let remote_ref = ObjectRef::service(&key.namespace, &key.name);
+    let old = find(previous, key).and_then(|old| old.conditions.first());
     condition.last_transition_time = match old {
         Some(old) if old.status == condition.status && old.reason == condition.reason => {
             // The schema's default would otherwise make every comparison fail.
@@ -97,7 +111,7 @@ fn entry(key: &Key, mut condition: LinkCondition, previous: &LinkStatus, now: &s
 /// What the Link says of a Service.
 pub(super) fn condition(verdict: &Verdict) -> LinkCondition {
     let (status, reason, message) = match verdict {
-        Verdict::Mirrored { .. } => ("True", "Mirrored", String::new()),
+        Verdict::Mirrored { .. } | Verdict::Joined { .. } => ("True", "Mirrored", String::new()),
         Verdict::MissingNamespace => ("False", "MissingNamespace", "Namespace does not exist".to_owned()),
         Verdict::NameConflict { local } => (
             "False",
@@ -109,10 +123,14 @@ pub(super) fn condition(verdict: &Verdict) -> LinkCondition {
             "Error",
             format!("Failed to create mirror service: {why}"),
         ),
+        Verdict::Invalid(why) => ("False", "InvalidService", (*why).to_owned()),
         Verdict::Failed(message) => ("False", "Error", message.clone()),
+        Verdict::Outrun => ("Unknown", "Error", "Another writer was faster".to_owned()),
     };
     let local_ref = match verdict {
-        Verdict::Mirrored { local } => Some(ObjectRef::service(&local.namespace, &local.name)),
+        Verdict::Mirrored { local } | Verdict::Joined { local } => {
+            Some(ObjectRef::service(&local.namespace, &local.name))
+        }
         _ => None,
     };
     LinkCondition {
@@ -135,6 +153,10 @@ mod tests {
             .collect()
     }
 
+    fn from(previous: &LinkStatus, verdicts: &BTreeMap<Key, Verdict>, now: &str) -> Option<LinkStatus> {
+        from_verdicts(previous, verdicts, &BTreeMap::new(), now)
+    }
+
     fn mirrored() -> Verdict {
         Verdict::Mirrored {
             local: Key::new("test", "web-east"),
@@ -143,12 +165,9 @@ mod tests {
 
     #[test]
     fn an_unchanged_status_is_not_written_and_keeps_its_times() {
-        let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
-        assert_eq!(
-            from_verdicts(&first, &verdicts(&[("web", mirrored())]), "now"),
-            None
-        );
-        let second = from_verdicts(
+        let first = from(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
+        assert_eq!(from(&first, &verdicts(&[("web", mirrored())]), "now"), None);
+        let second = from(
             &first,
             &verdicts(&[("web", mirrored()), ("b", Verdict::MissingNamespace)]),
             "now",
@@ -169,16 +188,13 @@ mod tests {
 
     #[test]
     fn the_last_entry_goes_too() {
-        let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
-        assert_eq!(
-            from_verdicts(&first, &BTreeMap::new(), "now"),
-            Some(LinkStatus::default())
-        );
+        let first = from(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
+        assert_eq!(from(&first, &BTreeMap::new(), "now"), Some(LinkStatus::default()));
     }
 
     #[test]
     fn a_silent_target_puts_every_entry_in_doubt_once() {
-        let first = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
+        let first = from(&LinkStatus::default(), &verdicts(&[("web", mirrored())]), "then").unwrap();
         let doubt = unreachable(&first, "timeout", "now").unwrap();
         let condition = &doubt.mirror_services[0].conditions[0];
         assert_eq!(
@@ -194,9 +210,24 @@ mod tests {
         let verdict = Verdict::NameConflict {
             local: Key::new("test", "web-east"),
         };
-        let status = from_verdicts(&LinkStatus::default(), &verdicts(&[("web", verdict)]), "now").unwrap();
+        let status = from(&LinkStatus::default(), &verdicts(&[("web", verdict)]), "now").unwrap();
         let condition = &status.mirror_services[0].conditions[0];
         assert_eq!(condition.reason, "NameConflict");
         assert!(condition.message.starts_with("test/web-east exists"));
+    }
+    #[test]
+    fn members_have_a_list_of_their_own_and_one_that_was_outrun_keeps_its_entry() {
+        let local = Key::new("test", "web-federated");
+        let joined = verdicts(&[("web", Verdict::Joined { local })]);
+        let none = BTreeMap::new();
+        let first = from_verdicts(&LinkStatus::default(), &none, &joined, "then").unwrap();
+        let condition = &first.federated_services[0].conditions[0];
+        assert_eq!(
+            (condition.status.as_str(), condition.reason.as_str()),
+            ("True", "Mirrored")
+        );
+        assert!(first.mirror_services.is_empty());
+        let outrun = verdicts(&[("web", Verdict::Outrun)]);
+        assert_eq!(from_verdicts(&first, &none, &outrun, "now"), None);
     }
 }

@@ -3,8 +3,10 @@
 //! Watches write, streams read. A stream looks at the state through [`View::observe`], which also notes the topics that
 //! the answer rests on; when one of them changes the stream looks again. Nothing is queued: a slow client skips states
 //! and always gets the latest, and a change costs its own subscribers, not everybody's.
+//! A view can also hold what other clusters have, each in a state of its own: see [`clusters`].
 //! This module doesn't know what is answered: see `destination` and `policy`.
 
+pub mod clusters;
 pub mod objects;
 mod state;
 pub mod watch;
@@ -17,7 +19,7 @@ use futures::future;
 use tokio::sync::watch as channel;
 
 pub use self::objects::Key;
-pub use self::state::{Change, State};
+pub use self::state::{Change, RemoteCluster, State};
 
 /// Something that an answer can rest on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +31,12 @@ pub enum Topic {
     Ip(IpAddr),
     /// Servers and authorizations of a namespace.
     Policy(String),
+    /// Which other clusters Services look into, and which of them are known.
+    Clusters,
+    /// Whether another cluster is known, and how it names its pods.
+    Cluster(String),
+    /// Something in another cluster.
+    Remote(String, Box<Topic>),
 }
 
 /// The topics that an answer turned out to rest on.

@@ -115,6 +115,35 @@ impl Service {
         Key::new(&self.namespace, &self.name)
     }
 
+    pub fn discovery(&self) -> Discovery {
+        let (local, members) = (
+            self.annotations.get(keys::LOCAL_DISCOVERY),
+            self.annotations.get(keys::REMOTE_DISCOVERY),
+        );
+        if local.is_some() || members.is_some() {
+            return Discovery::Federated {
+                local: local.filter(|name| !name.is_empty()).cloned(),
+                remote: members.map(|list| Member::parse_list(list)).unwrap_or_default(),
+            };
+        }
+        match self.labels.get(keys::REMOTE_DISCOVERY) {
+            None => Discovery::Local,
+            Some(cluster) => Discovery::Remote {
+                cluster: cluster.clone(),
+                service: self.labels.get(keys::REMOTE_SERVICE).cloned(),
+            },
+        }
+    }
+
+    /// The other clusters in which its endpoints are looked for.
+    pub fn remote_clusters(&self) -> BTreeSet<String> {
+        match self.discovery() {
+            Discovery::Local => BTreeSet::new(),
+            Discovery::Remote { cluster, .. } => BTreeSet::from([cluster]),
+            Discovery::Federated { remote, .. } => remote.into_iter().map(|member| member.cluster).collect(),
+        }
+    }
+
     pub fn port(&self, port: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|candidate| candidate.port == port)
     }
@@ -131,6 +160,48 @@ impl Service {
             .contains(port),
             None => defaults.contains(port),
         }
+    }
+}
+
+/// Where a Service's endpoints are looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// Here, as usual.
+    Local,
+    /// In another cluster, in the Service of this name and the same namespace; the name may be missing.
+    Remote {
+        cluster: String,
+        service: Option<String>,
+    },
+    /// In Services of the same namespace, here and elsewhere at once.
+    Federated {
+        local: Option<String>,
+        remote: BTreeSet<Member>,
+    },
+}
+
+/// A Service of another cluster that belongs to a federated Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    pub service: String,
+    pub cluster: String,
+}
+
+impl Member {
+    /// Reads `web@east,web@north`. What isn't a name, one `@` and a name is nobody.
+    pub fn parse_list(list: &str) -> BTreeSet<Self> {
+        list.split(',')
+            .filter_map(|item| Self::parse(item.trim()))
+            .collect()
+    }
+
+    fn parse(item: &str) -> Option<Self> {
+        let (service, cluster) = item.split_once('@')?;
+        let is_whole = !service.is_empty() && !cluster.is_empty() && !cluster.contains('@');
+        is_whole.then(|| Self {
+            service: service.into(),
+            cluster: cluster.into(),
+        })
     }
 }
 

@@ -1,14 +1,18 @@
 //! The objects of a cluster with the indexes that questions need, and which topics a change touches.
 //!
-//! Pure: no watch, no lock, no clock. An equal object changes nothing and wakes nobody.
+//! Pure: no watch, no lock, no clock. An equal object changes nothing and wakes nobody. The objects of another cluster
+//! are a state within the state: the same indexes, under topics of their own.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+
+use hawser_core::identity::TrustDomain;
 
 use super::objects::{
     AuthorizationPolicy, Key, MeshTlsAuthentication, NetworkAuthentication, Pod, Server, ServerAuthorization,
     Service, Slice, Split,
 };
+use super::watch::Feed;
 use super::{Topic, Topics};
 
 /// One object as a watch saw it; `None` when it is gone.
@@ -23,6 +27,19 @@ pub enum Change {
     AuthorizationPolicy(Key, Option<AuthorizationPolicy>),
     MeshTls(Key, Option<MeshTlsAuthentication>),
     Network(Key, Option<NetworkAuthentication>),
+    /// After a complete list: nothing else of this kind exists.
+    Only(Feed, BTreeSet<Key>),
+    /// Another cluster became known, or is forgotten with all that it has.
+    Cluster(String, Option<TrustDomain>),
+    /// Something happened in another cluster; of no effect while that is not known.
+    Remote(String, Box<Change>),
+}
+
+/// Another cluster, as far as its API server let us see it.
+pub struct RemoteCluster {
+    /// Suffix of its identities.
+    pub trust_domain: TrustDomain,
+    pub state: State,
 }
 
 #[derive(Default)]
@@ -39,6 +56,9 @@ pub struct State {
     listed_by: HashMap<Key, BTreeSet<Key>>,
     service_ips: HashMap<IpAddr, BTreeSet<Key>>,
     pod_ips: HashMap<IpAddr, BTreeSet<Key>>,
+    remotes: BTreeMap<String, RemoteCluster>,
+    /// How many Services look into each other cluster.
+    interest: BTreeMap<String, usize>,
 }
 
 /// The policy objects of one namespace, by name.
@@ -106,8 +126,38 @@ impl State {
             .map(|(_, split)| split)
     }
 
+    pub fn remote(&self, cluster: &str) -> Option<&RemoteCluster> {
+        self.remotes.get(cluster)
+    }
+
+    pub fn remotes(&self) -> impl Iterator<Item = (&String, &RemoteCluster)> {
+        self.remotes.iter()
+    }
+
+    /// The other clusters that Services look into.
+    pub fn remote_interest(&self) -> impl Iterator<Item = &String> {
+        self.interest.keys()
+    }
+
     pub fn apply(&mut self, change: Change, topics: &mut Topics) {
         match change {
+            Change::Only(feed, listed) => {
+                for gone in self.keys(feed).difference(&listed) {
+                    self.apply(feed.gone(gone.clone()), topics);
+                }
+            }
+            Change::Cluster(name, trust_domain) => self.apply_cluster(name, trust_domain, topics),
+            Change::Remote(name, change) => {
+                if let Some(remote) = self.remotes.get_mut(&name) {
+                    let mut there = Topics::new();
+                    remote.state.apply(*change, &mut there);
+                    topics.extend(
+                        there
+                            .into_iter()
+                            .map(|topic| Topic::Remote(name.clone(), Box::new(topic))),
+                    );
+                }
+            }
             Change::Service(key, new) => self.apply_service(key, new, topics),
             Change::Slice(key, new) => self.apply_slice(key, new, topics),
             Change::Endpoints(key, new) => self.apply_endpoints(key, new, topics),
@@ -140,7 +190,50 @@ impl State {
         }
     }
 
+    fn keys(&self, feed: Feed) -> BTreeSet<Key> {
+        fn named<'a, V: 'a>(
+            policies: &'a BTreeMap<String, Policies>,
+            of: impl Fn(&'a Policies) -> &'a BTreeMap<String, V>,
+        ) -> BTreeSet<Key> {
+            let of = &of;
+            let keys = policies
+                .iter()
+                .flat_map(|(namespace, all)| of(all).keys().map(move |name| Key::new(namespace, name)));
+            keys.collect()
+        }
+        match feed {
+            Feed::Services => self.services.keys().cloned().collect(),
+            Feed::EndpointSlices => self.slices.keys().cloned().collect(),
+            Feed::Endpoints => self.endpoints.keys().cloned().collect(),
+            Feed::Pods => self.pods.keys().cloned().collect(),
+            Feed::TrafficSplits => self.splits.keys().cloned().collect(),
+            Feed::Servers => named(&self.policies, |policies| &policies.servers),
+            Feed::ServerAuthorizations => named(&self.policies, |policies| &policies.server_authorizations),
+            Feed::AuthorizationPolicies => named(&self.policies, |policies| &policies.authorization_policies),
+            Feed::MeshTlsAuthentications => named(&self.policies, |policies| &policies.mesh_tls),
+            Feed::NetworkAuthentications => named(&self.policies, |policies| &policies.networks),
+        }
+    }
+
+    /// Whoever looks at another cluster also listens for its coming and going, so its objects' topics needn't ring.
+    fn apply_cluster(&mut self, name: String, trust_domain: Option<TrustDomain>, topics: &mut Topics) {
+        match (self.remotes.get_mut(&name), trust_domain) {
+            (None, None) => return,
+            (Some(remote), Some(trust_domain)) if remote.trust_domain == trust_domain => return,
+            (Some(remote), Some(trust_domain)) => remote.trust_domain = trust_domain,
+            (Some(_), None) => drop(self.remotes.remove(&name)),
+            (None, Some(trust_domain)) => {
+                let state = Self::default();
+                self.remotes
+                    .insert(name.clone(), RemoteCluster { trust_domain, state });
+            }
+        }
+        topics.insert(Topic::Clusters);
+        topics.insert(Topic::Cluster(name));
+    }
+
     fn apply_service(&mut self, key: Key, new: Option<Service>, topics: &mut Topics) {
+        self.apply_interest(&key, new.as_ref(), topics);
         let Some([old, new]) = replace(&mut self.services, key.clone(), new, |service| {
             service.cluster_ips.clone()
         })
@@ -150,6 +243,25 @@ impl State {
         reindex(&mut self.service_ips, &key, &old, &new);
         topics.extend(old.into_iter().chain(new).map(Topic::Ip));
         topics.insert(Topic::Service(key));
+    }
+
+    fn apply_interest(&mut self, key: &Key, new: Option<&Service>, topics: &mut Topics) {
+        let clusters = |service: Option<&Service>| -> BTreeSet<String> {
+            service.map(Service::remote_clusters).unwrap_or_default()
+        };
+        let (old, new) = (clusters(self.services.get(key)), clusters(new));
+        for gained in new.difference(&old) {
+            *self.interest.entry(gained.clone()).or_default() += 1;
+        }
+        for lost in old.difference(&new) {
+            if let Some(count) = self.interest.get_mut(lost) {
+                *count -= 1;
+            }
+        }
+        self.interest.retain(|_, count| *count > 0);
+        if old != new {
+            topics.insert(Topic::Clusters);
+        }
     }
 
     fn apply_slice(&mut self, key: Key, new: Option<Slice>, topics: &mut Topics) {
@@ -395,6 +507,69 @@ mod tests {
             Some("2026-01-02")
         );
         assert_eq!(state.split(&Key::new("other", "web")), None);
+    }
+
+    #[test]
+    fn another_cluster_is_a_world_of_its_own() {
+        let mut state = State::default();
+        let key = Key::new("test", "web-1");
+        let appears = || {
+            Change::Remote(
+                "east".into(),
+                Box::new(Change::Pod(key.clone(), Some(pod("10.0.0.1")))),
+            )
+        };
+        assert_eq!(
+            topics(&mut state, appears()),
+            [""; 0],
+            "nobody knows that cluster"
+        );
+        let known = Change::Cluster("east".into(), "example".parse().ok());
+        assert_eq!(topics(&mut state, known), ["Clusters", "Cluster(\"east\")"]);
+        assert_eq!(
+            topics(&mut state, appears()),
+            [
+                "Remote(\"east\", Pod(test/web-1))",
+                "Remote(\"east\", Ip(10.0.0.1))"
+            ]
+        );
+        assert!(state.pod(&key).is_none(), "it isn't here");
+        let only = Change::Only(Feed::Pods, BTreeSet::new());
+        assert_eq!(
+            topics(&mut state, Change::Remote("east".into(), Box::new(only))).len(),
+            2,
+            "a list without it takes it away"
+        );
+    }
+
+    #[test]
+    fn interest_in_a_cluster_ends_with_the_last_service_that_looks_there() {
+        let mut state = State::default();
+        let looks = |name: &str, members: &str| {
+            let service = Service {
+                annotations: [(crate::keys::REMOTE_DISCOVERY.to_owned(), members.to_owned())].into(),
+                ..Service::default()
+            };
+            Change::Service(Key::new("test", name), Some(service))
+        };
+        let gone = |name: &str| Change::Service(Key::new("test", name), None);
+        let mut after = |change| {
+            let told = topics(&mut state, change).contains(&"Clusters".to_owned());
+            (
+                told,
+                state.remote_interest().cloned().collect::<Vec<_>>().join(" "),
+            )
+        };
+        assert_eq!(
+            after(looks("a", "web@east,web@north")),
+            (true, "east north".into())
+        );
+        assert_eq!(
+            after(looks("b", "web@east,nonsense")),
+            (true, "east north".into())
+        );
+        assert_eq!(after(gone("a")), (true, "east".into()));
+        assert_eq!(after(gone("b")), (true, String::new()));
     }
 
     #[test]

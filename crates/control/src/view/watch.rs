@@ -31,6 +31,11 @@ const DELAY_MAX: Duration = Duration::from_secs(10);
 /// A kind that isn't defined yet is looked for at this pace, so that a new definition takes effect in about a second.
 const DELAY_UNDEFINED: Duration = Duration::from_secs(1);
 
+/// A watch of another cluster that outlives this is renewed, so that a dead connection is noticed soon after.
+const REMOTE_LIFETIME_SECONDS: u32 = 40;
+/// What another cluster may put into our memory, of each kind.
+const REMOTE_OBJECTS_MAX: usize = 50_000;
+
 /// What to watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feed {
@@ -46,6 +51,52 @@ pub enum Feed {
     NetworkAuthentications,
 }
 
+impl Feed {
+    /// The change that takes an object away.
+    pub(super) fn gone(self, key: Key) -> Change {
+        match self {
+            Self::Services => Change::Service(key, None),
+            Self::EndpointSlices => Change::Slice(key, None),
+            Self::Endpoints => Change::Endpoints(key, None),
+            Self::Pods => Change::Pod(key, None),
+            Self::TrafficSplits => Change::Split(key, None),
+            Self::Servers => Change::Server(key, None),
+            Self::ServerAuthorizations => Change::ServerAuthorization(key, None),
+            Self::AuthorizationPolicies => Change::AuthorizationPolicy(key, None),
+            Self::MeshTlsAuthentications => Change::MeshTls(key, None),
+            Self::NetworkAuthentications => Change::Network(key, None),
+        }
+    }
+}
+
+/// Where a watch writes: into the view, or into another cluster's part of it.
+#[derive(Clone)]
+struct Sink {
+    view: Arc<View>,
+    cluster: Option<String>,
+}
+
+impl Sink {
+    fn apply(&self, change: Change) {
+        self.view.apply(match &self.cluster {
+            None => change,
+            Some(name) => Change::Remote(name.clone(), Box::new(change)),
+        });
+    }
+
+    /// Nobody bounds what our own cluster has: without all of it our answers would be wrong.
+    fn objects_max(&self) -> usize {
+        self.cluster.as_ref().map_or(usize::MAX, |_| REMOTE_OBJECTS_MAX)
+    }
+
+    fn config(&self) -> watcher::Config {
+        watcher::Config {
+            timeout: self.cluster.as_ref().map(|_| REMOTE_LIFETIME_SECONDS),
+            ..watcher::Config::default()
+        }
+    }
+}
+
 /// The running watches. Dropping it stops them.
 pub struct Watches {
     tasks: JoinSet<()>,
@@ -55,12 +106,25 @@ pub struct Watches {
 impl Watches {
     /// Starts feeding the view.
     pub fn start(view: &Arc<View>, client: &Client, feeds: &[Feed]) -> Self {
+        Self::into(view, None, client, feeds)
+    }
+
+    /// Starts feeding another cluster's part of the view.
+    pub(super) fn start_remote(view: &Arc<View>, cluster: &str, client: &Client, feeds: &[Feed]) -> Self {
+        Self::into(view, Some(cluster.to_owned()), client, feeds)
+    }
+
+    fn into(view: &Arc<View>, cluster: Option<String>, client: &Client, feeds: &[Feed]) -> Self {
         let mut watches = Self {
             tasks: JoinSet::new(),
             first_lists: Vec::new(),
         };
+        let sink = Sink {
+            view: view.clone(),
+            cluster,
+        };
         for feed in feeds {
-            watches.follow(*feed, view.clone(), client.clone());
+            watches.follow(*feed, sink.clone(), client.clone());
         }
         watches
     }
@@ -73,7 +137,7 @@ impl Watches {
         }
     }
 
-    fn follow(&mut self, feed: Feed, view: Arc<View>, client: Client) {
+    fn follow(&mut self, feed: Feed, sink: Sink, client: Client) {
         let (listed, first) = oneshot::channel();
         self.first_lists.push(first);
         let dynamic = |group: &str, version: &str, kind: &str, plural: &str| {
@@ -85,75 +149,99 @@ impl Watches {
         match feed {
             Feed::Services => self.tasks.spawn(follow::<core::Service>(
                 Api::all(client),
-                view,
+                (feed, sink),
                 listed,
                 |key, object| Change::Service(key, object.map(|object| Service::parse(&object))),
             )),
             Feed::EndpointSlices => self.tasks.spawn(follow::<discovery::EndpointSlice>(
                 Api::all(client),
-                view,
+                (feed, sink),
                 listed,
                 |key, object| Change::Slice(key, object.map(|object| Slice::of_slice(&object))),
             )),
             Feed::Endpoints => self.tasks.spawn(follow::<core::Endpoints>(
                 Api::all(client),
-                view,
+                (feed, sink),
                 listed,
                 |key, object| Change::Endpoints(key, object.map(|object| Slice::of_endpoints(&object))),
             )),
             Feed::Pods => self.tasks.spawn(follow::<core::Pod>(
                 Api::all(client),
-                view,
+                (feed, sink),
                 listed,
                 |key, object| Change::Pod(key, object.map(|object| Pod::parse(&object))),
             )),
             Feed::TrafficSplits => {
                 let api = dynamic("split.smi-spec.io", "v1alpha2", "TrafficSplit", "trafficsplits");
-                self.tasks
-                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                self.tasks.spawn(follow(
+                    api,
+                    (feed, sink),
+                    listed,
+                    |key, object: Option<DynamicObject>| {
                         Change::Split(key, object.map(|object| Split::parse(&object)))
-                    }))
+                    },
+                ))
             }
             Feed::Servers => {
                 let api = policy("v1beta3", "Server", "servers");
-                self.tasks
-                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                self.tasks.spawn(follow(
+                    api,
+                    (feed, sink),
+                    listed,
+                    |key, object: Option<DynamicObject>| {
                         Change::Server(key, object.map(|object| Server::parse(&object)))
-                    }))
+                    },
+                ))
             }
             Feed::ServerAuthorizations => {
                 let api = policy("v1beta1", "ServerAuthorization", "serverauthorizations");
-                self.tasks
-                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                self.tasks.spawn(follow(
+                    api,
+                    (feed, sink),
+                    listed,
+                    |key, object: Option<DynamicObject>| {
                         Change::ServerAuthorization(
                             key,
                             object.map(|object| ServerAuthorization::parse(&object)),
                         )
-                    }))
+                    },
+                ))
             }
             Feed::AuthorizationPolicies => {
                 let api = policy("v1alpha1", "AuthorizationPolicy", "authorizationpolicies");
-                self.tasks
-                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                self.tasks.spawn(follow(
+                    api,
+                    (feed, sink),
+                    listed,
+                    |key, object: Option<DynamicObject>| {
                         Change::AuthorizationPolicy(
                             key,
                             object.and_then(|object| AuthorizationPolicy::parse(&object)),
                         )
-                    }))
+                    },
+                ))
             }
             Feed::MeshTlsAuthentications => {
                 let api = policy("v1alpha1", "MeshTLSAuthentication", "meshtlsauthentications");
-                self.tasks
-                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                self.tasks.spawn(follow(
+                    api,
+                    (feed, sink),
+                    listed,
+                    |key, object: Option<DynamicObject>| {
                         Change::MeshTls(key, object.and_then(|object| spec(&object)))
-                    }))
+                    },
+                ))
             }
             Feed::NetworkAuthentications => {
                 let api = policy("v1alpha1", "NetworkAuthentication", "networkauthentications");
-                self.tasks
-                    .spawn(follow(api, view, listed, |key, object: Option<DynamicObject>| {
+                self.tasks.spawn(follow(
+                    api,
+                    (feed, sink),
+                    listed,
+                    |key, object: Option<DynamicObject>| {
                         Change::Network(key, object.and_then(|object| spec(&object)))
-                    }))
+                    },
+                ))
             }
         };
     }
@@ -161,7 +249,7 @@ impl Watches {
 
 async fn follow<K>(
     api: Api<K>,
-    view: Arc<View>,
+    (feed, sink): (Feed, Sink),
     listed: oneshot::Sender<()>,
     change: fn(Key, Option<K>) -> Change,
 ) where
@@ -172,7 +260,7 @@ async fn follow<K>(
     let mut listing: BTreeSet<Key> = BTreeSet::new();
     let mut delay = DELAY_MIN;
     let kind = api.resource_url().to_owned();
-    let mut events = pin!(watcher(api, watcher::Config::default()));
+    let mut events = pin!(watcher(api, sink.config()));
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,
@@ -194,28 +282,40 @@ async fn follow<K>(
             watcher::Event::Init => listing.clear(),
             watcher::Event::InitApply(object) => {
                 let key = Key::of(&object);
-                listing.insert(key.clone());
-                view.apply(change(key, Some(object)));
+                if has_room(&listing, &key, &sink, &kind) {
+                    listing.insert(key.clone());
+                    sink.apply(change(key, Some(object)));
+                }
             }
             watcher::Event::InitDone => {
-                for gone in known.difference(&listing) {
-                    view.apply(change(gone.clone(), None));
-                }
                 known = std::mem::take(&mut listing);
+                sink.apply(Change::Only(feed, known.clone()));
                 announce(&mut listed);
             }
             watcher::Event::Apply(object) => {
                 let key = Key::of(&object);
-                known.insert(key.clone());
-                view.apply(change(key, Some(object)));
+                if has_room(&known, &key, &sink, &kind) {
+                    known.insert(key.clone());
+                    sink.apply(change(key, Some(object)));
+                }
             }
             watcher::Event::Delete(object) => {
                 let key = Key::of(&object);
                 known.remove(&key);
-                view.apply(change(key, None));
+                sink.apply(change(key, None));
             }
         }
     }
+}
+
+/// Objects beyond the bound are left out, and said to be.
+fn has_room(known: &BTreeSet<Key>, key: &Key, sink: &Sink, kind: &str) -> bool {
+    let (count, max) = (known.len(), sink.objects_max());
+    let has_room = count < max || known.contains(key);
+    if !has_room {
+        tracing::error!(kind, cluster = sink.cluster, object = %key, max, "another cluster has more objects than are looked at");
+    }
+    has_room
 }
 
 /// Whoever waited for the first list may have given up; that is no matter.
