@@ -377,6 +377,7 @@ pub(crate) fn link(settings: &Settings, link: &LinkManifest<'_>) -> Vec<Value> {
     let data = json!({
         keys::KUBECONFIG_SECRET_KEY: base64::engine::general_purpose::STANDARD.encode(link.kubeconfig),
     });
+    let [role, binding] = discovery_access(settings, link.cluster);
     vec![
         json!({
             "apiVersion": "v1", "kind": "Secret", "type": keys::KUBECONFIG_SECRET_TYPE,
@@ -395,6 +396,8 @@ pub(crate) fn link(settings: &Settings, link: &LinkManifest<'_>) -> Vec<Value> {
             },
             "data": data,
         }),
+        role,
+        binding,
         json!({
             "apiVersion": "multicluster.linkerd.io/v1alpha3", "kind": "Link",
             "metadata": {
@@ -402,6 +405,32 @@ pub(crate) fn link(settings: &Settings, link: &LinkManifest<'_>) -> Vec<Value> {
                 "annotations": {keys::CREATED_BY: settings.created_by()},
             },
             "spec": link.spec,
+        }),
+    ]
+}
+
+/// Lets the destination controller read this link's credentials, for services whose pods it looks up over there. Only
+/// these: the issuer's key is a Secret of the same namespace.
+fn discovery_access(settings: &Settings, cluster: &str) -> [Value; 2] {
+    let name = format!("linkerd-destination-read-remote-creds-{cluster}");
+    let metadata = json!({
+        "name": name, "namespace": settings.linkerd_namespace,
+        "labels": {keys::SECRET_CLUSTER_NAME: cluster},
+    });
+    [
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata,
+            "rules": [{
+                "apiGroups": [""], "resources": ["secrets"], "verbs": ["list", "get", "watch"],
+                "resourceNames": [keys::credentials_secret(cluster)],
+            }],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{
+                "kind": "ServiceAccount", "name": "linkerd-destination", "namespace": settings.linkerd_namespace,
+            }],
         }),
     ]
 }
@@ -792,6 +821,8 @@ mod tests {
             [
                 "Secret cluster-credentials-east",
                 "Secret cluster-credentials-east",
+                "Role linkerd-destination-read-remote-creds-east",
+                "RoleBinding linkerd-destination-read-remote-creds-east",
                 "Link east",
                 "ClusterRole linkerd-service-mirror-access-local-resources-east",
                 "ClusterRoleBinding linkerd-service-mirror-access-local-resources-east",

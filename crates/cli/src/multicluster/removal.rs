@@ -101,8 +101,13 @@ pub(super) async fn unlink(cluster: &ClusterArgs, args: UnlinkArgs) -> Result<Ex
         ));
         let mirrors = format!("{}=true,{}={name}", keys::MIRRORED_SERVICE, keys::CLUSTER_NAME);
         objects.extend(labelled::<Service>(Api::all(client.clone()), &mirrors).await?);
-        let secrets: Api<Secret> = Api::namespaced(client, &cluster.linkerd_namespace);
-        objects.extend(labelled(secrets, &format!("{}={name}", keys::SECRET_CLUSTER_NAME)).await?);
+        let (query, linkerd) = (
+            format!("{}={name}", keys::SECRET_CLUSTER_NAME),
+            &cluster.linkerd_namespace,
+        );
+        objects.extend(labelled::<Secret>(Api::namespaced(client.clone(), linkerd), &query).await?);
+        objects.extend(labelled::<Role>(Api::namespaced(client.clone(), linkerd), &query).await?);
+        objects.extend(labelled::<RoleBinding>(Api::namespaced(client, linkerd), &query).await?);
     }
     print(&objects, args.output.output)
 }
