@@ -21,8 +21,6 @@ const SELECTOR: &str = "failover.linkerd.io/controlled-by=linkerd-failover";
 /// Fail over between services: hawser failover install | kubectl apply -f -
 #[derive(Debug, clap::Args)]
 pub(crate) struct FailoverArgs {
-    #[command(flatten)]
-    cluster: ClusterArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -59,14 +57,14 @@ struct StatusArgs {
     output: String,
 }
 
-pub(crate) async fn run(args: FailoverArgs) -> Result<ExitCode, Problem> {
+pub(crate) async fn run(cluster: &ClusterArgs, args: FailoverArgs) -> Result<ExitCode, Problem> {
     match args.command {
         Command::Install(install) => {
             let mesh = if install.ignore_cluster {
                 Values::default()
             } else {
-                let connection = args.cluster.connect().await?;
-                mesh_values(&connection.client, &args.cluster.linkerd_namespace).await?
+                let connection = cluster.connect().await?;
+                mesh_values(&connection.client, &cluster.linkerd_namespace).await?
             };
             let settings = settings(&mesh, json!({}), &install.values)?;
             print(
@@ -75,7 +73,7 @@ pub(crate) async fn run(args: FailoverArgs) -> Result<ExitCode, Problem> {
             )
         }
         Command::Status(status) => {
-            let client = args.cluster.connect().await?.client;
+            let client = cluster.connect().await?.client;
             let splits: Api<TrafficSplit> = Api::all(client);
             let list = splits.list(&ListParams::default().labels(&status.selector)).await;
             let list = list.map_err(|error| problem("cannot list TrafficSplits", error))?;

@@ -4,29 +4,35 @@
 
 use std::path::PathBuf;
 
-use ::kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
+use ::kube::config::{Cluster, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use ::kube::{Client, Config, Error};
 use hawser_crd::keys;
 
 use crate::problem::Problem;
 
+/// Every command's help has these apart from its own flags.
+const HEADING: &str = "Cluster";
+
 /// The cluster to talk to.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ClusterArgs {
     /// Path of the kubeconfig
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_name = "FILE", help_heading = HEADING)]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub(crate) context: Option<String>,
     /// User to act as
-    #[arg(long = "as", global = true)]
+    #[arg(long = "as", global = true, value_name = "USER", help_heading = HEADING)]
     pub(crate) impersonate: Option<String>,
     /// Group to act as; may be repeated
-    #[arg(long = "as-group", global = true)]
+    #[arg(long = "as-group", global = true, value_name = "GROUP", help_heading = HEADING)]
     pub(crate) impersonate_groups: Vec<String>,
     /// Namespace of the control plane
-    #[arg(short = 'L', long, global = true, default_value = keys::CONTROL_PLANE_NAMESPACE)]
+    #[arg(
+        short = 'L', long, global = true, value_name = "NAMESPACE", help_heading = HEADING,
+        default_value = keys::CONTROL_PLANE_NAMESPACE
+    )]
     pub(crate) linkerd_namespace: String,
 }
 
@@ -39,14 +45,19 @@ pub(crate) struct Connection {
 }
 
 impl ClusterArgs {
-    pub(crate) async fn connect(&self) -> Result<Connection, Problem> {
-        let what = "cannot find the cluster to talk to";
-        let read = match &self.kubeconfig {
+    /// Every cluster that this machine knows.
+    pub(crate) fn read(&self) -> Result<Kubeconfig, KubeconfigError> {
+        match &self.kubeconfig {
             Some(path) => Kubeconfig::read_from(path),
             None => Kubeconfig::read(),
-        };
-        let kubeconfig =
-            read.map_err(|error| Problem::new(what, error, "give --kubeconfig, or set KUBECONFIG"))?;
+        }
+    }
+
+    pub(crate) async fn connect(&self) -> Result<Connection, Problem> {
+        let what = "cannot find the cluster to talk to";
+        let kubeconfig = self
+            .read()
+            .map_err(|error| Problem::new(what, error, "give --kubeconfig, or set KUBECONFIG"))?;
         let context = self
             .context
             .clone()

@@ -25,6 +25,11 @@ impl Problem {
         }
     }
 
+    /// The reason alone, for those who say the rest themselves.
+    pub(crate) fn why(&self) -> &str {
+        &self.why
+    }
+
     /// The same failure, seen from a step of the demo.
     pub(crate) fn during(self, step: &str, logs: &str) -> Self {
         let what = if self.what == step {

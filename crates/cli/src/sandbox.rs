@@ -54,8 +54,10 @@ enum SandboxCommand {
         wait: u64,
     },
     /// Stop all clusters
+    #[command(after_help = "Example:\n  hawser sandbox down")]
     Down,
     /// Say what is running
+    #[command(after_help = "Example:\n  hawser sandbox status -o json")]
     Status {
         /// How to print it
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -65,8 +67,10 @@ enum SandboxCommand {
     #[command(after_help = "Example:\n  export KUBECONFIG=$(hawser sandbox kubeconfig)")]
     Kubeconfig,
     /// Let no packet pass between two clusters
+    #[command(after_help = "Example:\n  hawser sandbox cut west east")]
     Cut { a: String, b: String },
     /// Undo cut, delay and loss between two clusters
+    #[command(after_help = "Example:\n  hawser sandbox heal west east")]
     Heal { a: String, b: String },
     /// Delay every packet between two clusters
     #[command(after_help = "Example:\n  hawser sandbox delay west east 50ms")]
@@ -95,6 +99,7 @@ enum SandboxCommand {
         away: Duration,
     },
     /// Say whether this machine can run a sandbox, and what to do if not
+    #[command(after_help = "Example:\n  hawser sandbox doctor")]
     Doctor {
         /// How to print it
         #[arg(short, long, value_enum, default_value_t = Output::Table)]

@@ -8,6 +8,8 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 
+use crate::forward::{self, ForwardError};
+
 /// An exposition larger than this is not read.
 const EXPOSITION_BYTES_MAX: usize = 16 << 20;
 /// A pod that does not answer in this time is not there.
@@ -16,8 +18,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Why a pod's metrics could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ScrapeError {
-    #[error("forwarding a port of the pod")]
-    Forward(#[source] Box<kube::Error>),
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
     #[error("reading the pod's metrics: {0}")]
     Http(String),
     #[error("the pod did not answer within {} s", DEADLINE.as_secs())]
@@ -33,13 +35,7 @@ pub(crate) async fn metrics(pods: &Api<Pod>, pod: &str, port: u16) -> Result<Str
 
 async fn get(pods: &Api<Pod>, pod: &str, port: u16) -> Result<String, ScrapeError> {
     let http = |error: &dyn std::fmt::Display| ScrapeError::Http(error.to_string());
-    let mut forward = pods
-        .portforward(pod, &[port])
-        .await
-        .map_err(|error| ScrapeError::Forward(Box::new(error)))?;
-    let stream = forward
-        .take_stream(port)
-        .ok_or_else(|| http(&"no stream for the port"))?;
+    let stream = forward::connect(pods, pod, port).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| http(&error))?;
@@ -57,6 +53,5 @@ async fn get(pods: &Api<Pod>, pod: &str, port: u16) -> Result<String, ScrapeErro
         .await
         .map_err(|error| http(&error))?;
     connection.abort();
-    forward.abort();
     String::from_utf8(body.to_bytes().into()).map_err(|error| http(&error))
 }

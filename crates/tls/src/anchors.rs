@@ -76,6 +76,16 @@ impl TrustAnchors {
         self.verify_for(leaf, intermediates, now, KeyUsage::client_auth())
     }
 
+    /// The same for a certificate that only servers show, such as a webhook's.
+    pub fn verify_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: SystemTime,
+    ) -> Result<(), Error> {
+        self.verify_for(leaf, intermediates, now, KeyUsage::server_auth())
+    }
+
     pub(crate) fn verify_for(
         &self,
         leaf: &CertificateDer<'_>,

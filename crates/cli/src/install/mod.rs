@@ -36,7 +36,12 @@ pub(crate) struct InstallArgs {
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Settings {
     /// Namespace of the control plane
-    #[arg(long = "linkerd-namespace", short = 'L', default_value = "linkerd")]
+    #[arg(
+        id = "linkerd_namespace",
+        long = "linkerd-namespace",
+        short = 'L',
+        default_value = "linkerd"
+    )]
     namespace: String,
     /// Bundle of the certificates that all proxies trust (PEM)
     #[arg(long, value_name = "FILE")]

@@ -25,6 +25,7 @@ use super::{manifests, mesh_values};
 use crate::check::{Category, Format, Outcome, Report, until};
 use crate::kube::{ClusterArgs, is_missing};
 use crate::problem::Problem;
+use crate::route;
 
 const CATEGORY: &str = "linkerd-multicluster";
 /// One check's patience with a cluster.
@@ -75,13 +76,42 @@ pub(super) async fn run(cluster: &ClusterArgs, args: CheckArgs) -> Result<ExitCo
         namespace: args.namespace,
         linkerd_namespace: cluster.linkerd_namespace.clone(),
         links: Vec::new(),
-        connect: mirror::connector(),
+        connect: connector(cluster),
         deadline: Instant::now() + wait,
     };
     let mut report = Report::default();
     report.push(subject.check().await);
     super::write_out(&report.text(args.output))?;
     Ok(report.code())
+}
+
+/// The extension's checks, where it is installed.
+pub(crate) async fn check(cluster: &ClusterArgs, client: &Client, deadline: Instant) -> Option<Category> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let query = format!(
+        "{} in ({},{})",
+        keys::EXTENSION,
+        keys::EXTENSION_MULTICLUSTER,
+        keys::EXTENSION_MULTICLUSTER_LEGACY
+    );
+    let found = bounded(namespaces.list_metadata(&ListParams::default().labels(&query))).await;
+    let namespace = found.ok()?.items.first()?.name_any();
+    let mut subject = Subject {
+        client: client.clone(),
+        namespace,
+        linkerd_namespace: cluster.linkerd_namespace.clone(),
+        links: Vec::new(),
+        connect: connector(cluster),
+        deadline,
+    };
+    Some(subject.check().await)
+}
+
+/// Without a kubeconfig there is only the network.
+fn connector(cluster: &ClusterArgs) -> mirror::Connect {
+    cluster
+        .read()
+        .map_or_else(|_| mirror::connector(), route::connector)
 }
 
 impl Subject {

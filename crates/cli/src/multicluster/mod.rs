@@ -22,14 +22,13 @@ use serde_json::{Value, json};
 use crate::install::yaml;
 use crate::kube::{ClusterArgs, is_missing, problem};
 use crate::problem::Problem;
+pub(crate) use check::check;
 use manifests::Settings;
 
 /// Link clusters: hawser multicluster link --context east --cluster-name east | kubectl apply --context west -f -
 #[derive(Debug, clap::Args)]
 #[command(visible_alias = "mc")]
 pub(crate) struct MulticlusterArgs {
-    #[command(flatten)]
-    cluster: ClusterArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -127,8 +126,7 @@ struct AllowArgs {
     output: OutputArgs,
 }
 
-pub(crate) async fn run(args: MulticlusterArgs) -> Result<ExitCode, Problem> {
-    let cluster = &args.cluster;
+pub(crate) async fn run(cluster: &ClusterArgs, args: MulticlusterArgs) -> Result<ExitCode, Problem> {
     match args.command {
         Command::Install(args) => install(cluster, args).await,
         Command::Link(args) => link::run(cluster, args, link::Controller::Included).await,

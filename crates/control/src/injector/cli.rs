@@ -42,7 +42,9 @@ pub struct Report {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
+    /// Nothing runs in it, but others treat it differently.
     Annotated,
+    /// It has a proxy, or will have one when the webhook sees it.
     Injected,
     Uninjected,
     Skipped(Skip),
@@ -50,12 +52,17 @@ pub enum Outcome {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind.is_empty() {
+            return f.write_str("document missing \"kind\" field, skipped");
+        }
         let kind = self.kind.to_ascii_lowercase();
         write!(f, "{kind} \"{}\" ", self.name)?;
         match &self.outcome {
             Outcome::Annotated => f.write_str("annotated")?,
             Outcome::Injected => f.write_str("injected")?,
             Outcome::Uninjected => f.write_str("uninjected")?,
+            // There was never a question of a proxy.
+            Outcome::Skipped(Skip::UnsupportedKind) => f.write_str("skipped")?,
             Outcome::Skipped(skip) => write!(f, "skipped: {skip}")?,
         }
         if self.udp {
@@ -74,8 +81,9 @@ pub fn inject(document: Value, options: &Options) -> (Value, Vec<Report>) {
 /// Takes away what inject or the webhook added.
 pub fn uninject(document: Value) -> (Value, Vec<Report>) {
     each(document, &|mut document| {
-        let changed = clean(&mut document);
-        let outcome = if changed {
+        let outcome = if template(&document).is_none() {
+            Outcome::Skipped(Skip::UnsupportedKind)
+        } else if clean(&mut document) {
             Outcome::Uninjected
         } else {
             Outcome::Skipped(Skip::NotAsked)
@@ -110,7 +118,7 @@ fn inject_one(mut document: Value, options: &Options) -> (Value, Report) {
         Some("Namespace") => {
             annotations.insert(keys::INJECT.into(), mode.into());
             annotate(&mut document, annotations);
-            let report = report(&document, Outcome::Annotated);
+            let report = report(&document, Outcome::Injected);
             return (document, report);
         }
         Some("Service") => {
@@ -162,7 +170,7 @@ fn inject_one(mut document: Value, options: &Options) -> (Value, Report) {
         (Err(skip), _) => Outcome::Skipped(skip),
         (Ok(_), None) => {
             *pod = annotated;
-            Outcome::Annotated
+            Outcome::Injected
         }
         (Ok(mode), Some(manual)) => {
             let injection = Injection {

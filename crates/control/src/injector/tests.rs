@@ -394,7 +394,7 @@ fn inject_only_annotates_and_does_so_once() {
     );
     assert_eq!(
         reports[0].to_string(),
-        "deployment \"web\" annotated (UDP ports are not carried by the mesh)"
+        "deployment \"web\" injected (UDP ports are not carried by the mesh)"
     );
     assert_eq!(cli::inject(once.clone(), &Options::default()).0, once);
     assert_eq!(cli::uninject(once).0, deployment());
@@ -446,9 +446,9 @@ fn lists_are_done_item_by_item_and_unknown_kinds_left_alone() {
     assert_eq!(
         outcomes,
         [
-            Outcome::Annotated,
+            Outcome::Injected,
             Outcome::Skipped(Skip::UnsupportedKind),
-            Outcome::Annotated
+            Outcome::Injected
         ]
     );
     assert_eq!(

@@ -34,6 +34,9 @@ pub enum RemoteError {
     Forbidden(&'static str),
     #[error("making a client: {0}")]
     Client(#[from] kube::Error),
+    /// Not said by [`connector`], which tries.
+    #[error("{0} is not reachable from here, and no context of the kubeconfig leads to the same cluster")]
+    Unreachable(String),
 }
 
 /// Makes a client of the kubeconfig in a link's Secret.
