@@ -222,6 +222,7 @@ impl Admin {
 
     fn exposition(&self, request: &Request<Incoming>) -> Answer {
         let mut out = self.metrics.render();
+        identity_metrics(&mut out, &self.identity);
         process_metrics(&mut out, self.started_at);
         let wants_gzip = request
             .headers()
@@ -287,6 +288,22 @@ impl Admin {
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
+    }
+}
+
+/// Whom we believe and who signed us, so that one look at all proxies shows how far a rotation is.
+fn identity_metrics(out: &mut String, identity: &Identity) {
+    use std::fmt::Write as _;
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "# TYPE identity_trust_anchors_info gauge");
+    for sha256 in identity.anchors().fingerprints() {
+        let _ = writeln!(out, "identity_trust_anchors_info{{sha256=\"{sha256}\"}} 1");
+    }
+    if let Some(sha256) = identity.get().and_then(|credentials| credentials.issuer()) {
+        let _ = writeln!(
+            out,
+            "# TYPE identity_cert_issuer_info gauge\nidentity_cert_issuer_info{{sha256=\"{sha256}\"}} 1"
+        );
     }
 }
 

@@ -4,8 +4,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use hawser_tls::Role;
 use hyper_util::rt::TokioIo;
 use rand::seq::SliceRandom as _;
 use rustls_pki_types::ServerName;
@@ -25,22 +27,25 @@ const KEEPALIVE: SocketOptions = SocketOptions {
     user_timeout: Some(Duration::from_secs(30)),
 };
 
-/// How to verify a service before we have a certificate of our own.
-#[derive(Clone)]
-pub(crate) struct Trust {
-    pub(crate) anchors: hawser_tls::TrustAnchors,
-    pub(crate) identity: Identity,
-}
+/// A control plane that we don't believe is complained about this often; connecting is tried again and again.
+const DISTRUST_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-pub(crate) fn channel(service: ControlService, trust: Trust, mark: Option<u32>) -> Channel {
+pub(crate) fn channel(service: ControlService, identity: Identity, mark: Option<u32>) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}:{}", bracketed(&service.host), service.port))
         .unwrap_or_else(|_| Endpoint::from_static("http://control"))
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(3))
         .keep_alive_while_idle(true);
+    let complained = Arc::new(Mutex::new(None));
     endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let (service, trust) = (service.clone(), trust.clone());
-        async move { dial(&service, &trust, mark).await.map(TokioIo::new) }
+        let (service, identity, complained) = (service.clone(), identity.clone(), complained.clone());
+        async move {
+            let dialled = dial(&service, &identity, mark).await;
+            if let Err(error) = &dialled {
+                complain(&service, error, &complained);
+            }
+            dialled.map(TokioIo::new)
+        }
     }))
 }
 
@@ -52,7 +57,26 @@ fn bracketed(host: &str) -> String {
     }
 }
 
-async fn dial(service: &ControlService, trust: &Trust, mark: Option<u32>) -> io::Result<Conn> {
+/// A proxy that missed a step of a rotation can't help itself, so it says what would.
+fn complain(service: &ControlService, error: &io::Error, last: &Mutex<Option<Instant>>) {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if tls.map(hawser_tls::refusal) != Some(hawser_tls::Refusal::UnknownIssuer) {
+        return;
+    }
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|at| at.elapsed() >= DISTRUST_LOG_INTERVAL) {
+        *last = Some(Instant::now());
+        tracing::error!(
+            service = service.host,
+            "The control plane's certificate does not chain to our trust anchors: they are from before a rotation, or \
+             from another mesh; delete this pod, so that it is injected with the current bundle"
+        );
+    }
+}
+
+async fn dial(service: &ControlService, identity: &Identity, mark: Option<u32>) -> io::Result<Conn> {
     let mut addrs: Vec<SocketAddr> = tokio::net::lookup_host((service.host.as_str(), service.port))
         .await?
         .collect();
@@ -62,7 +86,7 @@ async fn dial(service: &ControlService, trust: &Trust, mark: Option<u32>) -> io:
         format!("{} has no address", service.host),
     );
     for addr in addrs {
-        match attempt(addr, service, trust, mark).await {
+        match attempt(addr, service, identity, mark).await {
             Ok(conn) => return Ok(conn),
             Err(error) => {
                 tracing::debug!(%addr, service = service.host, %error, "Failed to connect to the control plane");
@@ -76,17 +100,20 @@ async fn dial(service: &ControlService, trust: &Trust, mark: Option<u32>) -> io:
 async fn attempt(
     addr: SocketAddr,
     service: &ControlService,
-    trust: &Trust,
+    identity: &Identity,
     mark: Option<u32>,
 ) -> io::Result<Conn> {
     let socket: TcpStream = connect(addr, KEEPALIVE, mark, None, CONNECT_TIMEOUT).await?;
     let Some(expected) = &service.identity else {
         return Ok(Conn::tcp(socket));
     };
-    let config = match trust.identity.get() {
-        Some(credentials) => credentials.client(expected, false),
+    let (config, anchors) = match identity.get() {
+        Some(credentials) => (credentials.client(expected, false), credentials.anchors().clone()),
         // The identity service is asked before we have a certificate; it is verified all the same.
-        None => hawser_tls::anonymous_client(&trust.anchors, expected),
+        None => {
+            let anchors = identity.anchors();
+            (hawser_tls::anonymous_client(&anchors, expected), anchors)
+        }
     };
     let name = expected
         .dns_name()
@@ -94,7 +121,10 @@ async fn attempt(
     let name = name.ok_or_else(|| io::Error::other("the service's identity is no DNS name"))?;
     let handshake = TlsConnector::from(config).connect(name, socket);
     match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
-        Ok(tls) => tls.map(Conn::client),
+        Ok(tls) => tls.map(|tls| {
+            let bond = identity.bond(tls.get_ref().1.peer_certificates(), Role::Server, &anchors);
+            Conn::client(tls).bonded(bond)
+        }),
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timed out")),
     }
 }

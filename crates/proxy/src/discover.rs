@@ -250,7 +250,7 @@ enum Ended {
 }
 
 /// Opens a stream again and again and hands each message on, until `message` says that nobody listens.
-async fn follow<T, O>(
+pub(crate) async fn follow<T, O>(
     config: &Config,
     what: &str,
     mut open: impl FnMut() -> O,

@@ -16,7 +16,7 @@ use crate::answer::{RequestKind, Why};
 use crate::config::within;
 use crate::http_rules as rules;
 use crate::inbound::http::Connection;
-use crate::inbound::{Accepted, Refusal, name_of, source_metrics, tcp as inbound_tcp};
+use crate::inbound::{Accepted, Refusal, drain_of, name_of, source_metrics, tcp as inbound_tcp};
 use crate::metrics::Labels;
 use crate::outbound::http::{ResponseBody, exchange};
 use crate::outbound::{KnownTarget, tcp as outbound_tcp};
@@ -80,7 +80,7 @@ pub(crate) async fn serve(
                 own_id: own_id.into(),
                 target,
             });
-            let drain = worker.shared.drain.inbound_from_now().clone();
+            let drain = drain_of(worker, &conn);
             let served = serve_http(conn, version, &config.inbound.http, &drain, move |request| {
                 let gateway = gateway.clone();
                 async move { gateway.handle(request).await }

@@ -1,25 +1,82 @@
-//! Our own certificate: asked for, verified, renewed, published (`spec/proxy.md` 3).
+//! Who we are and whom we believe: asked for, verified, renewed, published (`spec/proxy.md` 3).
 //!
-//! Runs on the control thread. Publishing replaces the credentials for new connections; old connections keep theirs.
+//! One task on the control thread owns both. It renews the certificate in time, follows the identity service's anchors,
+//! and certifies again when the issuer changes or our own certificate would no longer be believed. Publishing replaces
+//! the credentials for new connections; what happens to open ones is in [`crate::bond`].
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hawser_tls::{Credentials, PrivateKey};
+use hawser_proxy_api::Trusted;
+use hawser_tls::{Credentials, Fingerprint, PrivateKey, Role, TrustAnchors};
 use linkerd2_proxy_api::identity::CertifyRequest;
 use linkerd2_proxy_api::identity::identity_client::IdentityClient;
+use rand::Rng as _;
 use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Code;
 
-use crate::config::IdentityConfig;
+use crate::bond::{Bond, Bonds};
+use crate::config::{Config, IdentityConfig};
 use crate::control_client::Channel;
+use crate::discover;
 use crate::live::Live;
 use crate::metrics::{Counter, Labels, Shard};
 
-/// Current credentials; empty before the first certificate.
-pub(crate) type Identity = Arc<Live<Credentials>>;
-
 /// A Certify call that takes longer has failed.
 const CERTIFY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A new issuer makes every proxy of the cluster ask for a certificate; they shouldn't all do it at once.
+const SPREAD: Duration = Duration::from_secs(2);
+/// When the service signs with another issuer than it announces, as replicas may for a while: ask again after this.
+const OTHER_ISSUER_AGAIN: Duration = Duration::from_secs(60);
+
+/// What all threads know of our identity.
+#[derive(Clone)]
+pub(crate) struct Identity(Arc<State>);
+
+struct State {
+    /// Empty before the first certificate.
+    credentials: Arc<Live<Credentials>>,
+    anchors: Arc<Live<TrustAnchors>>,
+    bonds: Bonds,
+}
+
+impl Identity {
+    /// `anchors` are those of the environment: believed until the identity service, which they vouch for, says more.
+    pub(crate) fn new(anchors: TrustAnchors) -> Self {
+        Self(Arc::new(State {
+            credentials: Live::empty(),
+            anchors: Live::new(anchors),
+            bonds: Bonds::default(),
+        }))
+    }
+
+    pub(crate) fn get(&self) -> Option<Arc<Credentials>> {
+        self.0.credentials.get()
+    }
+
+    /// As soon as we are certified.
+    pub(crate) async fn first(&self) -> Arc<Credentials> {
+        self.0.credentials.first().await
+    }
+
+    /// In use now.
+    pub(crate) fn anchors(&self) -> TrustAnchors {
+        let anchors = self.0.anchors.get();
+        TrustAnchors::clone(&anchors.expect("there are anchors from the beginning"))
+    }
+
+    /// The bond of a new connection, if its peer showed a certificate. `used` verified it.
+    pub(crate) fn bond(
+        &self,
+        chain: Option<&[CertificateDer<'_>]>,
+        peer: Role,
+        used: &TrustAnchors,
+    ) -> Option<Arc<Bond>> {
+        chain.map(|chain| self.0.bonds.make(chain, peer, used, || self.anchors()))
+    }
+}
 
 /// The key and the request, made here or found where a helper left them.
 pub(crate) struct KeyAndRequest {
@@ -83,48 +140,179 @@ impl Renewals {
     }
 }
 
-/// Renews for ever.
+/// Renews and follows for ever.
 pub(crate) async fn run(
-    config: IdentityConfig,
+    config: Arc<Config>,
     key: KeyAndRequest,
     channel: Channel,
-    published: Identity,
+    identity: Identity,
     renewals: Renewals,
 ) {
-    let mut expiry_told = false;
-    loop {
-        match certify(&config, &key, &channel).await {
+    let (told, mut changes) = watch::channel(None);
+    let task = Task {
+        grace: config.shutdown_grace,
+        config: config.identity.clone(),
+        key,
+        channel: channel.clone(),
+        identity,
+        renewals,
+        announced: None,
+        failures: 0,
+        expiry_told: false,
+    };
+    let renewing = task.run(&mut changes);
+    tokio::join!(renewing, follow(&config, channel, &told));
+}
+
+/// Hears what the identity service announces. Linkerd's announces nothing: then our anchors stay as they are.
+async fn follow(config: &Config, channel: Channel, told: &watch::Sender<Option<Trusted>>) {
+    let mut asked_in_vain = false;
+    discover::follow(
+        config,
+        "trust",
+        || hawser_proxy_api::watch(channel.clone()),
+        |code| code == Code::Unimplemented,
+        |update| {
+            match update {
+                Ok(trusted) => _ = told.send_replace(Some(trusted)),
+                Err(_) if !asked_in_vain => {
+                    asked_in_vain = true;
+                    tracing::info!(
+                        "The identity service announces no trust anchors; those of the environment stay"
+                    );
+                }
+                Err(_) => {}
+            }
+            true
+        },
+    )
+    .await;
+}
+
+struct Task {
+    config: IdentityConfig,
+    /// How long connections of a peer that lost our trust have to end.
+    grace: Duration,
+    key: KeyAndRequest,
+    channel: Channel,
+    identity: Identity,
+    renewals: Renewals,
+    /// The issuer that new certificates should have.
+    announced: Option<Fingerprint>,
+    /// In a row.
+    failures: u32,
+    expiry_told: bool,
+}
+
+impl Task {
+    async fn run(mut self, changes: &mut watch::Receiver<Option<Trusted>>) {
+        let mut due = Instant::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => due = Instant::now() + self.renew().await,
+                // The sender lives as long as we do.
+                _ = changes.changed() => {
+                    let trusted = changes.borrow_and_update().clone();
+                    if let Some(trusted) = trusted {
+                        self.adopt(&trusted).await;
+                        if self.wants_another() {
+                            let spread = SPREAD.min(self.config.refresh_min).mul_f64(rand::rng().random());
+                            due = due.min(Instant::now() + spread);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Should our certificate be replaced before its time?
+    fn wants_another(&self) -> bool {
+        self.identity.get().is_some_and(|credentials| {
+            let announced = self.announced;
+            (announced.is_some() && announced != credentials.issuer())
+                || !credentials.believed_at(SystemTime::now())
+        })
+    }
+
+    /// Certifies, and says when to do it again.
+    async fn renew(&mut self) -> Duration {
+        let certified = certify(&self.config, &self.key, &self.channel, self.identity.anchors());
+        let State {
+            credentials: published,
+            ..
+        } = &*self.identity.0;
+        match certified.await {
             Ok(credentials) => {
                 let seconds = credentials
                     .expires_at()
                     .duration_since(SystemTime::UNIX_EPOCH)
                     .unwrap_or_default()
                     .as_secs();
+                let renewals = &self.renewals;
                 renewals.expiry.add(seconds.wrapping_sub(renewals.expiry.get()));
                 renewals.succeeded.inc();
-                expiry_told = false;
+                (self.expiry_told, self.failures) = (false, 0);
                 if published.get().is_none() {
-                    tracing::info!(identity = %config.name, "Certified identity");
+                    tracing::info!(identity = %self.config.name, "Certified identity");
                 }
                 published.set(credentials);
             }
             Err(error) => {
-                renewals.failed.inc();
+                self.renewals.failed.inc();
+                self.failures = self.failures.saturating_add(1);
                 tracing::warn!(error = chain(&error), "Failed to obtain identity");
             }
         }
         let expires_at = published.get().map(|credentials| credentials.expires_at());
         let now = SystemTime::now();
-        if !expiry_told && expires_at.is_some_and(|at| at <= now) {
-            expiry_told = true;
-            tracing::error!(identity = %config.name, "Our certificate has expired: peers refuse new connections");
+        if !self.expiry_told && expires_at.is_some_and(|at| at <= now) {
+            self.expiry_told = true;
+            tracing::error!(identity = %self.config.name, "Our certificate has expired: peers refuse new connections");
         }
-        tokio::time::sleep(refresh_in(
-            (config.refresh_min, config.refresh_max),
-            expires_at,
-            now,
-        ))
-        .await;
+        let bounds = (self.config.refresh_min, self.config.refresh_max);
+        let regular = refresh_in(bounds, expires_at, now);
+        match (self.wants_another(), self.failures) {
+            (false, _) => regular,
+            (true, 0) => regular.min(OTHER_ISSUER_AGAIN),
+            // Peers may refuse the certificate that we have, so not as late as an ordinary renewal.
+            (true, failures) => regular.min(Duration::from_secs(1 << failures.min(4))),
+        }
+    }
+
+    /// Takes over anchors that differ from ours. A bundle that can't be used changes nothing.
+    async fn adopt(&mut self, trusted: &Trusted) {
+        let State {
+            credentials,
+            anchors,
+            bonds,
+            ..
+        } = &*self.identity.0;
+        let current = match TrustAnchors::from_pem(&trusted.anchors) {
+            Ok(current) => current,
+            Err(error) => {
+                return tracing::error!(error = chain(&error), "Trust bundle refused: the old one stays");
+            }
+        };
+        self.announced = Fingerprint::from_hex(&trusted.issuer);
+        if current.same_set(&self.identity.anchors()) {
+            return;
+        }
+        if let Some(own) = credentials.get() {
+            match own.with_anchors(current.clone()) {
+                Ok(own) => credentials.set(own),
+                Err(error) => {
+                    return tracing::error!(error = chain(&error), "Trust bundle refused: the old one stays");
+                }
+            }
+        }
+        anchors.set(current.clone());
+        let lost = bonds.judge(&current).await;
+        tracing::info!(anchors = ?current.fingerprints(), draining = lost.len(), "Trust anchors changed");
+        let grace = self.grace;
+        tokio::spawn(async move {
+            tokio::time::sleep(grace).await;
+            lost.cut();
+        });
     }
 }
 
@@ -153,6 +341,7 @@ async fn certify(
     config: &IdentityConfig,
     key: &KeyAndRequest,
     channel: &Channel,
+    anchors: TrustAnchors,
 ) -> Result<Credentials, Error> {
     // Read every time: the kubelet rotates the token.
     let token = tokio::fs::read(&config.token_file)
@@ -186,7 +375,7 @@ async fn certify(
             .into_iter()
             .map(CertificateDer::from)
             .collect(),
-        config.anchors.clone(),
+        anchors,
         now,
     )?;
     Ok(credentials)

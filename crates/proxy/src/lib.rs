@@ -11,6 +11,7 @@ mod admin;
 mod answer;
 mod balance;
 mod body;
+mod bond;
 mod config;
 mod control_client;
 mod detect;

@@ -17,10 +17,9 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use crate::admin::{self, Admin};
 use crate::config::{Config, ControlService, Env, SocketOptions};
-use crate::control_client::{Trust, channel};
+use crate::control_client::channel;
 use crate::discover::Discovery;
 use crate::identity::{self, KeyAndRequest};
-use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::transport::{FromKernel, OriginalDst, listen};
 use crate::worker::{self, Drain, Listeners, Shared};
@@ -81,7 +80,7 @@ impl Proxy {
         let config = Arc::new(config);
         let (shutdown, stopped) = (Shutdown::new(), Shutdown::new());
         let metrics = Metrics::default();
-        let identity: identity::Identity = Live::empty();
+        let identity = identity::Identity::new(config.identity.anchors.clone());
         let key = KeyAndRequest::load(&config.identity)
             .map_err(|error| StartError::Identity(identity::chain(&error)))?;
 
@@ -136,20 +135,15 @@ impl Proxy {
             .name("control".into())
             .spawn(move || {
                 run_local(async move {
-                    let trust = Trust {
-                        anchors: config.identity.anchors.clone(),
-                        identity: identity.clone(),
-                    };
                     let to = |service: &ControlService| {
-                        channel(service.clone(), trust.clone(), config.socket_mark)
+                        channel(service.clone(), identity.clone(), config.socket_mark)
                     };
-                    let renewals = identity::Renewals::new(&shard);
                     let certify = identity::run(
-                        config.identity.clone(),
+                        config.clone(),
                         key,
                         to(&config.identity.service),
                         identity.clone(),
-                        renewals,
+                        identity::Renewals::new(&shard),
                     );
                     tokio::spawn(discovery.run(to(&config.destination), to(&config.policy), keys));
                     tokio::spawn(certify);

@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::bond::Bond;
 use crate::config::SocketOptions;
 use crate::metrics::{Counter, Labels, Shard};
 
@@ -107,6 +108,8 @@ pub(crate) struct Conn {
     /// Read from the peer, not yet consumed.
     ahead: BytesMut,
     counted: Option<Counted>,
+    /// The trust that it rests on, if the peer is authenticated.
+    bond: Option<Arc<Bond>>,
 }
 
 macro_rules! each_io {
@@ -125,6 +128,7 @@ impl Conn {
             io: Io::Tcp(socket),
             ahead: BytesMut::new(),
             counted: None,
+            bond: None,
         }
     }
 
@@ -133,6 +137,7 @@ impl Conn {
             io: Io::Client(Box::new(tls)),
             ahead: BytesMut::new(),
             counted: None,
+            bond: None,
         }
     }
 
@@ -141,6 +146,27 @@ impl Conn {
             io: Io::Server(Box::new(tls)),
             ahead: BytesMut::new(),
             counted: None,
+            bond: None,
+        }
+    }
+
+    pub(crate) fn bonded(mut self, bond: Option<Arc<Bond>>) -> Self {
+        self.bond = bond;
+        self
+    }
+
+    pub(crate) fn bond(&self) -> Option<&Arc<Bond>> {
+        self.bond.as_ref()
+    }
+
+    /// No byte passes after the peer has lost our trust for good.
+    fn alive(&self) -> io::Result<()> {
+        match &self.bond {
+            Some(bond) if bond.is_cut() => Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the peer is no longer trusted",
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -192,9 +218,20 @@ impl AsyncRead for Conn {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
+        self.alive()?;
         let result = if self.ahead.is_empty() {
             let this = &mut *self;
-            ready!(each_io!(this, io => Pin::new(io).poll_read(cx, buf)))
+            match each_io!(this, io => Pin::new(io).poll_read(cx, buf)) {
+                Poll::Ready(result) => result,
+                Poll::Pending => {
+                    if let Some(bond) = &self.bond {
+                        bond.wake_when_cut(cx.waker());
+                        // It may have happened just before.
+                        self.alive()?;
+                    }
+                    return Poll::Pending;
+                }
+            }
         } else {
             let n = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead[..n]);
@@ -215,6 +252,7 @@ impl AsyncRead for Conn {
 
 impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.alive()?;
         let this = &mut *self;
         let result = ready!(each_io!(this, io => Pin::new(io).poll_write(cx, buf)));
         self.wrote(result)
@@ -225,6 +263,7 @@ impl AsyncWrite for Conn {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.alive()?;
         let this = &mut *self;
         let result = ready!(each_io!(this, io => Pin::new(io).poll_write_vectored(cx, bufs)));
         self.wrote(result)

@@ -1,15 +1,16 @@
 //! Whom we believe: the trust anchors of a bundle.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use crate::Error;
 use crate::credentials::provider;
+use crate::inspect::Fingerprint;
+use crate::{Error, Role};
 
 /// A parsed bundle. Cheap to clone; equal when it holds the same certificates in the same order.
 #[derive(Clone, Debug)]
@@ -20,7 +21,7 @@ pub struct TrustAnchors {
 
 impl PartialEq for TrustAnchors {
     fn eq(&self, other: &Self) -> bool {
-        self.certificates == other.certificates
+        Arc::ptr_eq(&self.certificates, &other.certificates) || self.certificates == other.certificates
     }
 }
 
@@ -29,12 +30,15 @@ impl Eq for TrustAnchors {}
 impl TrustAnchors {
     /// Every certificate of a PEM bundle; other sections are an error, an empty bundle too.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
-        let what = "the trust bundle";
-        let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|_| Error::Pem { what })?;
+        let certificates = crate::certificates(pem, "the trust bundle")?;
+        Self::from_certificates(certificates)
+    }
+
+    fn from_certificates(certificates: Vec<CertificateDer<'static>>) -> Result<Self, Error> {
         if certificates.is_empty() {
-            return Err(Error::NoCertificate { what });
+            return Err(Error::NoCertificate {
+                what: "the trust bundle",
+            });
         }
         let mut roots = RootCertStore::empty();
         for certificate in &certificates {
@@ -53,15 +57,38 @@ impl TrustAnchors {
         &self.certificates
     }
 
+    /// The SHA-256 of every certificate, sorted: what two bundles are compared by.
+    pub fn fingerprints(&self) -> BTreeSet<Fingerprint> {
+        self.certificates.iter().map(Fingerprint::of).collect()
+    }
+
     /// Same set of certificates, whatever the order.
     pub fn same_set(&self, other: &Self) -> bool {
-        let sorted = |anchors: &Self| {
-            let mut all: Vec<&[u8]> = anchors.certificates.iter().map(AsRef::as_ref).collect();
-            all.sort_unstable();
-            all.dedup();
-            all.into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>()
+        self.fingerprints() == other.fingerprints()
+    }
+
+    /// Is every anchor of `other` one of these as well?
+    pub fn includes(&self, other: &Self) -> bool {
+        self == other || self.fingerprints().is_superset(&other.fingerprints())
+    }
+
+    /// The anchors of a larger bundle that are known by their fingerprints only; nothing if there are none.
+    pub fn only(&self, wanted: &BTreeSet<Fingerprint>) -> Option<Self> {
+        let mut kept = self.certificates.to_vec();
+        kept.retain(|certificate| wanted.contains(&Fingerprint::of(certificate)));
+        Self::from_certificates(kept).ok()
+    }
+
+    /// Would the holder of this chain be believed, as it was at `then`? Later expiry doesn't matter: this is asked of
+    /// open connections, which may outlive a certificate but not the trust in who issued it.
+    pub fn believe(&self, chain: &[CertificateDer<'_>], peer: Role, then: SystemTime) -> bool {
+        let usage = match peer {
+            Role::Client => KeyUsage::client_auth(),
+            Role::Server => KeyUsage::server_auth(),
         };
-        sorted(self) == sorted(other)
+        chain
+            .split_first()
+            .is_some_and(|(leaf, rest)| self.verify_for(leaf, rest, then, usage).is_ok())
     }
 
     /// Does this leaf chain to an anchor, is everything on the way valid at `now`, and may it be used by clients and

@@ -11,7 +11,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa,
     KeyUsagePurpose, SerialNumber,
 };
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -20,6 +19,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::anchors::TrustAnchors;
 use crate::credentials::expiry;
+use crate::inspect::{Fingerprint, is_authority};
 use crate::key::{PrivateKey, common_name, dns_san};
 use crate::{Error, anchors};
 
@@ -84,20 +84,12 @@ impl Issuer {
     /// Reads an issuer's chain (its own certificate first) and key; refuses what could never issue.
     pub fn from_pem(certificates: &str, key: &str) -> Result<Self, Error> {
         let what = "the issuer certificate";
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificates.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|_| Error::Pem { what })?;
+        let chain = crate::certificates(certificates, what)?;
         let own = chain.first().ok_or(Error::NoCertificate { what })?;
         let key = PrivateKey::from_pem(key)?;
         let (_, parsed) = X509Certificate::from_der(own)
             .map_err(|_| Error::Certificate("the issuer is not an X.509 certificate"))?;
-        let may_sign = parsed.is_ca()
-            && parsed
-                .key_usage()
-                .ok()
-                .flatten()
-                .is_none_or(|usage| usage.value.key_cert_sign());
-        if !may_sign {
+        if !is_authority(&parsed) {
             return Err(Error::NotAnAuthority);
         }
         if !key.is_ecdsa_p256() {
@@ -117,6 +109,11 @@ impl Issuer {
             chain,
             expires_at,
         })
+    }
+
+    /// The SHA-256 of its own certificate.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.chain.first().map(Fingerprint::of)
     }
 
     /// When the first certificate of the issuer's chain expires.

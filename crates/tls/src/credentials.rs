@@ -1,7 +1,7 @@
 //! A certificate in use: rustls configurations made from a key, its chain and the anchors.
 //!
-//! [`Credentials`] are immutable. Renewal makes new ones and the owner swaps them, so sessions and tickets of old
-//! credentials cannot be resumed with new trust, and open connections are left alone.
+//! [`Credentials`] are immutable. Renewal and changed anchors make new ones and the owner swaps them, so sessions and
+//! tickets of old credentials cannot be resumed with new trust, and open connections are left alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -18,9 +18,11 @@ use webpki::KeyUsage;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::anchors::TrustAnchors;
+use crate::describe::system_time;
+use crate::inspect::Fingerprint;
 use crate::key::PrivateKey;
 use crate::verify::{ServerIdentity, identities};
-use crate::{ALPN_TRANSPORT, Error};
+use crate::{ALPN_TRANSPORT, Error, Role};
 
 /// Upper bound on remembered client configurations; beyond it they are made anew each time.
 const CLIENT_CONFIGS_MAX: usize = 4_096;
@@ -53,6 +55,7 @@ pub struct Credentials {
     identity: Identity,
     anchors: TrustAnchors,
     expires_at: SystemTime,
+    issuer: Option<Fingerprint>,
     certified: Arc<CertifiedKey>,
     direct: Arc<ServerConfig>,
     transparent: Arc<ServerConfig>,
@@ -81,6 +84,7 @@ impl Credentials {
             });
         }
         let expires_at = expiry(&leaf)?;
+        let issuer = intermediates.first().map(Fingerprint::of);
         let signing = provider()
             .key_provider
             .load_private_key(key.der())
@@ -88,18 +92,46 @@ impl Credentials {
         let chain = std::iter::once(leaf).chain(intermediates).collect();
         let certified = CertifiedKey::new(chain, signing);
         certified.keys_match().map_err(|_| Error::KeyMismatch)?;
-        let certified = Arc::new(certified);
+        Self::assemble(identity, Arc::new(certified), anchors, expires_at, issuer)
+    }
+
+    /// The same certificate, with others to believe. Nothing that was agreed on under the old anchors can be resumed.
+    ///
+    /// Our own certificate needn't chain to them: see [`Self::believed_at`].
+    pub fn with_anchors(&self, anchors: TrustAnchors) -> Result<Self, Error> {
+        let (identity, certified) = (self.identity.clone(), self.certified.clone());
+        Self::assemble(identity, certified, anchors, self.expires_at, self.issuer)
+    }
+
+    fn assemble(
+        identity: Identity,
+        certified: Arc<CertifiedKey>,
+        anchors: TrustAnchors,
+        expires_at: SystemTime,
+        issuer: Option<Fingerprint>,
+    ) -> Result<Self, Error> {
         let direct = server_config(&certified, &anchors, true)?;
         let transparent = server_config(&certified, &anchors, false)?;
         Ok(Self {
             identity,
             anchors,
             expires_at,
+            issuer,
             certified,
             direct,
             transparent,
             clients: Mutex::default(),
         })
+    }
+
+    /// Would somebody with our anchors believe our own certificate now?
+    pub fn believed_at(&self, now: SystemTime) -> bool {
+        self.anchors.believe(&self.certified.cert, Role::Server, now)
+    }
+
+    /// The SHA-256 of the certificate that signed ours, if it came with it.
+    pub fn issuer(&self) -> Option<Fingerprint> {
+        self.issuer
     }
 
     pub fn identity(&self) -> &Identity {
@@ -211,6 +243,5 @@ impl ResolvesClientCert for OneCertificate {
 pub(crate) fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, Error> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|_| Error::Certificate("not an X.509 certificate"))?;
-    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-    Ok(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+    Ok(system_time(parsed.validity().not_after))
 }

@@ -17,6 +17,7 @@ use x509_parser::time::ASN1Time;
 
 use crate::Error;
 use crate::credentials::provider;
+use crate::inspect::is_authority;
 
 /// The parts of a certificate that people ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Description {
             not_before: system_time(certificate.validity().not_before),
             not_after: system_time(certificate.validity().not_after),
             names: names(&certificate).into_iter().map(|(_, name)| name).collect(),
-            is_authority: certificate.is_ca(),
+            is_authority: is_authority(&certificate),
             key: key(&certificate),
             signature: signature(&certificate),
             sha256: digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -109,7 +110,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-fn system_time(time: ASN1Time) -> SystemTime {
+pub(crate) fn system_time(time: ASN1Time) -> SystemTime {
     let seconds = time.timestamp();
     let distance = Duration::from_secs(seconds.unsigned_abs());
     let time = if seconds < 0 {

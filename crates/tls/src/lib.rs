@@ -9,6 +9,7 @@ mod anchors;
 mod authority;
 mod credentials;
 mod describe;
+mod inspect;
 mod key;
 mod verify;
 
@@ -18,11 +19,19 @@ pub use authority::{
 };
 pub use credentials::{Credentials, anonymous_client, provider};
 pub use describe::{Description, inspecting_client};
+pub use inspect::{Fault, Fingerprint, certificates};
 pub use key::{PrivateKey, csr};
 pub use verify::{Refusal, peer_identity, refusal};
 
 /// ALPN of connections that begin with a transport header (`spec/proxy.md` 4.5).
 pub const ALPN_TRANSPORT: &[u8] = b"transport.l5d.io/v1";
+
+/// On which side of a connection somebody is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Client,
+    Server,
+}
 
 /// What was wrong with a key, a certificate or a chain. Never carries secrets.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use hawser_tls::{
     Credentials, Error, Issuer, PrivateKey, Refusal, TrustAnchors, Validity, create_issuer, create_root, csr,
     peer_identity, refusal,
 };
-use rustls::{ClientConnection, ServerConnection};
+use rustls::{ClientConnection, HandshakeKind, ServerConnection};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -72,6 +72,15 @@ fn handshake(
     expected: &str,
     server: &Credentials,
 ) -> Result<Option<Identity>, (&'static str, Refusal)> {
+    speak(client, expected, server).map(|(seen, _)| seen)
+}
+
+/// The same, and whether the client's handshake was a resumption.
+fn speak(
+    client: &Credentials,
+    expected: &str,
+    server: &Credentials,
+) -> Result<(Option<Identity>, bool), (&'static str, Refusal)> {
     let name = "gateway.example".try_into().expect("a DNS name");
     let mut client = ClientConnection::new(client.client(&id(expected), true), name).expect("a client");
     let mut server = ServerConnection::new(server.direct_server().clone()).expect("a server");
@@ -101,9 +110,41 @@ fn handshake(
         .expect("the client's message arrived");
     assert_eq!(&message, b"ping");
     assert_eq!(client.alpn_protocol(), Some(hawser_tls::ALPN_TRANSPORT));
-    Ok(server
+    let seen = server
         .peer_certificates()
-        .and_then(|chain| peer_identity(&chain[0])))
+        .and_then(|chain| peer_identity(&chain[0]));
+    Ok((seen, client.handshake_kind() == Some(HandshakeKind::Resumed)))
+}
+
+#[test]
+fn sessions_are_resumed_but_never_under_other_anchors() {
+    let (ours, next) = (mesh("root"), mesh("next root"));
+    let (client, server) = (ours.credentials("bot.west"), ours.credentials("gateway.east"));
+    let anchors = |pem: &str| TrustAnchors::from_pem(pem).expect("anchors");
+    let bot = Ok((Some(id("bot.west")), false));
+    assert_eq!(speak(&client, "gateway.east", &server), bot);
+    let again = speak(&client, "gateway.east", &server);
+    assert_eq!(
+        again,
+        Ok((Some(id("bot.west")), true)),
+        "as long as nothing changes"
+    );
+
+    let both = anchors(&format!("{}{}", ours.anchors_pem, next.anchors_pem));
+    let (new_client, new_server) = (client.with_anchors(both.clone()), server.with_anchors(both));
+    let (new_client, new_server) = (new_client.expect("credentials"), new_server.expect("credentials"));
+    assert_eq!(speak(&new_client, "gateway.east", &server), bot);
+    assert_eq!(speak(&client, "gateway.east", &new_server), bot);
+
+    // Sessions from before don't let an old root through.
+    let only = anchors(&next.anchors_pem);
+    let strict = server.with_anchors(only.clone()).expect("credentials");
+    let refused = Err(("server", Refusal::UnknownIssuer));
+    assert_eq!(speak(&client, "gateway.east", &strict), refused);
+    let strict = client.with_anchors(only).expect("credentials");
+    assert!(!strict.believed_at(SystemTime::now()));
+    let refused = Err(("client", Refusal::UnknownIssuer));
+    assert_eq!(speak(&strict, "gateway.east", &server), refused);
 }
 
 #[test]

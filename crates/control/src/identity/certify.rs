@@ -6,14 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use futures::StreamExt;
 use hawser_core::identity::{Identity, TrustDomain};
+use hawser_proxy_api::{Trusted, Updates};
+use hawser_runtime::Shutdown;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::runtime::events::EventType;
 use kube::{Api, Client};
 use linkerd2_proxy_api::identity::identity_server;
 use linkerd2_proxy_api::identity::{CertifyRequest, CertifyResponse};
+use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
 use super::credentials::Credentials;
@@ -38,6 +43,8 @@ pub struct Certifier {
     client: Client,
     settings: Settings,
     credentials: ArcSwapOption<Credentials>,
+    /// What watchers are told of the credentials.
+    trusted: watch::Sender<Option<Trusted>>,
     notes: Notes,
 }
 
@@ -53,12 +60,28 @@ impl Certifier {
             client,
             settings,
             credentials: ArcSwapOption::empty(),
+            trusted: watch::Sender::new(None),
             notes,
         }
     }
 
     pub fn use_credentials(&self, credentials: Credentials) {
+        let issuer = credentials.issuer.fingerprint();
+        let trusted = Some(Trusted {
+            anchors: credentials.bundle.clone(),
+            issuer: issuer.map_or_else(String::new, |fingerprint| fingerprint.to_string()),
+        });
         self.credentials.store(Some(Arc::new(credentials)));
+        self.trusted
+            .send_if_modified(|told| std::mem::replace(told, trusted.clone()) != trusted);
+    }
+
+    /// Tells one proxy whom to believe, from now until the process drains. Only what is public anyway.
+    pub fn watch_trust(&self, drain: Shutdown) -> Updates {
+        WatchStream::new(self.trusted.subscribe())
+            .filter_map(|trusted| std::future::ready(trusted.map(Ok)))
+            .take_until(drain.cancelled_owned())
+            .boxed()
     }
 
     pub fn issuer_expires_at(&self) -> Option<SystemTime> {

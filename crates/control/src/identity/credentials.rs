@@ -13,6 +13,8 @@ use hawser_tls::{Issuer, TrustAnchors};
 pub struct Credentials {
     pub issuer: Issuer,
     pub anchors: TrustAnchors,
+    /// The anchors as they were read, for those who are told of them.
+    pub bundle: String,
 }
 
 /// Why the mounted files can't be used.
@@ -110,6 +112,11 @@ impl Texts {
         let issuer = Issuer::from_pem(&self.certificate, &self.key).map_err(CredentialsError::Issuer)?;
         let anchors = TrustAnchors::from_pem(&self.anchors).map_err(CredentialsError::Anchors)?;
         issuer.verify(&anchors, now).map_err(CredentialsError::Verify)?;
-        Ok(Credentials { issuer, anchors })
+        let bundle = self.anchors.clone();
+        Ok(Credentials {
+            issuer,
+            anchors,
+            bundle,
+        })
     }
 }

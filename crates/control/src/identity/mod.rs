@@ -1,7 +1,8 @@
 //! The identity service: turns a ServiceAccount token and a request into a certificate.
 //!
 //! A name is given out only if the Kubernetes API says that the token is that account's; private keys of proxies never
-//! come here. Who vouches for whom is in [`certify`], the mounted credentials in [`credentials`].
+//! come here. Who vouches for whom is in [`certify`], the mounted credentials in [`credentials`]. Proxies are told when
+//! anchors or issuer change, so that neither takes a restart.
 
 pub mod certify;
 pub mod credentials;
@@ -16,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use hawser_core::identity::TrustDomain;
 use hawser_crd::link::parse_duration;
+use hawser_proxy_api::TrustServer;
 use hawser_runtime::{Metrics, Shutdown};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -85,12 +87,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (metrics, drain) = (process.metrics.clone(), process.drain.clone());
     let note = move |type_, reason: &str, text| notes.publish(own.clone(), type_, reason, text);
     tokio::spawn(reload(mounted, certifier.clone(), metrics, note, drain, loaded));
-    process
-        .serve_grpc(
-            args.addr,
-            tonic::service::Routes::new(IdentityServer::from_arc(certifier)),
-        )
-        .await
+    let (watched, drain) = (certifier.clone(), process.drain.clone());
+    let trust = TrustServer::new(move || watched.watch_trust(drain.clone()));
+    let routes = tonic::service::Routes::new(IdentityServer::from_arc(certifier)).add_service(trust);
+    process.serve_grpc(args.addr, routes).await
 }
 
 /// Keeps the certifier's credentials those of the mounted files.

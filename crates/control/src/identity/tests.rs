@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 
 use super::credentials::Credentials;
 use super::*;
+use crate::process;
 
 const WEB: &str = "web.test.serviceaccount.identity.linkerd.cluster.local";
 
@@ -90,6 +91,7 @@ fn certifier_of(authority: &Authority) -> Arc<Certifier> {
     certifier.use_credentials(Credentials {
         issuer,
         anchors: authority.anchors.clone(),
+        bundle: authority.anchors_pem.clone(),
     });
     certifier
 }
@@ -261,4 +263,41 @@ fn changed_files_are_taken_when_they_fit_together_and_refused_once_when_not() {
         write(directory.path(), &authority(DAY), names);
         assert!(matches!(mounted.read(now), Changed::To(_)));
     }
+}
+
+#[tokio::test]
+async fn watchers_are_told_at_once_and_at_each_change() {
+    let (first, second) = (authority(DAY), authority(DAY));
+    let certifier = certifier();
+    let drain = Shutdown::new();
+    let (watched, stop) = (certifier.clone(), drain.clone());
+    let trust = TrustServer::new(move || watched.watch_trust(stop.clone()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let routes = tonic::service::Routes::new(IdentityServer::from_arc(certifier.clone())).add_service(trust);
+    tokio::spawn(process::serve_grpc(listener, routes, drain.clone()));
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{addr}"))
+        .unwrap()
+        .connect_lazy();
+    let mut updates = hawser_proxy_api::watch(channel).await.unwrap().into_inner();
+    let fits = |authority: &Authority| Credentials {
+        issuer: Issuer::from_pem(&authority.issuer_pem, &authority.key_pem).unwrap(),
+        anchors: authority.anchors.clone(),
+        bundle: authority.anchors_pem.clone(),
+    };
+    for authority in [&first, &second] {
+        certifier.use_credentials(fits(authority));
+        // The same again changes nothing.
+        certifier.use_credentials(fits(authority));
+        let told = updates.message().await.unwrap().unwrap();
+        assert_eq!(told.anchors, authority.anchors_pem);
+        let issuer = hawser_tls::certificates(&authority.issuer_pem, "it").unwrap();
+        assert_eq!(told.issuer, hawser_tls::Fingerprint::of(&issuer[0]).to_string());
+    }
+    drain.cancel();
+    assert_eq!(
+        updates.message().await.unwrap(),
+        None,
+        "the next replica is asked"
+    );
 }

@@ -146,10 +146,13 @@ impl Injection<'_> {
         }
         annotations.insert(keys::CREATED_BY.into(), created_by());
         annotations.insert(keys::PROXY_VERSION.into(), values.proxy_version().to_owned());
-        annotations.insert(
-            keys::TRUST_ROOT_SHA256.into(),
-            sha256(&values.identity_trust_anchors_pem),
-        );
+        // The control plane reads its anchors from the ConfigMap: naming them here would restart it for each change.
+        if self.component == Component::None {
+            annotations.insert(
+                keys::TRUST_ROOT_SHA256.into(),
+                sha256(&values.identity_trust_anchors_pem),
+            );
+        }
 
         let mut labels = strings(&pod["metadata"]["labels"]);
         labels.insert(

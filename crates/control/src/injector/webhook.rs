@@ -204,10 +204,12 @@ impl Injector {
 
     async fn follow_anchors(&self) {
         self.follow("linkerd-identity-trust-roots", |data| {
-            let anchors = data
-                .get("ca-bundle.crt")
-                .filter(|bundle| !bundle.trim().is_empty());
-            self.anchors.store(anchors.cloned().map(Arc::new));
+            let bundle = data.get("ca-bundle.crt").map_or("", String::as_str);
+            match hawser_tls::TrustAnchors::from_pem(bundle) {
+                Ok(_) => self.anchors.store(Some(Arc::new(bundle.to_owned()))),
+                // A proxy that believes nobody never gets ready.
+                Err(error) => tracing::error!(%error, "trust bundle refused: pods get the old one"),
+            }
         })
         .await;
     }

@@ -24,7 +24,7 @@ use crate::snapshot::{Inbound, InboundRoute};
 use crate::transport::Conn;
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
-use super::{Accepted, Refusal, name_of, server_labels, target_labels};
+use super::{Accepted, Refusal, drain_of, name_of, server_labels, target_labels};
 
 /// How long to wait before an application that refused is tried again.
 const RETRY_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
@@ -235,7 +235,7 @@ pub(crate) async fn serve(
     let connection = Connection::new(worker, accepted, policy);
     let app = worker.inbound.app(connection.accepted.target);
     let config = worker.shared.config.clone();
-    let drain = worker.shared.drain.inbound_from_now().clone();
+    let drain = drain_of(worker, &conn);
     let ended = serve_http(conn, version, &config.inbound.http, &drain, move |request| {
         let (connection, app) = (connection.clone(), app.clone());
         async move { handle(&connection, &app, request).await }

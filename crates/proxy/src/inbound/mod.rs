@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hawser_core::authz::{Client, Source};
+use hawser_runtime::Shutdown;
+use hawser_tls::Role;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -253,7 +255,12 @@ async fn direct(
         return Err(Refusal::NoHeaderProtocol);
     }
     let labels = Labels::new().with("tls", "true").with("client_id", id);
-    let mut conn = Conn::server(tls);
+    let chain = session.peer_certificates();
+    let bond = worker
+        .shared
+        .identity
+        .bond(chain, Role::Client, credentials.anchors());
+    let mut conn = Conn::server(tls).bonded(bond);
     let header = tokio::time::timeout_at(deadline, read_header(&mut conn))
         .await
         .map_err(|_| Refusal::DetectTimeout)??;
@@ -297,6 +304,13 @@ async fn direct(
         None => tcp::serve(worker, conn, accepted, policy).await,
         Some(version) => http::serve(worker, conn, accepted, version, policy).await,
     }
+}
+
+/// What asks a connection to end in order: the end of the process, or of the trust in its client.
+pub(crate) fn drain_of(worker: &Worker, conn: &Conn) -> Shutdown {
+    let process = worker.shared.drain.inbound_from_now();
+    conn.bond()
+        .map_or_else(|| process.clone(), |bond| bond.drain_with(process))
 }
 
 pub(crate) fn client_of(session: &rustls::ServerConnection) -> Client {
@@ -399,8 +413,11 @@ pub(crate) async fn detect_tls(
                 Err(_) => Err(Refusal::DetectTimeout),
                 Ok(Err(error)) => Err(handshake_refusal(&error)),
                 Ok(Ok(tls)) => {
-                    let client = client_of(tls.get_ref().1);
-                    Ok(Detected::Terminated(Conn::server(tls), client))
+                    let session = tls.get_ref().1;
+                    let client = client_of(session);
+                    let bond =
+                        identity.bond(session.peer_certificates(), Role::Client, credentials.anchors());
+                    Ok(Detected::Terminated(Conn::server(tls).bonded(bond), client))
                 }
             }
         }

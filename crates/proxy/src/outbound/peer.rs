@@ -6,12 +6,14 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, Shared};
+use hawser_tls::Role;
 use http::HeaderValue;
 use http::uri::Authority;
 use hyper::client::conn::{http1, http2};
@@ -21,6 +23,7 @@ use rustls_pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 
 use crate::balance::Load;
+use crate::bond::Bond;
 use crate::header::{Header, Session};
 use crate::metrics::{Labels, Shard};
 use crate::snapshot::{Breaker, Endpoint, EndpointTls, Hint};
@@ -51,8 +54,36 @@ impl ConnectError {
     }
 }
 
-type H2Sender = http2::SendRequest<RequestBody>;
-pub(crate) type H1Sender = http1::SendRequest<RequestBody>;
+/// A connection's handle, and the trust that the connection rests on.
+#[derive(Clone)]
+pub(crate) struct Held<S> {
+    sender: S,
+    bond: Option<Arc<Bond>>,
+}
+
+impl<S> Held<S> {
+    /// Are other anchors in use than when it was made? Then what is under way may end, but nothing new begins.
+    fn retired(&self) -> bool {
+        self.bond.as_ref().is_some_and(|bond| bond.retired())
+    }
+}
+
+impl<S> Deref for Held<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.sender
+    }
+}
+
+impl<S> DerefMut for Held<S> {
+    fn deref_mut(&mut self) -> &mut S {
+        &mut self.sender
+    }
+}
+
+type H2Sender = Held<http2::SendRequest<RequestBody>>;
+pub(crate) type H1Sender = Held<http1::SendRequest<RequestBody>>;
 type Connecting = Shared<LocalBoxFuture<'static, Result<H2Sender, ConnectError>>>;
 
 /// The connection that all HTTP/2 requests of this worker share.
@@ -363,7 +394,9 @@ impl Peer {
             let header = Header { port, name, session }.encode();
             transport::write_first(&mut tls, &header).map_err(|_| ConnectError::Tls)?;
         }
-        Ok(Conn::client(tls).counted(self.tcp_metrics(worker)))
+        let chain = tls.get_ref().1.peer_certificates();
+        let bond = shared.identity.bond(chain, Role::Server, credentials.anchors());
+        Ok(Conn::client(tls).bonded(bond).counted(self.tcp_metrics(worker)))
     }
 
     /// The shared HTTP/2 connection, made if there is none.
@@ -371,7 +404,7 @@ impl Peer {
         let connecting = {
             let mut h2 = self.h2.borrow_mut();
             match &*h2 {
-                H2::Open(sender) if !sender.is_closed() => return Ok(sender.clone()),
+                H2::Open(sender) if !sender.is_closed() && !sender.retired() => return Ok(sender.clone()),
                 H2::Connecting(connecting) if connecting.peek().is_none() => connecting.clone(),
                 _ => {
                     let (peer, worker) = (Rc::downgrade(self), worker.clone());
@@ -395,6 +428,7 @@ impl Peer {
 
     async fn connect_h2(&self, worker: &Worker) -> Result<H2Sender, ConnectError> {
         let conn = self.dial(worker, Session::Http2).await?;
+        let bond = conn.bond().cloned();
         let windows = &worker.shared.config.outbound.http;
         let mut builder = http2::Builder::new(LocalExecutor);
         builder
@@ -417,7 +451,7 @@ impl Peer {
                 tracing::debug!(%error, "HTTP/2 connection to an endpoint broke");
             }
         });
-        Ok(sender)
+        Ok(Held { sender, bond })
     }
 
     /// An idle HTTP/1 connection that was used for this host, or a new one.
@@ -430,6 +464,7 @@ impl Peer {
             return Ok(sender);
         }
         let conn = self.dial(worker, Session::Http1).await?;
+        let bond = conn.bond().cloned();
         let (sender, conn) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(HEAD_MAX)
@@ -441,21 +476,21 @@ impl Peer {
                 tracing::debug!(%error, "HTTP/1 connection to an endpoint broke");
             }
         });
-        Ok(sender)
+        Ok(Held { sender, bond })
     }
 
     fn idle_h1(&self, host: &HeaderValue) -> Option<H1Sender> {
         let mut idle = self.h1.borrow_mut();
         let found = idle
             .iter()
-            .rposition(|idle| idle.sender.is_ready() && idle.host == *host)?;
+            .rposition(|idle| idle.sender.is_ready() && !idle.sender.retired() && idle.host == *host)?;
         Some(idle.swap_remove(found).sender)
     }
 
     /// Keeps a connection for the next request to the same host.
     pub(crate) fn keep_h1(&self, sender: H1Sender, host: HeaderValue, idle_max: usize) {
         let mut idle = self.h1.borrow_mut();
-        if !sender.is_closed() && idle.len() < idle_max {
+        if !sender.is_closed() && !sender.retired() && idle.len() < idle_max {
             idle.push(Idle {
                 sender,
                 host,
@@ -465,9 +500,13 @@ impl Peer {
     }
 
     pub(crate) fn evict(&self, now: Instant, idle: Duration) {
-        self.h1
-            .borrow_mut()
-            .retain(|kept| !kept.sender.is_closed() && now.duration_since(kept.since) < idle);
+        self.h1.borrow_mut().retain(|kept| {
+            !kept.sender.is_closed() && !kept.sender.retired() && now.duration_since(kept.since) < idle
+        });
+        let mut h2 = self.h2.borrow_mut();
+        if matches!(&*h2, H2::Open(sender) if sender.retired()) {
+            *h2 = H2::None;
+        }
     }
 }
 

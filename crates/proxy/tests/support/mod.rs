@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use bytes::Bytes;
 use hawser_proxy::{Config, Env, OriginalDst, Proxy, Seams};
+use hawser_proxy_api::{TrustServer, Trusted};
 use hawser_tls::{Credentials, Issuer, PrivateKey, TrustAnchors, Validity, create_issuer, create_root};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
@@ -48,11 +49,38 @@ pub struct World {
 pub struct ControlPlane {
     world: watch::Sender<World>,
     issuance: watch::Sender<Issuance>,
-    issuer: Arc<Issuer>,
+    issuer: watch::Sender<Arc<Issuer>>,
+    /// None where nobody is told.
+    trusted: watch::Sender<Option<Trusted>>,
     pub anchors: String,
     pub addr: SocketAddr,
     /// None in the copies that serve.
     server: Option<Arc<Mutex<OwnRuntimes>>>,
+}
+
+/// A root and an issuer below it.
+pub struct Authority {
+    pub anchors: String,
+    pub issuer: Issuer,
+}
+
+impl Authority {
+    #[expect(clippy::new_without_default, reason = "each is another")]
+    pub fn new() -> Self {
+        let now = SystemTime::now();
+        let day = Duration::from_secs(86_400);
+        let validity = Validity {
+            not_before: now - day,
+            not_after: now + day,
+        };
+        let root = create_root("root.test", validity).unwrap();
+        let parent = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
+        let issuer = create_issuer("issuer.test", &parent, validity).unwrap();
+        Self {
+            anchors: root.certificate_pem,
+            issuer: Issuer::from_pem(&issuer.certificate_pem, &issuer.key.to_pem()).unwrap(),
+        }
+    }
 }
 
 /// How the identity service signs.
@@ -93,15 +121,7 @@ impl ControlPlane {
 
     /// One that nobody reaches before it serves.
     pub fn new(addr: SocketAddr) -> Self {
-        let now = SystemTime::now();
-        let day = Duration::from_secs(86_400);
-        let validity = Validity {
-            not_before: now - day,
-            not_after: now + day,
-        };
-        let root = create_root("root.test", validity).unwrap();
-        let parent = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
-        let issuer = create_issuer("issuer.test", &parent, validity).unwrap();
+        let Authority { anchors, issuer } = Authority::new();
         Self {
             world: watch::Sender::default(),
             issuance: watch::Sender::new(Issuance {
@@ -109,8 +129,9 @@ impl ControlPlane {
                 skew: Duration::from_secs(20),
                 refuse: false,
             }),
-            issuer: Arc::new(Issuer::from_pem(&issuer.certificate_pem, &issuer.key.to_pem()).unwrap()),
-            anchors: root.certificate_pem,
+            issuer: watch::Sender::new(Arc::new(issuer)),
+            trusted: watch::Sender::new(None),
+            anchors,
             addr,
             server: Some(Arc::default()),
         }
@@ -131,7 +152,13 @@ impl ControlPlane {
             let _entered = runtime.enter();
             TcpListener::from_std(listener.into_std().unwrap()).unwrap()
         };
+        let trusted = self.trusted.clone();
+        let trust = TrustServer::new(move || {
+            let trusted = tokio_stream::wrappers::WatchStream::new(trusted.subscribe());
+            Box::pin(trusted.filter_map(|trusted| trusted.map(Ok)))
+        });
         let server = tonic::transport::Server::builder()
+            .add_service(trust)
             .add_service(IdentityServer::new(control.clone()))
             .add_service(DestinationServer::new(control.clone()))
             .add_service(InboundServerPoliciesServer::new(control.clone()))
@@ -158,6 +185,16 @@ impl ControlPlane {
         self.serve(listener);
     }
 
+    /// Announces a bundle, and signs with another issuer if one is given.
+    pub fn trust(&self, bundle: &str, issuer: Option<Issuer>) {
+        if let Some(issuer) = issuer {
+            self.issuer.send_replace(Arc::new(issuer));
+        }
+        let issuer = self.issuer.borrow().fingerprint().unwrap().to_string();
+        let anchors = bundle.to_owned();
+        self.trusted.send_replace(Some(Trusted { anchors, issuer }));
+    }
+
     pub fn issue(&self, change: impl FnOnce(&mut Issuance)) {
         self.issuance.send_modify(change);
     }
@@ -168,8 +205,8 @@ impl ControlPlane {
         let key = PrivateKey::generate().unwrap();
         let request = hawser_tls::csr(&key, &identity).unwrap();
         let (hour, now) = (Duration::from_secs(3_600), SystemTime::now());
-        let issued = self
-            .issuer
+        let issuer = self.issuer.borrow().clone();
+        let issued = issuer
             .issue(&request, &identity, hour, Duration::from_secs(20), now)
             .unwrap();
         let anchors = TrustAnchors::from_pem(&self.anchors).unwrap();
@@ -182,8 +219,8 @@ impl ControlPlane {
         let key = PrivateKey::generate().unwrap();
         let csr = hawser_tls::csr(&key, &identity).unwrap();
         let skew = Duration::from_secs(20);
-        let issued = self
-            .issuer
+        let issuer = self.issuer.borrow().clone();
+        let issued = issuer
             .issue(
                 &csr,
                 &identity,
@@ -248,8 +285,8 @@ impl Identity for ControlPlane {
             return Err(Status::unavailable("no certificates today"));
         }
         let csr = request.certificate_signing_request.into();
-        let issued = self
-            .issuer
+        let issuer = self.issuer.borrow().clone();
+        let issued = issuer
             .issue(&csr, &identity, lifetime, skew, SystemTime::now())
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Reply::new(CertifyResponse {
