@@ -10,6 +10,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::head::Serving;
+use crate::late::Late;
 
 /// What is told when a body has ended; dropping it without [`OnEnd::end`] means that the body was cut short.
 pub(crate) trait OnEnd {
@@ -19,9 +20,30 @@ pub(crate) trait OnEnd {
     fn fail(self);
 }
 
+/// Why a body did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("reading a body")]
+    Read(#[source] hyper::Error),
+    #[error("a body took too long")]
+    Late(#[source] h2::Error),
+}
+
+/// A frame that was looked at before the rest; `None` is the end.
+pub(crate) type First = Option<Result<Frame<Bytes>, hyper::Error>>;
+
+/// How long a body may take, and whether to say so in gRPC's trailers.
+#[derive(Debug)]
+struct Limit {
+    late: Late,
+    grpc: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Body<E: OnEnd> {
     inner: Option<Incoming>,
+    first: Option<Box<First>>,
+    limit: Option<Box<Limit>>,
     on_end: Option<E>,
     /// The HTTP/1 connection is busy with it.
     serving: Option<Serving>,
@@ -31,30 +53,36 @@ impl<E: OnEnd> Body<E> {
     pub(crate) fn empty() -> Self {
         Self {
             inner: None,
-            on_end: None,
-            serving: None,
-        }
-    }
-
-    pub(crate) fn incoming(inner: Incoming) -> Self {
-        Self {
-            inner: Some(inner),
+            first: None,
+            limit: None,
             on_end: None,
             serving: None,
         }
     }
 
     /// Observed to its end; a body without content ends now.
-    pub(crate) fn observed(inner: Incoming, on_end: E) -> Self {
-        if inner.is_end_stream() {
+    pub(crate) fn observed(inner: Incoming, first: Option<First>, on_end: E) -> Self {
+        let on_end = if first.is_none() && inner.is_end_stream() {
             on_end.end(None);
-            return Self::incoming(inner);
-        }
+            None
+        } else {
+            Some(on_end)
+        };
         Self {
             inner: Some(inner),
-            on_end: Some(on_end),
-            serving: None,
+            first: first.map(Box::new),
+            on_end,
+            ..Self::empty()
         }
+    }
+
+    /// Cut when it takes too long.
+    pub(crate) fn limited(mut self, late: Late, grpc: bool) -> Self {
+        if self.on_end.is_some() {
+            late.progress().moved();
+            self.limit = Some(Box::new(Limit { late, grpc }));
+        }
+        self
     }
 
     pub(crate) fn serving(mut self, serving: Serving) -> Self {
@@ -65,16 +93,28 @@ impl<E: OnEnd> Body<E> {
 
 impl<E: OnEnd + Unpin> http_body::Body for Body<E> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(inner) = &mut self.inner else {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(limit) = &mut this.limit
+            && limit.late.poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(this.cut()));
+        }
+        let Some(inner) = &mut this.inner else {
             return Poll::Ready(None);
         };
-        let polled = Pin::new(&mut *inner).poll_frame(cx);
+        let polled = match this.first.take() {
+            Some(first) => Poll::Ready(*first),
+            None => Pin::new(&mut *inner).poll_frame(cx),
+        };
+        if let (Some(limit), true) = (&this.limit, polled.is_ready()) {
+            limit.late.progress().moved();
+        }
         let over = match &polled {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {
@@ -84,23 +124,60 @@ impl<E: OnEnd + Unpin> http_body::Body for Body<E> {
             Poll::Ready(None) => Some(Ok(None)),
             Poll::Ready(Some(Err(_))) => Some(Err(())),
         };
-        if let (Some(over), Some(on_end)) = (over, if over.is_some() { self.on_end.take() } else { None }) {
+        if let (Some(over), Some(on_end)) = (over, if over.is_some() { this.on_end.take() } else { None }) {
+            this.limit = None;
             match over {
                 Ok(status) => on_end.end(status),
                 Err(()) => on_end.fail(),
             }
         }
-        polled
+        polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::Read)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Incoming::is_end_stream)
+        self.first.is_none() && self.inner.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner
+        let mut hint = self
+            .inner
             .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+            .map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint);
+        if let Some(Some(Ok(frame))) = self.first.as_deref()
+            && let Some(data) = frame.data_ref()
+        {
+            let (ahead, upper) = (data.len() as u64, hint.upper());
+            let lower = hint.lower() + ahead;
+            hint = SizeHint::new();
+            hint.set_lower(lower);
+            if let Some(upper) = upper {
+                hint.set_upper(upper + ahead);
+            }
+        }
+        hint
+    }
+}
+
+impl<E: OnEnd> Body<E> {
+    /// The last frame of a body that took too long.
+    fn cut(&mut self) -> Result<Frame<Bytes>, BodyError> {
+        self.inner = None;
+        self.first = None;
+        if let Some(on_end) = self.on_end.take() {
+            on_end.fail();
+        }
+        match self.limit.take() {
+            Some(limit) if limit.grpc => {
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", http::HeaderValue::from_static("4"));
+                trailers.insert(
+                    "grpc-message",
+                    http::HeaderValue::from_static("request timed out"),
+                );
+                Ok(Frame::trailers(trailers))
+            }
+            _ => Err(BodyError::Late(h2::Reason::CANCEL.into())),
+        }
     }
 }
 

@@ -23,6 +23,8 @@ mod http_rules;
 mod identity;
 mod inbound;
 pub mod init;
+mod late;
+mod limits;
 mod live;
 mod metrics;
 mod outbound;

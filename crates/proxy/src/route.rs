@@ -3,14 +3,16 @@
 //! Pure. Routes are compiled when a policy arrives; a request only compares (`spec/proxy.md` 5.4).
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::Arc;
 
+use hawser_core::authz::Source;
 use http::{HeaderName, HeaderValue, Method};
 use linkerd2_proxy_api::http_route as proto;
 use linkerd2_proxy_api::{grpc_route, outbound};
 use regex::Regex;
 
-use crate::snapshot::{Backend, Distribution, backend, span};
+use crate::limits::Limits;
+use crate::snapshot::{Backend, Distribution, Filtered, backend, distribution, from_metadata, source};
 
 #[derive(Clone, Debug)]
 enum Host {
@@ -60,7 +62,7 @@ pub(crate) struct Quality {
 }
 
 /// A filter that changes or answers a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Filter {
     RequestHeaders(HeaderChange),
     ResponseHeaders(HeaderChange),
@@ -80,14 +82,14 @@ pub(crate) enum Filter {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum PathChange {
     Full(String),
     /// The matched prefix becomes this.
-    Prefix(String, String),
+    Prefix(String),
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct HeaderChange {
     set: Vec<(HeaderName, HeaderValue)>,
     add: Vec<(HeaderName, HeaderValue)>,
@@ -136,7 +138,9 @@ pub(crate) struct HttpRoute {
     pub(crate) matches: Matches,
     pub(crate) filters: Vec<Filter>,
     pub(crate) backends: Distribution,
-    pub(crate) request_timeout: Option<Duration>,
+    pub(crate) limits: Limits,
+    /// The resource that says so, for metrics.
+    pub(crate) source: Source,
 }
 
 impl HttpRoute {
@@ -146,52 +150,26 @@ impl HttpRoute {
             matches: Matches::everything(),
             filters: Vec::new(),
             backends,
-            request_timeout: None,
+            limits: Limits::default(),
+            source: source("", "default", "http"),
         }
     }
 
-    pub(crate) fn from_proto<'a>(
+    pub(crate) fn from_http<'a>(
         route: &'a outbound::HttpRoute,
         local: &'a dyn Fn(IpAddr) -> bool,
     ) -> impl Iterator<Item = Self> + 'a {
-        use outbound::http_route::distribution::Kind;
+        let filters = |filters: &[outbound::http_route::Filter]| filters.iter().map(http_filter).collect();
         route.rules.iter().map(move |rule| {
             let one = |b: &outbound::http_route::RouteBackend| {
-                let filter = b.filters.iter().find_map(|f| http_filter(f.kind.as_ref()?, None));
-                filtered(filter, !b.filters.is_empty(), || {
-                    backend(b.backend.as_ref(), local)
-                })
+                filtered(filters(&b.filters), backend(b.backend.as_ref(), local))
             };
-            let backends = match rule.backends.as_ref().and_then(|d| d.kind.as_ref()) {
-                Some(Kind::FirstAvailable(all)) => {
-                    Distribution::FirstAvailable(all.backends.iter().map(one).collect())
-                }
-                Some(Kind::RandomAvailable(all)) => Distribution::RandomAvailable(
-                    all.backends
-                        .iter()
-                        .map(|w| (w.backend.as_ref().map_or(Backend::Unusable, one), w.weight))
-                        .collect(),
-                ),
-                Some(Kind::Empty(_)) | None => Distribution::one(Backend::Unusable),
-            };
-            let matches = Matches::from_proto(&route.hosts, rule.matches.iter());
-            let prefix = matches.any_of.iter().find_map(|m| match &m.path {
-                Path::Prefix(prefix) => Some(prefix.clone()),
-                _ => None,
-            });
-            let filters = rule
-                .filters
-                .iter()
-                .filter_map(|f| http_filter(f.kind.as_ref()?, prefix.as_deref()))
-                .collect();
             Self {
-                filters,
-                matches,
-                backends,
-                request_timeout: rule
-                    .timeouts
-                    .as_ref()
-                    .and_then(|t| span(t.request).or_else(|| span(t.response))),
+                matches: Matches::from_proto(&route.hosts, rule.matches.iter()),
+                filters: filters(&rule.filters),
+                backends: distribution!(outbound::http_route, rule.backends, one),
+                limits: Limits::of_http(rule),
+                source: from_metadata(route.metadata.as_ref()).unwrap_or_else(|| source("", "", "")),
             }
         })
     }
@@ -200,34 +178,17 @@ impl HttpRoute {
         route: &'a outbound::GrpcRoute,
         local: &'a dyn Fn(IpAddr) -> bool,
     ) -> impl Iterator<Item = Self> + 'a {
-        use outbound::grpc_route::distribution::Kind;
+        let filters = |filters: &[outbound::grpc_route::Filter]| filters.iter().map(grpc_filter).collect();
         route.rules.iter().map(move |rule| {
             let one = |b: &outbound::grpc_route::RouteBackend| {
-                let filter = b.filters.iter().find_map(grpc_filter);
-                filtered(filter, !b.filters.is_empty(), || {
-                    backend(b.backend.as_ref(), local)
-                })
-            };
-            let backends = match rule.backends.as_ref().and_then(|d| d.kind.as_ref()) {
-                Some(Kind::FirstAvailable(all)) => {
-                    Distribution::FirstAvailable(all.backends.iter().map(one).collect())
-                }
-                Some(Kind::RandomAvailable(all)) => Distribution::RandomAvailable(
-                    all.backends
-                        .iter()
-                        .map(|w| (w.backend.as_ref().map_or(Backend::Unusable, one), w.weight))
-                        .collect(),
-                ),
-                Some(Kind::Empty(_)) | None => Distribution::one(Backend::Unusable),
+                filtered(filters(&b.filters), backend(b.backend.as_ref(), local))
             };
             Self {
                 matches: Matches::from_grpc(&route.hosts, rule.matches.iter()),
-                filters: rule.filters.iter().filter_map(grpc_filter).collect(),
-                backends,
-                request_timeout: rule
-                    .timeouts
-                    .as_ref()
-                    .and_then(|t| span(t.request).or_else(|| span(t.response))),
+                filters: filters(&rule.filters),
+                backends: distribution!(outbound::grpc_route, rule.backends, one),
+                limits: Limits::of_grpc(rule),
+                source: from_metadata(route.metadata.as_ref()).unwrap_or_else(|| source("", "", "")),
             }
         })
     }
@@ -239,10 +200,22 @@ fn ratio(proto: Option<&proto::Ratio>) -> (u32, u32) {
         .map_or((1, 1), |r| (r.numerator, r.denominator))
 }
 
-fn grpc_filter(filter: &outbound::grpc_route::Filter) -> Option<Filter> {
+/// What we don't understand might forbid the request.
+fn not_understood() -> Filter {
+    Filter::Fail {
+        status: 500,
+        grpc: Some(13),
+        message: "route has a filter that is not understood".into(),
+        numerator: 1,
+        denominator: 1,
+    }
+}
+
+fn grpc_filter(filter: &outbound::grpc_route::Filter) -> Filter {
     use outbound::grpc_route::filter::Kind;
-    Some(match filter.kind.as_ref()? {
-        Kind::FailureInjector(fail) => {
+    match &filter.kind {
+        None => not_understood(),
+        Some(Kind::FailureInjector(fail)) => {
             let (numerator, denominator) = ratio(fail.ratio.as_ref());
             Filter::Fail {
                 status: 200,
@@ -252,35 +225,41 @@ fn grpc_filter(filter: &outbound::grpc_route::Filter) -> Option<Filter> {
                 denominator,
             }
         }
-        Kind::RequestHeaderModifier(m) => {
+        Some(Kind::RequestHeaderModifier(m)) => {
             Filter::RequestHeaders(HeaderChange::new(m.set.as_ref(), m.add.as_ref(), &m.remove))
         }
-    })
-}
-
-/// A backend's own filter exists to fail the requests to a backend that isn't there; others aren't understood.
-fn filtered(filter: Option<Filter>, any: bool, backend: impl FnOnce() -> Backend) -> Backend {
-    match filter {
-        Some(Filter::Fail {
-            status,
-            grpc,
-            message,
-            ..
-        }) => Backend::Failing {
-            status,
-            grpc,
-            message: message.into(),
-        },
-        _ if any => Backend::Unusable,
-        _ => backend(),
     }
 }
 
-fn http_filter(kind: &outbound::http_route::filter::Kind, prefix: Option<&str>) -> Option<Filter> {
+/// A backend whose requests are changed on their way, or fail because it isn't there.
+fn filtered(filters: Vec<Filter>, backend: Backend) -> Backend {
+    match (filters.first(), backend) {
+        (None, backend) => backend,
+        (
+            Some(Filter::Fail {
+                status,
+                grpc,
+                message,
+                numerator,
+                denominator,
+            }),
+            _,
+        ) if numerator >= denominator => Backend::Failing {
+            status: *status,
+            grpc: *grpc,
+            message: message.as_str().into(),
+        },
+        (Some(_), Backend::Unusable) => Backend::Unusable,
+        (Some(_), backend) => Backend::Filtered(Arc::new(Filtered { backend, filters })),
+    }
+}
+
+fn http_filter(filter: &outbound::http_route::Filter) -> Filter {
     use linkerd2_proxy_api::http_route::path_modifier::Replace;
     use outbound::http_route::filter::Kind;
-    Some(match kind {
-        Kind::FailureInjector(fail) => {
+    match &filter.kind {
+        None => not_understood(),
+        Some(Kind::FailureInjector(fail)) => {
             let (numerator, denominator) = ratio(fail.ratio.as_ref());
             let status = u16::try_from(fail.status)
                 .ok()
@@ -294,13 +273,13 @@ fn http_filter(kind: &outbound::http_route::filter::Kind, prefix: Option<&str>) 
                 denominator,
             }
         }
-        Kind::RequestHeaderModifier(m) => {
+        Some(Kind::RequestHeaderModifier(m)) => {
             Filter::RequestHeaders(HeaderChange::new(m.set.as_ref(), m.add.as_ref(), &m.remove))
         }
-        Kind::ResponseHeaderModifier(m) => {
+        Some(Kind::ResponseHeaderModifier(m)) => {
             Filter::ResponseHeaders(HeaderChange::new(m.set.as_ref(), m.add.as_ref(), &m.remove))
         }
-        Kind::Redirect(r) => Filter::Redirect {
+        Some(Kind::Redirect(r)) => Filter::Redirect {
             scheme: r
                 .scheme
                 .clone()
@@ -311,11 +290,9 @@ fn http_filter(kind: &outbound::http_route::filter::Kind, prefix: Option<&str>) 
                 .path
                 .as_ref()
                 .and_then(|p| p.replace.as_ref())
-                .and_then(|replace| match replace {
-                    Replace::Full(path) => Some(PathChange::Full(path.clone())),
-                    Replace::Prefix(path) => {
-                        prefix.map(|prefix| PathChange::Prefix(prefix.to_owned(), path.clone()))
-                    }
+                .map(|replace| match replace {
+                    Replace::Full(path) => PathChange::Full(path.clone()),
+                    Replace::Prefix(path) => PathChange::Prefix(path.clone()),
                 }),
             port: u16::try_from(r.port).ok().filter(|p| *p > 0),
             status: u16::try_from(r.status)
@@ -323,7 +300,7 @@ fn http_filter(kind: &outbound::http_route::filter::Kind, prefix: Option<&str>) 
                 .filter(|s| (300..=399).contains(s))
                 .unwrap_or(301),
         },
-    })
+    }
 }
 
 impl Matches {
@@ -370,6 +347,18 @@ impl Matches {
             hosts: hosts.iter().filter_map(host).collect(),
             any_of: matches.filter_map(one).collect(),
         }
+    }
+
+    /// What of the path follows the longest prefix that is asked for.
+    pub(crate) fn behind_prefix<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let behind = |m: &Match| match &m.path {
+            Path::Prefix(prefix) => after_prefix(prefix, path),
+            Path::Any | Path::Exact(_) | Path::Regex(_) => None,
+        };
+        self.any_of
+            .iter()
+            .filter_map(behind)
+            .min_by_key(|rest| rest.len())
     }
 
     /// How well this request fits, if it does.
@@ -479,15 +468,20 @@ impl Match {
     }
 }
 
+/// Prefixes end at a segment's end.
+fn after_prefix<'a>(prefix: &str, path: &'a str) -> Option<&'a str> {
+    let rest = path.strip_prefix(prefix.trim_end_matches('/'))?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
 impl Path {
     fn length(&self, path: &str) -> Option<usize> {
         match self {
             Self::Any => Some(0),
             Self::Exact(wanted) => (wanted == path).then_some(wanted.len()),
             Self::Prefix(prefix) => {
-                let prefix = prefix.trim_end_matches('/');
-                let rest = path.strip_prefix(prefix)?;
-                (rest.is_empty() || rest.starts_with('/')).then_some(prefix.len().max(1))
+                after_prefix(prefix, path)?;
+                Some(prefix.trim_end_matches('/').len().max(1))
             }
             Self::Regex(regex) => regex.is_match(path).then_some(path.len()),
         }

@@ -13,7 +13,7 @@ use hawser_core::{Identity, IdentityPattern};
 use linkerd2_proxy_api::{destination as dst, inbound, meta, outbound};
 
 use crate::config::{DefaultPolicy, InboundConfig};
-use crate::route::{HttpRoute, Matches};
+use crate::route::{Filter, HttpRoute, Matches};
 
 /// How an endpoint is to be spoken to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -155,6 +155,8 @@ pub(crate) enum Backend {
     /// A balancer over the endpoints of `name:port`.
     Balance(Arc<str>),
     Forward(Arc<Endpoint>),
+    /// Requests are changed on their way.
+    Filtered(Arc<Filtered>),
     /// Requests fail as the policy says: the backend isn't there.
     Failing {
         status: u16,
@@ -163,6 +165,13 @@ pub(crate) enum Backend {
     },
     /// The answer was not usable, and only this backend suffers.
     Unusable,
+}
+
+/// A backend, and what is done to the requests that go there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Filtered {
+    pub(crate) backend: Backend,
+    pub(crate) filters: Vec<Filter>,
 }
 
 /// How backends share the traffic.
@@ -190,7 +199,8 @@ pub(crate) enum TcpPolicy {
 pub(crate) enum Protocol {
     Detect {
         timeout: Duration,
-        http: Arc<[HttpRoute]>,
+        http1: Arc<[HttpRoute]>,
+        http2: Arc<[HttpRoute]>,
         opaque: TcpPolicy,
     },
     Http1(Arc<[HttpRoute]>),
@@ -365,9 +375,11 @@ pub(crate) fn join(
                 (None, Target::Name(_), None) => Backend::Unusable,
             };
             let distribution = Distribution::one(backend);
+            let http: Arc<[_]> = Arc::new([HttpRoute::to(distribution.clone())]);
             Protocol::Detect {
                 timeout: detect_timeout,
-                http: Arc::new([HttpRoute::to(distribution.clone())]),
+                http1: http.clone(),
+                http2: http,
                 opaque: TcpPolicy::Forward(distribution),
             }
         }
@@ -405,7 +417,8 @@ impl Protocol {
         match self {
             Self::Detect { timeout, opaque, .. } => Self::Detect {
                 timeout,
-                http,
+                http1: http.clone(),
+                http2: http,
                 opaque: tcp(opaque),
             },
             Self::Http1(_) => Self::Http1(http),
@@ -418,18 +431,25 @@ impl Protocol {
 
 fn from_policy(policy: &outbound::OutboundPolicy, local: &dyn Fn(IpAddr) -> bool) -> Protocol {
     use outbound::proxy_protocol::Kind;
-    let routes = |routes: &[outbound::HttpRoute]| {
+    let routes = |routes: &[outbound::HttpRoute]| -> Arc<[HttpRoute]> {
         routes
             .iter()
-            .flat_map(|r| HttpRoute::from_proto(r, local))
+            .flat_map(|r| HttpRoute::from_http(r, local))
             .collect()
     };
     match policy.protocol.as_ref().and_then(|p| p.kind.as_ref()) {
-        Some(Kind::Detect(detect)) => Protocol::Detect {
-            timeout: span(detect.timeout).unwrap_or(Duration::from_secs(10)),
-            http: routes(detect.http1.as_ref().map_or(&[], |h| &h.routes)),
-            opaque: tcp_policy(detect.opaque.as_ref().map_or(&[], |o| &o.routes), local),
-        },
+        Some(Kind::Detect(detect)) => {
+            let one: &[_] = detect.http1.as_ref().map_or(&[], |h| &h.routes);
+            let two: &[_] = detect.http2.as_ref().map_or(&[], |h| &h.routes);
+            let http1 = routes(one);
+            Protocol::Detect {
+                timeout: span(detect.timeout).unwrap_or(Duration::from_secs(10)),
+                // The same, as a rule.
+                http2: if one == two { http1.clone() } else { routes(two) },
+                http1,
+                opaque: tcp_policy(detect.opaque.as_ref().map_or(&[], |o| &o.routes), local),
+            }
+        }
         Some(Kind::Http1(http)) => Protocol::Http1(routes(&http.routes)),
         Some(Kind::Http2(http)) => Protocol::Http2(routes(&http.routes)),
         Some(Kind::Grpc(grpc)) => Protocol::Http2(
@@ -444,50 +464,42 @@ fn from_policy(policy: &outbound::OutboundPolicy, local: &dyn Fn(IpAddr) -> bool
     }
 }
 
+/// The API has the same distribution for each protocol, with types of its own.
+macro_rules! distribution {
+    ($($api:ident)::+, $proto:expr, $one:expr) => {{
+        use $($api)::+::distribution::Kind;
+        match $proto.as_ref().and_then(|d| d.kind.as_ref()) {
+            Some(Kind::FirstAvailable(all)) => {
+                Distribution::FirstAvailable(all.backends.iter().map($one).collect())
+            }
+            Some(Kind::RandomAvailable(all)) => Distribution::RandomAvailable(
+                all.backends
+                    .iter()
+                    .map(|w| (w.backend.as_ref().map_or(Backend::Unusable, $one), w.weight))
+                    .collect(),
+            ),
+            Some(Kind::Empty(_)) | None => Distribution::one(Backend::Unusable),
+        }
+    }};
+}
+pub(crate) use distribution;
+
 fn tcp_policy(routes: &[outbound::OpaqueRoute], local: &dyn Fn(IpAddr) -> bool) -> TcpPolicy {
-    use outbound::opaque_route::distribution::Kind;
-    let Some(rule) = routes.first().and_then(|route| route.rules.first()) else {
+    let rule = routes.first().and_then(|route| route.rules.first());
+    let Some(rule) = rule.filter(|rule| rule.filters.is_empty()) else {
         return TcpPolicy::Forbidden;
     };
-    if !rule.filters.is_empty() {
-        return TcpPolicy::Forbidden;
-    }
     let one = |b: &outbound::opaque_route::RouteBackend| backend(b.backend.as_ref(), local);
-    TcpPolicy::Forward(match rule.backends.as_ref().and_then(|d| d.kind.as_ref()) {
-        Some(Kind::FirstAvailable(all)) => {
-            Distribution::FirstAvailable(all.backends.iter().map(one).collect())
-        }
-        Some(Kind::RandomAvailable(all)) => Distribution::RandomAvailable(
-            all.backends
-                .iter()
-                .map(|w| (w.backend.as_ref().map_or(Backend::Unusable, one), w.weight))
-                .collect(),
-        ),
-        Some(Kind::Empty(_)) | None => Distribution::one(Backend::Unusable),
-    })
+    TcpPolicy::Forward(distribution!(outbound::opaque_route, rule.backends, one))
 }
 
 fn tls_policy(routes: &[outbound::TlsRoute], local: &dyn Fn(IpAddr) -> bool) -> TcpPolicy {
-    use outbound::tls_route::distribution::Kind;
-    let Some(rule) = routes.first().and_then(|route| route.rules.first()) else {
+    let rule = routes.first().and_then(|route| route.rules.first());
+    let Some(rule) = rule.filter(|rule| rule.filters.is_empty()) else {
         return TcpPolicy::Forbidden;
     };
-    if !rule.filters.is_empty() {
-        return TcpPolicy::Forbidden;
-    }
     let one = |b: &outbound::tls_route::RouteBackend| backend(b.backend.as_ref(), local);
-    TcpPolicy::Forward(match rule.backends.as_ref().and_then(|d| d.kind.as_ref()) {
-        Some(Kind::FirstAvailable(all)) => {
-            Distribution::FirstAvailable(all.backends.iter().map(one).collect())
-        }
-        Some(Kind::RandomAvailable(all)) => Distribution::RandomAvailable(
-            all.backends
-                .iter()
-                .map(|w| (w.backend.as_ref().map_or(Backend::Unusable, one), w.weight))
-                .collect(),
-        ),
-        Some(Kind::Empty(_)) | None => Distribution::one(Backend::Unusable),
-    })
+    TcpPolicy::Forward(distribution!(outbound::tls_route, rule.backends, one))
 }
 
 pub(crate) fn backend(proto: Option<&outbound::Backend>, local: &dyn Fn(IpAddr) -> bool) -> Backend {
@@ -535,7 +547,7 @@ pub(crate) struct Inbound {
     pub(crate) invalid: bool,
 }
 
-fn source(group: &str, kind: &str, name: &str) -> Source {
+pub(crate) fn source(group: &str, kind: &str, name: &str) -> Source {
     Source {
         group: group.into(),
         kind: kind.into(),
@@ -851,7 +863,7 @@ mod tests {
             Duration::ZERO,
             &nobody,
         );
-        let Protocol::Detect { http, .. } = joined.protocol else {
+        let Protocol::Detect { http1: http, .. } = joined.protocol else {
             panic!("detects")
         };
         let expected = [("a.ns.svc:80", 1), ("b.ns.svc:80", 3)].map(|(p, w)| (Backend::Balance(p.into()), w));

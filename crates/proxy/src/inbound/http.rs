@@ -298,8 +298,8 @@ async fn forward(
         rules::strip_hop_by_hop(request.headers_mut());
     }
     // What is known to have been left alone may be handed over again; bodies aren't kept for that.
-    let mut request = Replay::new(request, 0);
-    let mut attempts = Attempts::new(1);
+    let mut request = Replay::new(request, 0, None);
+    let mut attempts = Attempts::new(1, 0);
     let started_at = Instant::now();
     metrics.requests.inc();
     let failed = |why: Why| {
@@ -366,7 +366,7 @@ async fn forward(
         started_at,
         finish: Some(Done::new(busy, h1, None, config.inbound.idle_max)),
     };
-    Ok(response.map(|body| Body::observed(body, end)))
+    Ok(response.map(|body| Body::observed(body, None, end)))
 }
 
 /// HTTP/1 fails at once; HTTP/2 waits a little for an application that is just starting.

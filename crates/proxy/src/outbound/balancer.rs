@@ -65,7 +65,7 @@ impl Balancer {
                 let peer = Peer::new(Side::Outbound, endpoint.clone(), authority.clone());
                 (Source::Fixed, authority, vec![peer])
             }
-            Backend::Failing { .. } | Backend::Unusable => return None,
+            Backend::Filtered(_) | Backend::Failing { .. } | Backend::Unusable => return None,
         };
         Some(Rc::new(Self {
             source,

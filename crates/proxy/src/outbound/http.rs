@@ -11,25 +11,28 @@ use std::time::Instant;
 use futures::future::LocalBoxFuture;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
 use rand::Rng as _;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::{RequestKind, Why};
 use crate::body::{Body, grpc_status};
 use crate::http_rules as rules;
+use crate::late::Late;
+use crate::limits::BODY_MAX;
 use crate::metrics::Labels;
-use crate::route::{self, Filter, HttpRoute, PathChange};
+use crate::route::{self, Filter, HttpRoute, Matches, PathChange};
 use crate::snapshot::{Distribution, EndpointTls, Hint, Outbound, Protocol};
 use crate::transport::Conn;
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
-use super::KnownTarget;
 use super::balancer::Patience;
 use super::peer::{Attempt, Busy, H1Sender, Peer, Sender};
 use super::replay::{Replay, RequestBody};
-use super::retry::{self, Attempts, Fate};
+use super::retry::{Attempts, Fate, Retries};
 use super::telemetry::{End, Finish, Grpc, ResponseEnd};
+use super::{Chosen, KnownTarget};
 
 pub(crate) type ResponseBody = Body<ResponseEnd<Done>>;
 
@@ -147,7 +150,11 @@ pub(crate) async fn exchange(
     let _entered = worker.outbound.in_flight.enter(most)?;
     let outbound = outbound.ok_or(Why::Internal("unexpected error"))?;
     let routes = match &outbound.protocol {
-        Protocol::Detect { http, .. } | Protocol::Http1(http) | Protocol::Http2(http) => http,
+        Protocol::Detect { http1, http2, .. } => match request.version() {
+            Version::HTTP_2 => http2,
+            _ => http1,
+        },
+        Protocol::Http1(http) | Protocol::Http2(http) => http,
         Protocol::Opaque(_) | Protocol::Refused => return Err(Why::Internal("unexpected error")),
     };
     let upgrade = rules::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
@@ -168,23 +175,39 @@ pub(crate) async fn exchange(
     );
     let route = route.ok_or(Why::NoRoute)?;
     for filter in &route.filters {
-        apply(filter, &mut request)?;
+        apply(filter, &route.matches, &mut request)?;
     }
+    let limits = route.limits.of_request(request.headers_mut());
+    let retry = limits.retry.as_ref();
+    let mut late = limits.timeouts.any().then(|| Late::new(limits.timeouts));
     let is_connect = request.method() == Method::CONNECT;
+    let request = Replay::new(
+        request,
+        retry.map_or(BODY_MAX, |retry| retry.body_max),
+        late.as_ref().map(|late| late.progress().clone()),
+    );
+    let retries = Retries::new(retry, &route.source, &worker.metrics);
     let sending = send(
         worker,
         outbound,
         route,
-        Replay::new(request, retry::BODY_MAX),
+        retries,
+        request,
         upgrade.is_some(),
         required.as_ref(),
     );
-    let mut response = match route.request_timeout {
+    let mut response = match &mut late {
         None => sending.await?,
-        Some(limit) => tokio::time::timeout(limit, sending)
-            .await
-            .map_err(|_| Why::RequestTimeout)??,
+        Some(late) => tokio::select! {
+            biased;
+            sent = sending => sent?,
+            () = late.ended() => return Err(Why::RequestTimeout),
+        },
     };
+    if let Some(late) = late {
+        let grpc = RequestKind::of(response.headers()).grpc;
+        response = response.map(|body| body.limited(late, grpc));
+    }
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || (is_connect && response.status().is_success());
     match upgrade {
@@ -208,7 +231,7 @@ pub(crate) async fn exchange(
     Ok(response)
 }
 
-fn apply(filter: &Filter, request: &mut Request<Incoming>) -> Result<(), Why> {
+fn apply<B>(filter: &Filter, matches: &Matches, request: &mut Request<B>) -> Result<(), Why> {
     match filter {
         Filter::RequestHeaders(change) => change.apply(request.headers_mut()),
         Filter::ResponseHeaders(_) => {}
@@ -241,10 +264,13 @@ fn apply(filter: &Filter, request: &mut Request<Incoming>) -> Result<(), Why> {
             let path = match path {
                 None => uri.path().to_owned(),
                 Some(PathChange::Full(path)) => path.clone(),
-                Some(PathChange::Prefix(prefix, replacement)) => {
-                    let rest = uri.path().strip_prefix(prefix.trim_end_matches('/'));
+                Some(PathChange::Prefix(replacement)) => {
+                    let rest = matches.behind_prefix(uri.path());
                     let rest = rest.ok_or(Why::Internal("redirect of a path without its prefix"))?;
-                    format!("{}{rest}", replacement.trim_end_matches('/'))
+                    match format!("{}{rest}", replacement.trim_end_matches('/')) {
+                        empty if empty.is_empty() => "/".to_owned(),
+                        path => path,
+                    }
                 }
             };
             let port = port.filter(|port| !matches!((scheme, port), ("http", 80) | ("https", 443)));
@@ -262,6 +288,7 @@ async fn send(
     worker: &Rc<Worker>,
     outbound: &Outbound,
     route: &HttpRoute,
+    mut retries: Retries<'_>,
     mut request: Replay,
     upgrade: bool,
     required: Option<&HeaderValue>,
@@ -274,7 +301,7 @@ async fn send(
         Distribution::FirstAvailable(all) => all.len(),
         Distribution::RandomAvailable(all) => all.len(),
     };
-    let mut attempts = Attempts::new(backends);
+    let mut attempts = Attempts::new(backends, retries.limit());
     let mut fresh = false;
     loop {
         let last = attempts.begin();
@@ -282,7 +309,11 @@ async fn send(
             .outbound
             .choose(worker, &route.backends, outbound.authority.as_ref(), failfast)
             .await?;
-        let (balancer, patience) = chosen;
+        let Chosen {
+            balancer,
+            patience,
+            filters,
+        } = chosen;
         let patience = if last { Patience::Wait(failfast) } else { patience };
         let by_h2 = |peer: &Peer| !upgrade && (version == Version::HTTP_2 || carried(peer));
         let kept_for = host.as_ref().filter(|_| !fresh);
@@ -302,6 +333,11 @@ async fn send(
         let (peer, sender) = match acquired.await {
             Ok(acquired) => acquired,
             Err(_) if !last && patience == Patience::None => continue,
+            Err(Why::FailFast) if !last => {
+                let pause = retries.again(&request).ok_or(Why::FailFast)?;
+                tokio::time::sleep(pause).await;
+                continue;
+            }
             Err(why) => return Err(why),
         };
         if let Some(required) = required {
@@ -317,26 +353,76 @@ async fn send(
         let metrics = peer.http_metrics(worker);
         let h2 = matches!(sender, Sender::H2(_));
         let mut sending = request.take(last, !h2).ok_or(Why::Internal("unexpected error"))?;
+        for filter in filters.iter().flat_map(|backend| &backend.filters) {
+            apply(filter, &route.matches, &mut sending)?;
+        }
         prepare(&mut sending, &peer, h2);
         let started_at = Instant::now();
         let mut busy = peer.busy();
-        let (sent, h1) = match sender {
-            Sender::H2(mut sender) => (sender.try_send_request(sending).await, None),
-            Sender::H1(mut sender) => {
-                let sent = sender.try_send_request(sending).await;
-                (sent, host.clone().map(|host| (sender, host)))
+        let answer = async {
+            match sender {
+                Sender::H2(mut sender) => (sender.try_send_request(sending).await, None),
+                Sender::H1(mut sender) => {
+                    let sent = sender.try_send_request(sending).await;
+                    (sent, host.clone().map(|host| (sender, host)))
+                }
             }
+        };
+        let answer = match retries.timeout().filter(|_| !last) {
+            None => Some(answer.await),
+            Some(limit) => tokio::time::timeout(limit, answer).await.ok(),
+        };
+        let Some((sent, h1)) = answer else {
+            metrics.requests.inc();
+            metrics.response(StatusCode::GATEWAY_TIMEOUT, Grpc::No, false, started_at.elapsed());
+            if let Some(attempt) = attempt {
+                attempt.ended(false);
+            }
+            let pause = retries.again(&request).ok_or(Why::RequestTimeout)?;
+            tokio::time::sleep(pause).await;
+            continue;
         };
         let error = match sent {
             Ok(mut response) => {
                 metrics.requests.inc();
                 peer.budget.request();
                 busy.rtt = Some(started_at.elapsed());
+                let is_grpc = RequestKind::of(response.headers()).grpc;
+                let mut code = grpc_status(response.headers());
+                let mut first = None;
+                if retries.asks_for_codes() && is_grpc && code.is_none() && !response.body().is_end_stream() {
+                    // What begins with a message isn't held back.
+                    let frame = response.body_mut().frame().await;
+                    let trailers = frame
+                        .as_ref()
+                        .and_then(|frame| frame.as_ref().ok()?.trailers_ref());
+                    code = trailers.and_then(grpc_status);
+                    first = Some(frame);
+                }
+                let status = response.status();
+                if retries.wants(status, code)
+                    && !last
+                    && let Some(pause) = retries.again(&request)
+                {
+                    let grpc = if is_grpc { Grpc::Status(code) } else { Grpc::No };
+                    let success = metrics.response(status, grpc, true, started_at.elapsed());
+                    if let Some(attempt) = attempt {
+                        attempt.ended(success);
+                    }
+                    drop(response);
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+                retries.answered(status, code);
                 if version < Version::HTTP_2 {
                     rules::answer_from_http2(&mut response, version);
                 }
                 tidy(response.headers_mut(), &peer);
-                let is_grpc = RequestKind::of(response.headers()).grpc;
+                for filter in filters.iter().flat_map(|backend| &backend.filters) {
+                    if let Filter::ResponseHeaders(change) = filter {
+                        change.apply(response.headers_mut());
+                    }
+                }
                 let end = ResponseEnd {
                     metrics,
                     status: response.status(),
@@ -345,7 +431,7 @@ async fn send(
                     started_at,
                     finish: Some(Done::new(busy, h1, attempt, config.idle_max)),
                 };
-                return Ok(response.map(|body| Body::observed(body, end)));
+                return Ok(response.map(|body| Body::observed(body, first, end)));
             }
             Err(error) => error,
         };

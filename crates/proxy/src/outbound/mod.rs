@@ -25,7 +25,7 @@ use crate::answer::Why;
 use crate::detect;
 use crate::live::Live;
 use crate::metrics::Labels;
-use crate::snapshot::{Backend, Distribution, Outbound, Protocol, Target};
+use crate::snapshot::{Backend, Distribution, Filtered, Outbound, Protocol, Target};
 use crate::transport::{Conn, TcpMetrics};
 use crate::worker::{Http, InFlight, Worker};
 
@@ -94,7 +94,7 @@ impl State {
         distribution: &Distribution,
         authority: Option<&Arc<str>>,
         failfast: Duration,
-    ) -> Result<(Rc<Balancer>, Patience), Why> {
+    ) -> Result<Chosen, Why> {
         let unusable = || Why::BadGateway("backend is not usable");
         let one = |backend: &Backend| match backend {
             Backend::Failing {
@@ -106,7 +106,14 @@ impl State {
                 grpc: *grpc,
                 message: message.to_string(),
             })),
-            backend => self.balancer(worker, backend, authority).map(Choice::Balancer),
+            Backend::Filtered(filtered) => {
+                let balancer = self.balancer(worker, &filtered.backend, authority)?;
+                Some(Choice::Balancer(balancer, Some(filtered.clone())))
+            }
+            backend => {
+                let balancer = self.balancer(worker, backend, authority)?;
+                Some(Choice::Balancer(balancer, None))
+            }
         };
         match distribution {
             Distribution::FirstAvailable(backends) if backends.len() == 1 => {
@@ -173,30 +180,41 @@ impl State {
     }
 }
 
+/// Where a request goes, and what is done to it on its way there.
+pub(crate) struct Chosen {
+    pub(crate) balancer: Rc<Balancer>,
+    pub(crate) patience: Patience,
+    pub(crate) filters: Option<Arc<Filtered>>,
+}
+
 /// A backend of a distribution, ready to be used.
 enum Choice {
-    Balancer(Rc<Balancer>),
+    Balancer(Rc<Balancer>, Option<Arc<Filtered>>),
     /// Every request to it gets this.
     Failing(Why),
 }
 
 impl Choice {
     async fn first(&self, within: Duration) {
-        if let Self::Balancer(balancer) = self {
+        if let Self::Balancer(balancer, _) = self {
             balancer.first(within).await;
         }
     }
 
     fn available(&self, now: Instant) -> bool {
         match self {
-            Self::Balancer(balancer) => balancer.available(now),
+            Self::Balancer(balancer, _) => balancer.available(now),
             Self::Failing(_) => true,
         }
     }
 
-    fn with(&self, patience: Patience) -> Result<(Rc<Balancer>, Patience), Why> {
+    fn with(&self, patience: Patience) -> Result<Chosen, Why> {
         match self {
-            Self::Balancer(balancer) => Ok((balancer.clone(), patience)),
+            Self::Balancer(balancer, filters) => Ok(Chosen {
+                balancer: balancer.clone(),
+                patience,
+                filters: filters.clone(),
+            }),
             Self::Failing(why) => Err(why.clone()),
         }
     }

@@ -13,6 +13,8 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::late::Progress;
+
 /// A request's body on its way to a server; `None` if it has no content.
 #[derive(Debug)]
 pub(crate) struct RequestBody(Option<Reader>);
@@ -69,6 +71,7 @@ struct Recording {
     over: bool,
     /// How many readers there were. Only the last one reads.
     readers: u32,
+    progress: Option<Rc<Progress>>,
 }
 
 impl Recording {
@@ -113,6 +116,12 @@ impl Reader {
             recording.keep(frame);
             self.at += 1;
         }
+        if let (Some(progress), Poll::Ready(frame)) = (&recording.progress, &polled) {
+            progress.moved();
+            if !matches!(frame, Some(Ok(_))) || recording.rest.is_end_stream() {
+                progress.asked();
+            }
+        }
         polled
     }
 
@@ -136,9 +145,12 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// At most `bytes_max` bytes of its body are kept.
-    pub(crate) fn new(request: Request<Incoming>, bytes_max: usize) -> Self {
+    /// At most `bytes_max` bytes of its body are kept. `progress` is told what passes.
+    pub(crate) fn new(request: Request<Incoming>, bytes_max: usize, progress: Option<Rc<Progress>>) -> Self {
         let (head, body) = request.into_parts();
+        if let Some(progress) = progress.as_ref().filter(|_| body.is_end_stream()) {
+            progress.asked();
+        }
         let size = body.size_hint();
         let record = |rest| {
             // What is known to be too large isn't kept at all.
@@ -153,6 +165,7 @@ impl Replay {
                 room,
                 over: false,
                 readers: 0,
+                progress,
             };
             (Rc::new(RefCell::new(recording)), size)
         };

@@ -9,18 +9,17 @@
 use std::cell::Cell;
 use std::error::Error;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::Method;
+use hawser_core::authz::Source;
+use http::{Method, StatusCode};
 use hyper::client::conn::TrySendError;
 
-use crate::metrics::Shard;
+use crate::limits::Retry;
+use crate::metrics::{Labels, Shard};
 
 use super::peer::Peer;
 use super::replay::Replay;
-
-/// Of a request's body, this much is kept so that it can be sent again.
-pub(crate) const BODY_MAX: usize = 64 * 1024;
 
 /// What became of a request that has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,10 +96,11 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    /// Once for each place where it may go, and a few times for connections that end just as they are used.
-    pub(crate) fn new(places: usize) -> Self {
+    /// Once for each place where it may go, as often again as its route grants, and a few times for connections that end
+    /// just as they are used.
+    pub(crate) fn new(places: usize, granted: usize) -> Self {
         Self {
-            left: places.max(1) + CLOSED_MAX,
+            left: places.max(1) + granted.min(RETRIES_MAX) + CLOSED_MAX,
             suspected: false,
         }
     }
@@ -141,6 +141,84 @@ impl Attempts {
 
 /// How often a request may meet a connection that ends just as it is used.
 const CLOSED_MAX: usize = 4;
+/// Whatever a route or a request asks for.
+const RETRIES_MAX: usize = 100;
+
+/// The repetitions that its route grants one request.
+pub(crate) struct Retries<'a> {
+    policy: Option<&'a Retry>,
+    route: &'a Source,
+    metrics: &'a Shard,
+    done: u32,
+}
+
+impl<'a> Retries<'a> {
+    pub(crate) fn new(policy: Option<&'a Retry>, route: &'a Source, metrics: &'a Shard) -> Self {
+        Self {
+            policy,
+            route,
+            metrics,
+            done: 0,
+        }
+    }
+
+    /// All that there may be.
+    pub(crate) fn limit(&self) -> usize {
+        self.policy.map_or(0, |policy| policy.limit as usize)
+    }
+
+    fn left(&self) -> bool {
+        self.policy.is_some_and(|policy| self.done < policy.limit)
+    }
+
+    /// For the head of this attempt's answer. The last one has all the time that the request has.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.policy.filter(|_| self.left())?.timeout
+    }
+
+    /// Must a call's status be known before its answer is passed on?
+    pub(crate) fn asks_for_codes(&self) -> bool {
+        self.left() && self.policy.is_some_and(Retry::asks_for_codes)
+    }
+
+    /// Is this answer one that its route would rather not have?
+    pub(crate) fn wants(&self, status: StatusCode, code: Option<u32>) -> bool {
+        self.policy.is_some_and(|policy| {
+            policy.wants_status(status) || code.is_some_and(|code| policy.wants_code(code))
+        })
+    }
+
+    /// Counts one more, if there may be one, and says how long to pause before it.
+    pub(crate) fn again(&mut self, request: &Replay) -> Option<Duration> {
+        let policy = self.policy?;
+        if !self.left() {
+            self.count("outbound_http_route_retry_limit_exceeded_total");
+            return None;
+        }
+        if !request.whole() {
+            self.count("outbound_http_route_retry_overflow_total");
+            return None;
+        }
+        self.done += 1;
+        self.count("outbound_http_route_retry_requests_total");
+        Some(policy.backoff(self.done))
+    }
+
+    /// The answer is passed on.
+    pub(crate) fn answered(&self, status: StatusCode, code: Option<u32>) {
+        if self.done > 0 && !self.wants(status, code) {
+            self.count("outbound_http_route_retry_successes_total");
+        }
+    }
+
+    fn count(&self, name: &'static str) {
+        let labels = Labels::new()
+            .with("route_group", &self.route.group)
+            .with("route_kind", &self.route.kind)
+            .with("route_name", &self.route.name);
+        self.metrics.counter(name, labels).inc();
+    }
+}
 
 /// Does it do no more harm twice than once? (RFC 9110, 9.2.2)
 pub(crate) fn idempotent(method: &Method) -> bool {
@@ -197,8 +275,6 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

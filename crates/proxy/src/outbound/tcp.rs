@@ -9,9 +9,9 @@ use crate::snapshot::{Distribution, Outbound, Protocol, TcpPolicy};
 use crate::transport::{Conn, splice};
 use crate::worker::Worker;
 
-use super::KnownTarget;
 use super::balancer::Patience;
 use super::peer::Busy;
+use super::{Chosen, KnownTarget};
 
 /// Forwards until both sides have ended.
 pub(crate) async fn forward(worker: &Rc<Worker>, mut conn: Conn, known: &KnownTarget) -> io::Result<()> {
@@ -57,7 +57,11 @@ async fn connect(worker: &Rc<Worker>, outbound: &Outbound) -> Result<(Conn, Busy
     let failfast = worker.shared.config.outbound.tcp_failfast;
     let mut last = Why::FailFast;
     for attempt in 1..=attempts.max(1) {
-        let (balancer, mut patience) = worker
+        let Chosen {
+            balancer,
+            mut patience,
+            ..
+        } = worker
             .outbound
             .choose(worker, distribution, outbound.authority.as_ref(), failfast)
             .await?;
