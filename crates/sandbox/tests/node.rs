@@ -1,14 +1,13 @@
 //! The node agent with real processes, against the API server of the same process.
 //!
-//! Containers need namespaces of their own, so each test runs itself again inside a private user and mount namespace
-//! made by `unshare`. Pods share that namespace's loopback network here; pod networks have their own tests. Where
-//! namespaces aren't allowed the tests say so and pass.
+//! Containers need namespaces, so each test runs in some of its own. Pods share their loopback network here; pod
+//! networks have their own tests.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Generous: the machine may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
-const INSIDE: &str = "HAWSER_TEST_INSIDE";
 
 /// All pods share the test's network.
 struct SharedNetworks;
@@ -235,65 +233,23 @@ fn exit_code(pod: &Pod, container: &str) -> Option<i32> {
     state.terminated.as_ref().map(|terminated| terminated.exit_code)
 }
 
-/// Runs the test inside namespaces of its own.
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn inside(test: &str, body: impl AsyncFnOnce(TestNode)) {
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        tracing_subscriber::fmt().with_writer(io::stderr).init();
-        runtime.block_on(async { body(TestNode::start()).await });
-        return;
-    }
-    let unshare = |program: &std::path::Path| {
-        let mut command = Command::new("unshare");
-        command
-            .args([
-                "--user",
-                "--map-root-user",
-                "--mount",
-                "--net",
-                "--fork",
-                "--pid",
-                "--mount-proc",
-            ])
-            .arg(program);
-        command
-    };
-    if !unshare("/bin/true".as_ref())
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "this machine must let tests make user namespaces"
-        );
-        eprintln!("skipped: this machine doesn't let us make user namespaces");
-        return;
-    }
-    let output = unshare(&std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
+/// Runs a test with a node that has just started.
+fn with_node(body: impl AsyncFnOnce(TestNode)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}\n{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    tracing_subscriber::fmt().with_writer(io::stderr).init();
+    runtime.block_on(async { body(TestNode::start()).await });
 }
 
 fn sh(script: &str) -> Value {
     json!({"name": "main", "image": "host", "command": ["sh", "-c", script]})
 }
 
-#[test]
 fn the_node_registers_itself_with_a_lease() {
-    inside("the_node_registers_itself_with_a_lease", async |node| {
+    with_node(async |node| {
         let nodes: Api<Node> = Api::all(node.client.clone());
         let ready = |object: Option<&Node>| {
             let conditions = object.and_then(|node| node.status.as_ref()?.conditions.as_ref());
@@ -305,38 +261,33 @@ fn the_node_registers_itself_with_a_lease() {
     });
 }
 
-#[test]
 fn a_pod_that_does_its_work_succeeds_with_its_output_and_exit_code() {
-    inside(
-        "a_pod_that_does_its_work_succeeds_with_its_output_and_exit_code",
-        async |node| {
-            node.pod(
-                "job",
-                json!({"restartPolicy": "Never", "containers": [
+    with_node(async |node| {
+        node.pod(
+            "job",
+            json!({"restartPolicy": "Never", "containers": [
                 {"name": "good", "image": "host", "command": ["sh", "-c", "echo hello; echo oops >&2"]}]}),
-            )
-            .await;
-            let pod = node.phase("job", "Succeeded").await;
-            assert_eq!(exit_code(&pod, "good"), Some(0));
-            let output = node.logs("job", "good", LogOptions::default()).await;
-            assert!(
-                output.contains("hello\n") && output.contains("oops\n"),
-                "{output}"
-            );
-            node.pod(
-                "bad",
-                json!({"restartPolicy": "Never", "containers": [sh("exit 7")]}),
-            )
-            .await;
-            assert_eq!(exit_code(&node.phase("bad", "Failed").await, "main"), Some(7));
-            node.stop().await;
-        },
-    );
+        )
+        .await;
+        let pod = node.phase("job", "Succeeded").await;
+        assert_eq!(exit_code(&pod, "good"), Some(0));
+        let output = node.logs("job", "good", LogOptions::default()).await;
+        assert!(
+            output.contains("hello\n") && output.contains("oops\n"),
+            "{output}"
+        );
+        node.pod(
+            "bad",
+            json!({"restartPolicy": "Never", "containers": [sh("exit 7")]}),
+        )
+        .await;
+        assert_eq!(exit_code(&node.phase("bad", "Failed").await, "main"), Some(7));
+        node.stop().await;
+    });
 }
 
-#[test]
 fn a_container_sees_its_own_world_only() {
-    inside("a_container_sees_its_own_world_only", async |node| {
+    with_node(async |node| {
         let script = "echo pid=$$$$; cat /etc/hostname /etc/resolv.conf; ls /usr/local/bin; ls -d /work /home/* 2>&1; \
                       touch /usr/bin/x 2>&1; touch /tmp/x && echo tmp; echo var=$GREETING; grep CapEff /proc/self/status";
         let mut main = sh(script);
@@ -362,116 +313,107 @@ fn a_container_sees_its_own_world_only() {
     });
 }
 
-#[test]
 fn init_containers_and_sidecars_start_in_order_and_the_sidecar_leaves_last() {
-    inside(
-        "init_containers_and_sidecars_start_in_order_and_the_sidecar_leaves_last",
-        async |node| {
-            let mount = json!([{"name": "shared", "mountPath": "/shared"}]);
-            let container = |name: &str, script: &str| json!({"name": name, "image": "host", "command": ["sh", "-c", script], "volumeMounts": mount});
-            let trap = |name: &str| {
-                format!(
-                    "echo {name} up >> /shared/log; trap 'echo {name} down >> /shared/log; exit 0' TERM; \
+    with_node(async |node| {
+        let mount = json!([{"name": "shared", "mountPath": "/shared"}]);
+        let container = |name: &str, script: &str| json!({"name": name, "image": "host", "command": ["sh", "-c", script], "volumeMounts": mount});
+        let trap = |name: &str| {
+            format!(
+                "echo {name} up >> /shared/log; trap 'echo {name} down >> /shared/log; exit 0' TERM; \
                      while :; do sleep 0.05; done"
-                )
-            };
-            let mut sidecar = container(
-                "sidecar",
-                &format!("sleep 0.2; touch /shared/ready; {}", trap("sidecar")),
-            );
-            sidecar["restartPolicy"] = json!("Always");
-            sidecar["startupProbe"] = json!({"exec": {"command": ["test", "-e", "/shared/ready"]}});
-            let mut main = container("main", &trap("main"));
-            main["readinessProbe"] = json!({"exec": {"command": ["grep", "-q", "main up", "/shared/log"]}});
-            main["lifecycle"] =
-                json!({"preStop": {"exec": {"command": ["sh", "-c", "echo preStop >> /shared/log"]}}});
-            // The log outlives the containers in a second pod's sight: it is read before the deletion ends.
-            let witness = container(
-                "witness",
-                "trap 'while ! grep -q \"sidecar down\" /shared/log; do sleep 0.05; done; cat /shared/log; exit 0' TERM; while :; do sleep 0.05; done",
-            );
-            let mut early = witness.clone();
-            early["restartPolicy"] = json!("Always");
-            node.pod(
-                "ordered",
-                json!({
-                    "volumes": [{"name": "shared", "emptyDir": {"medium": "Memory"}}],
-                    "initContainers": [early, container("first", "echo first >> /shared/log"), sidecar],
-                    "containers": [main],
-                }),
             )
-            .await;
-            let pod = node.ready("ordered").await;
-            assert_eq!(exit_code(&pod, "first"), Some(0));
-            let follow = LogOptions {
-                follow: true,
-                ..LogOptions::default()
-            };
-            let told = node
-                .agent
-                .logs(container_ref("ordered", "witness"), follow)
-                .await
-                .unwrap();
-            node.pods()
-                .delete("ordered", &DeleteParams::default())
-                .await
-                .unwrap();
-            node.gone("ordered").await;
-            let mut told = told;
-            let mut log = Vec::new();
-            while let Some(chunk) = told.recv().await {
-                log.extend_from_slice(&chunk);
-            }
-            assert_eq!(
-                String::from_utf8(log).unwrap(),
-                "first\nsidecar up\nmain up\npreStop\nmain down\nsidecar down\n"
-            );
-            node.stop().await;
-        },
-    );
+        };
+        let mut sidecar = container(
+            "sidecar",
+            &format!("sleep 0.2; touch /shared/ready; {}", trap("sidecar")),
+        );
+        sidecar["restartPolicy"] = json!("Always");
+        sidecar["startupProbe"] = json!({"exec": {"command": ["test", "-e", "/shared/ready"]}});
+        let mut main = container("main", &trap("main"));
+        main["readinessProbe"] = json!({"exec": {"command": ["grep", "-q", "main up", "/shared/log"]}});
+        main["lifecycle"] =
+            json!({"preStop": {"exec": {"command": ["sh", "-c", "echo preStop >> /shared/log"]}}});
+        // The log outlives the containers in a second pod's sight: it is read before the deletion ends.
+        let witness = container(
+            "witness",
+            "trap 'while ! grep -q \"sidecar down\" /shared/log; do sleep 0.05; done; cat /shared/log; exit 0' TERM; while :; do sleep 0.05; done",
+        );
+        let mut early = witness.clone();
+        early["restartPolicy"] = json!("Always");
+        node.pod(
+            "ordered",
+            json!({
+                "volumes": [{"name": "shared", "emptyDir": {"medium": "Memory"}}],
+                "initContainers": [early, container("first", "echo first >> /shared/log"), sidecar],
+                "containers": [main],
+            }),
+        )
+        .await;
+        let pod = node.ready("ordered").await;
+        assert_eq!(exit_code(&pod, "first"), Some(0));
+        let follow = LogOptions {
+            follow: true,
+            ..LogOptions::default()
+        };
+        let told = node
+            .agent
+            .logs(container_ref("ordered", "witness"), follow)
+            .await
+            .unwrap();
+        node.pods()
+            .delete("ordered", &DeleteParams::default())
+            .await
+            .unwrap();
+        node.gone("ordered").await;
+        let mut told = told;
+        let mut log = Vec::new();
+        while let Some(chunk) = told.recv().await {
+            log.extend_from_slice(&chunk);
+        }
+        assert_eq!(
+            String::from_utf8(log).unwrap(),
+            "first\nsidecar up\nmain up\npreStop\nmain down\nsidecar down\n"
+        );
+        node.stop().await;
+    });
 }
 
-#[test]
 fn a_container_that_crashes_is_restarted_and_then_waits() {
-    inside(
-        "a_container_that_crashes_is_restarted_and_then_waits",
-        async |node| {
-            let mut main = sh("echo run; exit 3");
-            main["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
-            node.pod("crash", json!({"containers": [main]})).await;
-            let waits = |pod: Option<&Pod>| {
-                let status = pod.and_then(|pod| pod.status.as_ref()?.container_statuses.as_ref()?.first());
-                status.is_some_and(|status| {
-                    let waiting = status
-                        .state
-                        .as_ref()
-                        .and_then(|state| state.waiting.as_ref()?.reason.as_deref());
-                    status.restart_count == 1 && waiting == Some("CrashLoopBackOff")
-                })
-            };
-            let pod = node.wait("crash", "in a crash loop", waits).await.unwrap();
-            assert_eq!(phase_of(&pod), "Running");
-            let status = &pod.status.unwrap().container_statuses.unwrap()[0];
-            let last = status.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
-            assert_eq!((last.exit_code, last.message.as_deref()), (3, Some("run\n")));
-            let previous = LogOptions {
-                previous: true,
-                ..LogOptions::default()
-            };
-            assert_eq!(node.logs("crash", "main", previous).await, "run\n");
-            node.pods()
-                .delete("crash", &DeleteParams::default())
-                .await
-                .unwrap();
-            node.gone("crash").await;
-            node.stop().await;
-        },
-    );
+    with_node(async |node| {
+        let mut main = sh("echo run; exit 3");
+        main["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
+        node.pod("crash", json!({"containers": [main]})).await;
+        let waits = |pod: Option<&Pod>| {
+            let status = pod.and_then(|pod| pod.status.as_ref()?.container_statuses.as_ref()?.first());
+            status.is_some_and(|status| {
+                let waiting = status
+                    .state
+                    .as_ref()
+                    .and_then(|state| state.waiting.as_ref()?.reason.as_deref());
+                status.restart_count == 1 && waiting == Some("CrashLoopBackOff")
+            })
+        };
+        let pod = node.wait("crash", "in a crash loop", waits).await.unwrap();
+        assert_eq!(phase_of(&pod), "Running");
+        let status = &pod.status.unwrap().container_statuses.unwrap()[0];
+        let last = status.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+        assert_eq!((last.exit_code, last.message.as_deref()), (3, Some("run\n")));
+        let previous = LogOptions {
+            previous: true,
+            ..LogOptions::default()
+        };
+        assert_eq!(node.logs("crash", "main", previous).await, "run\n");
+        node.pods()
+            .delete("crash", &DeleteParams::default())
+            .await
+            .unwrap();
+        node.gone("crash").await;
+        node.stop().await;
+    });
 }
 
-#[test]
 fn what_cannot_start_says_why() {
-    inside("what_cannot_start_says_why", async |node| {
+    with_node(async |node| {
         let reason = |pod: Option<&Pod>| -> Option<String> {
             let status = pod?.status.as_ref()?.container_statuses.as_ref()?.first()?;
             status.state.as_ref()?.waiting.as_ref()?.reason.clone()
@@ -522,9 +464,8 @@ fn what_cannot_start_says_why() {
     });
 }
 
-#[test]
 fn a_config_map_volume_follows_its_config_map() {
-    inside("a_config_map_volume_follows_its_config_map", async |node| {
+    with_node(async |node| {
         let maps: Api<ConfigMap> = Api::namespaced(node.client.clone(), "default");
         let map = json!({"metadata": {"name": "conf"}, "data": {"a": "one"}});
         maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap())
@@ -554,83 +495,81 @@ fn a_config_map_volume_follows_its_config_map() {
     });
 }
 
-#[test]
 fn a_program_runs_in_a_running_container_with_pipes_or_a_terminal() {
-    inside(
-        "a_program_runs_in_a_running_container_with_pipes_or_a_terminal",
-        async |node| {
-            node.pod("shell", json!({"containers": [{"name": "main", "image": "pause", "env": [{"name": "A", "value": "1"}]}]}))
+    with_node(async |node| {
+        node.pod(
+            "shell",
+            json!({"containers": [{"name": "main", "image": "pause", "env": [{"name": "A", "value": "1"}]}]}),
+        )
+        .await;
+        node.ready("shell").await;
+        let (out, err, code) = node
+            .exec(
+                "shell",
+                "main",
+                &["sh", "-c", "echo $A $(cat /proc/1/comm); echo bad >&2; exit 5"],
+            )
             .await;
-            node.ready("shell").await;
-            let (out, err, code) = node
-                .exec(
-                    "shell",
-                    "main",
-                    &["sh", "-c", "echo $A $(cat /proc/1/comm); echo bad >&2; exit 5"],
-                )
-                .await;
-            assert_eq!(
-                (out.as_str(), err.as_str(), code),
-                ("1 hawser-containe\n", "bad\n", 5)
-            );
+        assert_eq!(
+            (out.as_str(), err.as_str(), code),
+            ("1 hawser-containe\n", "bad\n", 5)
+        );
 
-            let options = ExecOptions {
-                command: vec!["cat".to_owned()],
-                tty: false,
-                stdin: true,
-            };
-            let mut session = node
-                .agent
-                .exec(container_ref("shell", "main"), options)
+        let options = ExecOptions {
+            command: vec!["cat".to_owned()],
+            tty: false,
+            stdin: true,
+        };
+        let mut session = node
+            .agent
+            .exec(container_ref("shell", "main"), options)
+            .await
+            .unwrap();
+        session.stdin.as_mut().unwrap().write_all(b"over").await.unwrap();
+        session.stdin = None;
+        let mut echoed = String::new();
+        session.stdout.read_to_string(&mut echoed).await.unwrap();
+        assert_eq!((echoed.as_str(), session.exit.await.unwrap()), ("over", 0));
+
+        let script = "test -t 0 && read line && stty size && exit 9";
+        let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+        let options = ExecOptions {
+            command,
+            tty: true,
+            stdin: true,
+        };
+        let mut session = node
+            .agent
+            .exec(container_ref("shell", "main"), options)
+            .await
+            .unwrap();
+        session.resize.send((120, 40)).await.unwrap();
+        // The terminal has taken the size over once the queue is empty again.
+        while session.resize.capacity() < session.resize.max_capacity() {
+            tokio::task::yield_now().await;
+        }
+        session.stdin.as_mut().unwrap().write_all(b"go\n").await.unwrap();
+        let mut shown = String::new();
+        session.stdout.read_to_string(&mut shown).await.unwrap();
+        assert_eq!(session.exit.await.unwrap(), 9, "{shown}");
+        assert!(shown.contains("40 120"), "{shown}");
+
+        let missing = ExecOptions {
+            command: vec!["no-such".to_owned()],
+            ..ExecOptions::default()
+        };
+        assert!(
+            node.agent
+                .exec(container_ref("shell", "main"), missing)
                 .await
-                .unwrap();
-            session.stdin.as_mut().unwrap().write_all(b"over").await.unwrap();
-            session.stdin = None;
-            let mut echoed = String::new();
-            session.stdout.read_to_string(&mut echoed).await.unwrap();
-            assert_eq!((echoed.as_str(), session.exit.await.unwrap()), ("over", 0));
-
-            let script = "test -t 0 && read line && stty size && exit 9";
-            let command = ["sh", "-c", script].map(str::to_owned).to_vec();
-            let options = ExecOptions {
-                command,
-                tty: true,
-                stdin: true,
-            };
-            let mut session = node
-                .agent
-                .exec(container_ref("shell", "main"), options)
-                .await
-                .unwrap();
-            session.resize.send((120, 40)).await.unwrap();
-            // The terminal has taken the size over once the queue is empty again.
-            while session.resize.capacity() < session.resize.max_capacity() {
-                tokio::task::yield_now().await;
-            }
-            session.stdin.as_mut().unwrap().write_all(b"go\n").await.unwrap();
-            let mut shown = String::new();
-            session.stdout.read_to_string(&mut shown).await.unwrap();
-            assert_eq!(session.exit.await.unwrap(), 9, "{shown}");
-            assert!(shown.contains("40 120"), "{shown}");
-
-            let missing = ExecOptions {
-                command: vec!["no-such".to_owned()],
-                ..ExecOptions::default()
-            };
-            assert!(
-                node.agent
-                    .exec(container_ref("shell", "main"), missing)
-                    .await
-                    .is_err()
-            );
-            node.stop().await;
-        },
-    );
+                .is_err()
+        );
+        node.stop().await;
+    });
 }
 
-#[test]
 fn a_container_that_is_not_alive_is_restarted() {
-    inside("a_container_that_is_not_alive_is_restarted", async |node| {
+    with_node(async |node| {
         let mut main = sh("sleep 1000");
         main["livenessProbe"] =
             json!({"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 1});
@@ -645,4 +584,42 @@ fn a_container_that_is_not_alive_is_restarted() {
         assert_eq!((last.exit_code, last.signal), (143, Some(15)));
         node.stop().await;
     });
+}
+
+fn main() -> ExitCode {
+    hawser_testing::in_namespaces(&[
+        (
+            "the_node_registers_itself_with_a_lease",
+            the_node_registers_itself_with_a_lease,
+        ),
+        (
+            "a_pod_that_does_its_work_succeeds_with_its_output_and_exit_code",
+            a_pod_that_does_its_work_succeeds_with_its_output_and_exit_code,
+        ),
+        (
+            "a_container_sees_its_own_world_only",
+            a_container_sees_its_own_world_only,
+        ),
+        (
+            "init_containers_and_sidecars_start_in_order_and_the_sidecar_leaves_last",
+            init_containers_and_sidecars_start_in_order_and_the_sidecar_leaves_last,
+        ),
+        (
+            "a_container_that_crashes_is_restarted_and_then_waits",
+            a_container_that_crashes_is_restarted_and_then_waits,
+        ),
+        ("what_cannot_start_says_why", what_cannot_start_says_why),
+        (
+            "a_config_map_volume_follows_its_config_map",
+            a_config_map_volume_follows_its_config_map,
+        ),
+        (
+            "a_program_runs_in_a_running_container_with_pipes_or_a_terminal",
+            a_program_runs_in_a_running_container_with_pipes_or_a_terminal,
+        ),
+        (
+            "a_container_that_is_not_alive_is_restarted",
+            a_container_that_is_not_alive_is_restarted,
+        ),
+    ])
 }

@@ -12,9 +12,11 @@ mod isolation;
 mod kubectl;
 mod recovery;
 mod runner;
+mod sandbox;
 mod split;
 mod traces;
 mod user;
+mod workshop;
 mod world;
 
 use std::process::ExitCode;
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         split::TESTS,
         recovery::TESTS,
         bad_input::TESTS,
+        sandbox::TESTS,
+        workshop::TESTS,
         user::TESTS,
         traces::TESTS,
     ]

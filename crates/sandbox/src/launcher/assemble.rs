@@ -12,6 +12,8 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
@@ -481,6 +483,11 @@ async fn bootstrap(
             "metadata": {"name": "kube-root-ca.crt", "namespace": "kube-system"},
             "data": {"ca.crt": ca_pem},
         }),
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "cluster-info", "namespace": "kube-public"},
+            "data": {"kubeconfig": cluster_info(addresses, ca_pem)},
+        }),
         service("default", "kubernetes", api, &[("https", "TCP", 443)]),
         slice(
             "default",
@@ -522,6 +529,19 @@ async fn bootstrap(
         .await?;
     }
     Ok(())
+}
+
+/// Where other clusters find the API server: a kubeconfig without a user, as kubeadm publishes it.
+fn cluster_info(addresses: &ClusterAddresses, ca_pem: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Config",
+        "clusters": [{"name": "", "cluster": {
+            "server": format!("https://{}", addresses.api),
+            "certificate-authority-data": BASE64.encode(ca_pem),
+        }}],
+        "contexts": [], "users": [],
+    })
+    .to_string()
 }
 
 type Port<'a> = (&'a str, &'a str, u16);

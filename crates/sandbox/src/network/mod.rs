@@ -14,6 +14,3 @@ pub mod wan;
 
 pub use cluster::{ClusterNetwork, Layout, NetworkError, PodNetwork, plan_addresses};
 pub use netns::NetNs;
-
-#[cfg(test)]
-pub(crate) mod testing;

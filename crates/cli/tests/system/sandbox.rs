@@ -1,16 +1,33 @@
-//! The sandbox as its users have it: the built `hawser`, real kubectl, pods that are this machine's programs.
+//! The sandbox by itself: `hawser sandbox`, real kubectl, pods that are this machine's programs.
 //!
-//! What pods can reach is asked by pods: each check is a pod that runs a shell command and succeeds or fails. Skipped,
-//! with the reason, where the machine can't run a sandbox or lacks kubectl, curl or python3.
-
-#![expect(clippy::print_stderr, reason = "a skipped test says why")]
+//! What pods can reach is asked by pods: each check is a pod that runs a shell command and succeeds or fails.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-const HAWSER: &str = env!("CARGO_BIN_EXE_hawser");
+use crate::host::HAWSER;
+use crate::runner::{Test, alone};
+
 const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) const TESTS: &[Test] = &[
+    alone(
+        "clusters_are_reached_by_services_names_and_load_balancers_only",
+        &["kubectl", "curl", "python3"],
+        clusters_are_reached_by_services_names_and_load_balancers_only,
+    ),
+    alone(
+        "a_killed_sandbox_leaves_no_process",
+        &["kubectl"],
+        a_killed_sandbox_leaves_no_process,
+    ),
+    alone(
+        "a_stopped_sandbox_leaves_its_logs_and_no_secret",
+        &["kubectl"],
+        a_stopped_sandbox_leaves_its_logs_and_no_secret,
+    ),
+];
 
 /// A running sandbox with clusters `west` and `east`; ends with the test.
 struct Sandbox {
@@ -26,24 +43,7 @@ impl Drop for Sandbox {
 }
 
 impl Sandbox {
-    /// Nothing where this machine can't.
-    fn start(test: &str) -> Option<Self> {
-        let doctor = Command::new(HAWSER)
-            .args(["sandbox", "doctor"])
-            .output()
-            .expect("hawser runs");
-        if !doctor.status.success() {
-            eprintln!("skipped {test}: {}", String::from_utf8_lossy(&doctor.stdout));
-            return None;
-        }
-        for program in ["kubectl", "curl", "python3"] {
-            let found =
-                std::env::split_paths(&std::env::var_os("PATH")?).any(|dir| dir.join(program).exists());
-            if !found {
-                eprintln!("skipped {test}: there is no {program}");
-                return None;
-            }
-        }
+    fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .expect("ours");
@@ -52,7 +52,7 @@ impl Sandbox {
             checks: std::cell::Cell::new(0),
         };
         succeeded(&sandbox.hawser(&["up", "west", "east"]));
-        Some(sandbox)
+        sandbox
     }
 
     fn hawser(&self, args: &[&str]) -> Output {
@@ -206,12 +206,8 @@ fn processes_naming(dir: &Path) -> Vec<i32> {
         .collect()
 }
 
-#[test]
 fn clusters_are_reached_by_services_names_and_load_balancers_only() {
-    let Some(sandbox) = Sandbox::start("clusters_are_reached_by_services_names_and_load_balancers_only")
-    else {
-        return;
-    };
+    let sandbox = Sandbox::start();
     let west = sandbox.serve("west", "west");
     let east = sandbox.serve("east", "east");
 
@@ -276,11 +272,8 @@ fn clusters_are_reached_by_services_names_and_load_balancers_only() {
     }
 }
 
-#[test]
 fn a_killed_sandbox_leaves_no_process() {
-    let Some(sandbox) = Sandbox::start("a_killed_sandbox_leaves_no_process") else {
-        return;
-    };
+    let sandbox = Sandbox::start();
     sandbox.kubectl(
         "west",
         &["run", "sleeper", "--image=x", "--command", "--", "sleep", "1000"],
@@ -306,11 +299,8 @@ fn a_killed_sandbox_leaves_no_process() {
     assert!(!sandbox.hawser(&["status"]).status.success());
 }
 
-#[test]
 fn a_stopped_sandbox_leaves_its_logs_and_no_secret() {
-    let Some(sandbox) = Sandbox::start("a_stopped_sandbox_leaves_its_logs_and_no_secret") else {
-        return;
-    };
+    let sandbox = Sandbox::start();
     assert!(sandbox.succeeds_in_pod(
         "west",
         "echo words to remember; test -s /var/run/secrets/kubernetes.io/serviceaccount/token"

@@ -1,0 +1,94 @@
+//! Tests that need more than Rust: where the machine lacks it they are ignored, with the reason, and never passed.
+//!
+//! A test program without libtest's harness calls [`in_namespaces`] or [`with_program`] with its tests. Knows nothing
+//! of what is tested.
+
+use std::ffi::OsStr;
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+const INSIDE: &str = "HAWSER_TEST_INSIDE";
+
+/// A claim's name and how it is shown: by a function that panics if it doesn't hold.
+pub type Test = (&'static str, fn());
+
+/// Tests that need a kernel: each is this program started again under `unshare`, as root of new user, network, mount
+/// and process namespaces whose loopback interface is up.
+#[must_use]
+pub fn in_namespaces(tests: &[Test]) -> ExitCode {
+    if let Some(wanted) = std::env::var_os(INSIDE) {
+        let Some((_, body)) = tests.iter().find(|(name, _)| *name == wanted) else {
+            return ExitCode::FAILURE;
+        };
+        body();
+        return ExitCode::SUCCESS;
+    }
+    let trials = tests
+        .iter()
+        .map(|&(name, _)| Trial::test(name, move || started_again(name)));
+    run(trials.collect(), impossible())
+}
+
+/// Tests that need a program in the path. In CI it must be there.
+#[must_use]
+pub fn with_program(program: &str, tests: &[Test]) -> ExitCode {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    let missing = (!found && std::env::var_os("CI").is_none()).then(|| format!("no {program} here"));
+    let trials = tests.iter().map(|&(name, body)| {
+        Trial::test(name, move || {
+            body();
+            Ok(())
+        })
+    });
+    run(trials.collect(), missing)
+}
+
+/// Runs those that the arguments of this process choose.
+fn run(mut trials: Vec<Trial>, missing: Option<String>) -> ExitCode {
+    if let Some(why) = missing {
+        let ignored = |trial: Trial| trial.with_kind(&why).with_ignored_flag(true);
+        trials = trials.into_iter().map(ignored).collect();
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Runs this one test of a program, whose output is shown if it fails.
+fn started_again(name: &str) -> Result<(), Failed> {
+    let program = std::env::current_exe().map_err(|error| format!("this program has no path: {error}"))?;
+    let output = unshare(program.as_os_str()).env(INSIDE, name).output();
+    let output = output.map_err(|error| format!("unshare does not start: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    Err(format!("{}\n{out}{err}", output.status).into())
+}
+
+/// Why no test can run here, if so.
+fn impossible() -> Option<String> {
+    let output = match unshare(OsStr::new("true")).output() {
+        Ok(output) => output,
+        Err(error) => return Some(format!("no unshare here: {error}")),
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    (!output.status.success()).then(|| format!("no namespaces here: {}", said.trim()))
+}
+
+fn unshare(program: &OsStr) -> Command {
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--user",
+            "--map-root-user",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+        ])
+        .args(["sh", "-c", "ip link set lo up && exec \"$0\""])
+        .arg(program);
+    command
+}
