@@ -374,6 +374,10 @@ fn pods_ask_through_the_dns_service() {
 fn main() -> ExitCode {
     hawser_testing::in_namespaces(&[
         (
+            "pods_of_a_flat_sandbox_reach_each_other_by_address",
+            pods_of_a_flat_sandbox_reach_each_other_by_address,
+        ),
+        (
             "packets_go_where_services_say_and_nowhere_else",
             packets_go_where_services_say_and_nowhere_else,
         ),
