@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::mesh::{Mesh, MeshArgs};
 use crate::view::objects::{self, Key};
+use crate::view::routes::{GATEWAY_GROUP, POLICY_GROUP, Route, RouteId, RouteKind};
 use crate::view::watch::{Feed, Watches};
 use crate::view::{Change, View};
 
@@ -76,6 +77,25 @@ pub(crate) fn change(document: Value) -> Change {
         }
         "MeshTLSAuthentication" => Change::MeshTls(key, objects::spec(&dynamic())),
         "NetworkAuthentication" => Change::Network(key, objects::spec(&dynamic())),
+        "HTTPRoute" | "GRPCRoute" => {
+            let route_kind = if kind == "HTTPRoute" {
+                RouteKind::Http
+            } else {
+                RouteKind::Grpc
+            };
+            let api_version = document["apiVersion"].as_str().unwrap_or_default();
+            let group = if api_version.starts_with(POLICY_GROUP) {
+                POLICY_GROUP
+            } else {
+                GATEWAY_GROUP
+            };
+            let id = RouteId {
+                kind: route_kind,
+                group,
+                key,
+            };
+            Change::Route(id, Route::parse(route_kind, group, &dynamic()))
+        }
         other => panic!("{other} is not watched"),
     }
 }

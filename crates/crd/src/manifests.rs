@@ -274,6 +274,156 @@ pub fn network_authentications() -> Value {
     )
 }
 
+/// `httproutes.policy.linkerd.io`. The Gateway API's own routes come with the Gateway API.
+pub fn http_routes() -> Value {
+    let one_of =
+        |values: &[&str], default: &str| json!({"type": "string", "enum": values, "default": default});
+    let port = || json!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535});
+    let header = || object(&[("name", name()), ("value", string())], &["name", "value"]);
+    let headers = || {
+        object(
+            &[
+                ("set", array(header())),
+                ("add", array(header())),
+                ("remove", array(string())),
+            ],
+            &[],
+        )
+    };
+    let named = || {
+        let how = one_of(&["Exact", "RegularExpression"], "Exact");
+        let fields = [("type", how), ("name", name()), ("value", string())];
+        array(object(&fields, &["name", "value"]))
+    };
+    let path = object(
+        &[
+            (
+                "type",
+                one_of(&["Exact", "PathPrefix", "RegularExpression"], "PathPrefix"),
+            ),
+            (
+                "value",
+                json!({"type": "string", "maxLength": 1024, "default": "/"}),
+            ),
+        ],
+        &[],
+    );
+    let matches = object(
+        &[
+            ("path", path),
+            ("headers", named()),
+            ("queryParams", named()),
+            ("method", string()),
+        ],
+        &[],
+    );
+    let redirect_path = object(
+        &[
+            (
+                "type",
+                json!({"type": "string", "enum": ["ReplaceFullPath", "ReplacePrefixMatch"]}),
+            ),
+            ("replaceFullPath", string()),
+            ("replacePrefixMatch", string()),
+        ],
+        &["type"],
+    );
+    let redirect = object(
+        &[
+            ("scheme", json!({"type": "string", "enum": ["http", "https"]})),
+            ("hostname", string()),
+            ("path", redirect_path),
+            ("port", port()),
+            (
+                "statusCode",
+                json!({"type": "integer", "enum": [301, 302, 303, 307, 308], "default": 302}),
+            ),
+        ],
+        &[],
+    );
+    let filters = || {
+        let kinds = json!({"type": "string", "enum": ["RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect"]});
+        array(object(
+            &[
+                ("type", kinds),
+                ("requestHeaderModifier", headers()),
+                ("responseHeaderModifier", headers()),
+                ("requestRedirect", redirect.clone()),
+            ],
+            &["type"],
+        ))
+    };
+    let backend = object(
+        &[
+            ("group", with(group(), "default", json!(""))),
+            ("kind", with(name(), "default", json!("Service"))),
+            ("name", name()),
+            ("namespace", namespace()),
+            ("port", port()),
+            (
+                "weight",
+                json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": 1_000_000, "default": 1}),
+            ),
+            ("filters", filters()),
+        ],
+        &["name"],
+    );
+    let rule = object(
+        &[
+            ("matches", array(matches)),
+            ("filters", filters()),
+            ("backendRefs", array(backend)),
+            (
+                "timeouts",
+                object(&[("request", string()), ("backendRequest", string())], &[]),
+            ),
+        ],
+        &[],
+    );
+    let parent = object(
+        &[
+            ("group", group()),
+            ("kind", name()),
+            ("name", name()),
+            ("namespace", namespace()),
+            ("sectionName", name()),
+            ("port", port()),
+        ],
+        &["name"],
+    );
+    let spec = object(
+        &[
+            (
+                "parentRefs",
+                described(array(parent), "The Services or Servers that the route is for."),
+            ),
+            (
+                "hostnames",
+                described(array(string()), "Hosts of requests, or *.suffix; all if empty."),
+            ),
+            ("rules", described(array(rule), "The best match decides.")),
+        ],
+        &[],
+    );
+    let version = |name: &str, stored: bool| {
+        let mut version = policy_version(name, stored, spec.clone());
+        version["schema"]["openAPIV3Schema"]["properties"]["status"] =
+            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        version["subresources"] = json!({"status": {}});
+        version
+    };
+    crd(
+        policy_names("HTTPRoute", "httproutes", "httproute", &[]),
+        "",
+        vec![
+            version("v1alpha1", false),
+            version("v1beta1", false),
+            version("v1beta2", false),
+            version("v1beta3", true),
+        ],
+    )
+}
+
 /// What the control plane's policy controller reads.
 pub fn policy() -> Vec<Value> {
     vec![
@@ -288,7 +438,7 @@ pub fn policy() -> Vec<Value> {
 /// Every CustomResourceDefinition of this crate.
 pub fn all() -> Vec<Value> {
     let mut all = policy();
-    all.extend([links(), traffic_splits()]);
+    all.extend([http_routes(), links(), traffic_splits()]);
     all
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn definitions() -> Vec<Value> {
     definitions.extend([
         hawser_crd::manifests::traffic_splits(),
         service_profiles(),
-        http_routes(),
+        hawser_crd::manifests::http_routes(),
     ]);
     definitions
 }
@@ -61,17 +61,6 @@ fn service_profiles() -> Value {
         "serviceprofiles",
         "serviceprofile",
         &["sp"],
-    )
-}
-
-fn http_routes() -> Value {
-    free_form(
-        "policy.linkerd.io",
-        &["v1alpha1", "v1beta1", "v1beta2", "v1beta3"],
-        "HTTPRoute",
-        "httproutes",
-        "httproute",
-        &[],
     )
 }
 
@@ -164,6 +153,7 @@ fn accounts(mesh: &Mesh) -> Vec<Value> {
         rule("", &["services", "endpoints", "pods"], &read),
         rule("discovery.k8s.io", &["endpointslices"], &read),
         rule("split.smi-spec.io", &["trafficsplits"], &read),
+        rule("gateway.networking.k8s.io", &["httproutes", "grpcroutes"], &read),
         rule(
             "policy.linkerd.io",
             &[
@@ -172,6 +162,7 @@ fn accounts(mesh: &Mesh) -> Vec<Value> {
                 "authorizationpolicies",
                 "meshtlsauthentications",
                 "networkauthentications",
+                "httproutes",
             ],
             &read,
         ),

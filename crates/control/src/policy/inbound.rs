@@ -1,6 +1,6 @@
 //! Who may come in on a port of a pod.
 //!
-//! Pure: Servers and authorizations become the message that the pod's proxy enforces. Whatever can't be read or refers
+//! Pure: Servers, the routes attached to them and authorizations become the message that the pod's proxy enforces. Whatever can't be read or refers
 //! to something missing grants nothing. Source: `spec/proxy.md` 6.1, `spec/multicluster.md` 5.3.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use hawser_core::identity::{Identity, IdentityPattern};
 use ipnet::IpNet;
-use linkerd2_proxy_api::http_route::{HttpRouteMatch, PathMatch, path_match};
+use linkerd2_proxy_api::grpc_route::GrpcFailureInjector;
+use linkerd2_proxy_api::http_route::{HttpFailureInjector, HttpRouteMatch, PathMatch, Ratio, path_match};
 use linkerd2_proxy_api::http_types::HttpMethod;
 use linkerd2_proxy_api::http_types::http_method;
 use linkerd2_proxy_api::inbound::proxy_protocol::{Detect, Grpc, Http1, Http2, Kind, Opaque, Tls};
@@ -20,10 +21,12 @@ use linkerd2_proxy_api::inbound::{
 use linkerd2_proxy_api::meta::{Metadata, Resource, metadata};
 use tonic::Status;
 
+use super::routes;
 use crate::keys;
 use crate::mesh::Mesh;
 use crate::ports::Ports;
 use crate::view::objects::{AuthorizationPolicy, ClientSpec, NetworkSpec, Pod, Ref, Server, network};
+use crate::view::routes::{Filter, Parent, Route, RouteKind, Rule};
 use crate::view::{Key, State, Topic, Topics};
 
 /// How long a proxy waits for the first bytes of a connection before it takes them for opaque.
@@ -129,13 +132,40 @@ pub fn policy(
     let server_ips = pod.ips.iter().map(|ip| (*ip).into()).collect();
     let Some(server) = server(state, pod, port) else {
         return Ok(proto::Server {
-            protocol: Some(protocol(None, opaque, routes)),
+            protocol: Some(protocol(None, opaque, routes, vec![])),
             server_ips,
             authorizations: default_authorizations(mesh, default),
             labels: labels("", "default", default.as_str()),
         });
     };
     let mut authorizations = server_authorizations(mesh, state, pod, server, topics);
+    let parent = Parent::Server(Key::new(&pod.namespace, &server.name));
+    // A Server takes no routes from strangers: the first one would take its default route away.
+    let attached = |kind| {
+        let mut routes = state.routes(kind, &parent, port);
+        routes.retain(|route| route.id.key.namespace == pod.namespace);
+        routes
+    };
+    let mut http = Vec::new();
+    for route in attached(RouteKind::Http) {
+        http.push(http_route(
+            route,
+            route_authorizations(mesh, state, pod, route, topics),
+        ));
+    }
+    let mut grpc = Vec::new();
+    for route in attached(RouteKind::Grpc) {
+        grpc.push(grpc_route(
+            route,
+            route_authorizations(mesh, state, pod, route, topics),
+        ));
+    }
+    if http.is_empty() {
+        http = routes;
+    }
+    if grpc.is_empty() {
+        grpc.push(default_grpc_route());
+    }
     if authorizations.is_empty() {
         let access: DefaultPolicy = server
             .access_policy
@@ -145,7 +175,7 @@ pub fn policy(
         authorizations = default_authorizations(mesh, access);
     }
     Ok(proto::Server {
-        protocol: Some(protocol(server.protocol.as_deref(), opaque, routes)),
+        protocol: Some(protocol(server.protocol.as_deref(), opaque, http, grpc)),
         server_ips,
         authorizations,
         labels: labels(POLICY_GROUP, "server", &server.name),
@@ -170,7 +200,12 @@ fn default_policy(mesh: &Mesh, pod: &Pod, port: u16) -> DefaultPolicy {
     }
 }
 
-fn protocol(named: Option<&str>, opaque: bool, routes: Vec<HttpRoute>) -> ProxyProtocol {
+fn protocol(
+    named: Option<&str>,
+    opaque: bool,
+    routes: Vec<HttpRoute>,
+    grpc: Vec<GrpcRoute>,
+) -> ProxyProtocol {
     let kind = match named {
         _ if opaque => Kind::Opaque(Opaque {}),
         Some("HTTP/1") => Kind::Http1(Http1 {
@@ -181,9 +216,7 @@ fn protocol(named: Option<&str>, opaque: bool, routes: Vec<HttpRoute>) -> ProxyP
             routes,
             ..Http2::default()
         }),
-        Some("gRPC") => Kind::Grpc(Grpc {
-            routes: vec![grpc_route()],
-        }),
+        Some("gRPC") => Kind::Grpc(Grpc { routes: grpc }),
         Some("TLS") => Kind::Tls(Tls {}),
         _ => Kind::Detect(Detect {
             timeout: DETECT_TIMEOUT.try_into().ok(),
@@ -240,7 +273,94 @@ fn http_routes(mesh: &Mesh, pod: &Pod, port: u16) -> Vec<HttpRoute> {
     routes
 }
 
-fn grpc_route() -> GrpcRoute {
+/// Rules that can't be said are left out: what they would have let in is not let in.
+fn http_route(route: &Route, authorizations: Vec<Authz>) -> HttpRoute {
+    use http_route::filter::Kind;
+    let filter = |filter: &Filter| http_route::Filter {
+        kind: Some(match filter {
+            Filter::RequestHeaders(change) => Kind::RequestHeaderModifier(routes::request_headers(change)),
+            Filter::Redirect(redirect) => Kind::Redirect(routes::redirect(redirect)),
+            Filter::ResponseHeaders(_) => Kind::FailureInjector(unsupported("ResponseHeaderModifier")),
+            Filter::Unsupported(kind) => Kind::FailureInjector(unsupported(kind)),
+        }),
+    };
+    let rule = |rule: &Rule| {
+        Some(http_route::Rule {
+            matches: routes::http_matches(&rule.matches).ok()?,
+            filters: rule.filters.iter().map(filter).collect(),
+        })
+    };
+    HttpRoute {
+        metadata: Some(routes::metadata(&route.id)),
+        hosts: routes::hosts(route),
+        authorizations,
+        rules: route.rules.iter().filter_map(rule).collect(),
+    }
+}
+
+fn grpc_route(route: &Route, authorizations: Vec<Authz>) -> GrpcRoute {
+    use grpc_route::filter::Kind;
+    let failure = |kind: &str| {
+        Kind::FailureInjector(GrpcFailureInjector {
+            code: tonic::Code::Unavailable as u32,
+            message: format!("Filter not supported {kind}"),
+            ratio: always(),
+        })
+    };
+    let filter = |filter: &Filter| grpc_route::Filter {
+        kind: Some(match filter {
+            Filter::RequestHeaders(change) => Kind::RequestHeaderModifier(routes::request_headers(change)),
+            Filter::ResponseHeaders(_) => failure("ResponseHeaderModifier"),
+            Filter::Redirect(_) => failure("RequestRedirect"),
+            Filter::Unsupported(kind) => failure(kind),
+        }),
+    };
+    let rule = |rule: &Rule| {
+        Some(grpc_route::Rule {
+            matches: routes::grpc_matches(&rule.matches).ok()?,
+            filters: rule.filters.iter().map(filter).collect(),
+        })
+    };
+    GrpcRoute {
+        metadata: Some(routes::metadata(&route.id)),
+        hosts: routes::hosts(route),
+        authorizations,
+        rules: route.rules.iter().filter_map(rule).collect(),
+    }
+}
+
+fn unsupported(kind: &str) -> HttpFailureInjector {
+    HttpFailureInjector {
+        status: 500,
+        message: format!("Filter not supported {kind}"),
+        ratio: always(),
+    }
+}
+
+fn always() -> Option<Ratio> {
+    Some(Ratio {
+        numerator: 1,
+        denominator: 1,
+    })
+}
+
+/// What is granted to a route, on top of what its Server grants.
+fn route_authorizations(
+    mesh: &Mesh,
+    state: &State,
+    pod: &Pod,
+    route: &Route,
+    topics: &mut Topics,
+) -> Vec<Authz> {
+    let is_target = |target: &Ref| {
+        target.group == route.id.group
+            && target.kind == route.id.kind.to_string()
+            && target.name == route.id.key.name
+    };
+    granted(mesh, state, pod, is_target, topics)
+}
+
+fn default_grpc_route() -> GrpcRoute {
     GrpcRoute {
         metadata: Some(default_metadata("default")),
         rules: vec![grpc_route::Rule {
@@ -304,10 +424,27 @@ fn server_authorizations(
             ))
         });
     let mut granted: Vec<Authz> = by_server.collect();
+    let is_target = |target: &Ref| targets(target, pod, server);
+    granted.extend(self::granted(mesh, state, pod, is_target, topics));
+    granted
+}
+
+/// What the AuthorizationPolicies for a target let in.
+fn granted(
+    mesh: &Mesh,
+    state: &State,
+    pod: &Pod,
+    is_target: impl Fn(&Ref) -> bool,
+    topics: &mut Topics,
+) -> Vec<Authz> {
+    let Some(policies) = state.policies(&pod.namespace) else {
+        return vec![];
+    };
+    let mut granted = Vec::new();
     for policy in policies
         .authorization_policies
         .values()
-        .filter(|policy| targets(&policy.target_ref, pod, server))
+        .filter(|policy| is_target(&policy.target_ref))
     {
         if let Some((networks, authentication)) = required(mesh, state, &pod.namespace, policy, topics) {
             granted.push(authz(
@@ -326,7 +463,7 @@ fn targets(target: &Ref, pod: &Pod, server: &Server) -> bool {
     match (target.group.as_str(), target.kind.as_str()) {
         (POLICY_GROUP, "Server") => target.name == server.name,
         ("" | "core", "Namespace") => target.name == pod.namespace,
-        // Routes are not served yet, so whatever is granted to a route alone is granted to nobody.
+        // What is granted to a route is granted there.
         _ => false,
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod inbound;
 pub mod outbound;
+mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ pub use self::inbound::DefaultPolicy;
 use crate::follow::{self, Updates};
 use crate::mesh::{Asker, Mesh, MeshArgs, Target};
 use crate::process::{Process, ProcessArgs};
+use crate::view::routes::{GATEWAY_GROUP, POLICY_GROUP, RouteKind};
 use crate::view::watch::{Feed, Watches};
 use crate::view::{Key, State, Topics, View};
 
@@ -41,7 +43,7 @@ pub struct Args {
 }
 
 /// What the answers are made of.
-pub const FEEDS: [Feed; 7] = [
+pub const FEEDS: [Feed; 10] = [
     Feed::Services,
     Feed::Pods,
     Feed::Servers,
@@ -49,6 +51,9 @@ pub const FEEDS: [Feed; 7] = [
     Feed::AuthorizationPolicies,
     Feed::MeshTlsAuthentications,
     Feed::NetworkAuthentications,
+    Feed::Routes(RouteKind::Http, POLICY_GROUP),
+    Feed::Routes(RouteKind::Http, GATEWAY_GROUP),
+    Feed::Routes(RouteKind::Grpc, GATEWAY_GROUP),
 ];
 
 /// A proxy may ask before the watch has seen its pod. It is answered within 3 s in any case, so this is shorter.

@@ -385,3 +385,308 @@ async fn proxies_follow_policies_through_their_watches() {
         .await;
     assert_eq!(next().await[1], "policy: *. from 10.0.0.0/8");
 }
+
+/// What a route does to requests, for people: per rule its matches, filters, backends and the rest.
+fn show_http(route: &linkerd2_proxy_api::outbound::HttpRoute) -> Vec<String> {
+    use linkerd2_proxy_api::outbound::http_route::distribution::Kind;
+    use linkerd2_proxy_api::outbound::http_route::{RouteBackend, filter};
+    let name = match route.metadata.as_ref().and_then(|meta| meta.kind.as_ref()) {
+        Some(metadata::Kind::Resource(resource)) => format!("{} {}", resource.kind, resource.name),
+        Some(metadata::Kind::Default(name)) => name.clone(),
+        None => panic!("proxies want metadata"),
+    };
+    let filters = |filters: &[linkerd2_proxy_api::outbound::http_route::Filter]| -> String {
+        let show = |filter: &linkerd2_proxy_api::outbound::http_route::Filter| match &filter.kind {
+            Some(filter::Kind::FailureInjector(failure)) => {
+                assert!(failure.ratio.is_some(), "or it never strikes");
+                format!(" fails {} {:?}", failure.status, failure.message)
+            }
+            Some(filter::Kind::RequestHeaderModifier(change)) => format!(" removes {:?}", change.remove),
+            Some(filter::Kind::Redirect(redirect)) => format!(" redirects {}", redirect.status),
+            other => format!(" {other:?}"),
+        };
+        filters.iter().map(show).collect()
+    };
+    let backend = |backend: Option<&RouteBackend>| {
+        let found = backend.unwrap();
+        let inner = found.backend.as_ref().unwrap();
+        assert!(
+            inner.metadata.is_some() && inner.queue.is_some(),
+            "proxies insist on both"
+        );
+        let path = match &inner.kind {
+            Some(linkerd2_proxy_api::outbound::backend::Kind::Balancer(balancer)) => {
+                match &balancer.discovery.as_ref().unwrap().kind {
+                    Some(linkerd2_proxy_api::outbound::backend::endpoint_discovery::Kind::Dst(dst)) => {
+                        dst.path.replace(".test.svc.cluster.local", "")
+                    }
+                    None => String::new(),
+                }
+            }
+            _ => "nowhere".to_owned(),
+        };
+        format!("{path}{}", filters(&found.filters))
+    };
+    let mut lines = vec![format!("{name} {:?}", route.hosts.len())];
+    for rule in &route.rules {
+        let backends = match rule.backends.as_ref().unwrap().kind.as_ref().unwrap() {
+            Kind::FirstAvailable(first) => backend(first.backends.first()),
+            Kind::RandomAvailable(random) => random
+                .backends
+                .iter()
+                .map(|weighted| format!("{}:{}", backend(weighted.backend.as_ref()), weighted.weight))
+                .collect::<Vec<_>>()
+                .join(" "),
+            Kind::Empty(_) => "nothing".into(),
+        };
+        let matches = rule.matches.iter().map(|found| {
+            let path = found.path.as_ref().and_then(|path| path.kind.clone());
+            format!("{path:?} {} {}", found.headers.len(), found.query_params.len())
+        });
+        let timeout = rule.timeouts.and_then(|timeouts| timeouts.request);
+        let timeout = timeout.map_or_else(String::new, |timeout| format!(" within {} s", timeout.seconds));
+        let retry = rule.retry.as_ref().map_or_else(String::new, |retry| {
+            let ranges = &retry.conditions.as_ref().unwrap().status_ranges;
+            let ranges: Vec<String> = ranges
+                .iter()
+                .map(|range| format!("{}-{}", range.start, range.end))
+                .collect();
+            format!(" retries {} on {}", retry.max_retries, ranges.join(","))
+        });
+        lines.push(format!(
+            "{}{} -> {backends}{timeout}{retry}",
+            matches.collect::<Vec<_>>().join(" or "),
+            filters(&rule.filters)
+        ));
+    }
+    lines
+}
+
+fn http_routes(policy: &OutboundPolicy) -> Vec<String> {
+    match policy.protocol.as_ref().unwrap().kind.as_ref().unwrap() {
+        outbound_protocol::Kind::Detect(detect) => {
+            let (http1, http2) = (detect.http1.as_ref().unwrap(), detect.http2.as_ref().unwrap());
+            assert_eq!(http1.routes, http2.routes);
+            http1.routes.iter().flat_map(show_http).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: shop, namespace: test, annotations: {retry.linkerd.io/http: '5xx'}}
+spec: {clusterIP: 10.96.0.40, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shop-v2, namespace: test}
+spec: {clusterIP: 10.96.0.41, ports: [{name: http, port: 80}]}
+";
+
+const SHOP_ROUTE: &str = "
+apiVersion: GROUP
+kind: HTTPRoute
+metadata:
+  name: shop
+  namespace: test
+  annotations: {retry.linkerd.io/http: 'gateway-error,429', retry.linkerd.io/limit: '3', timeout.linkerd.io/request: 5s}
+spec:
+  parentRefs: [{group: core, kind: Service, name: shop, port: 80}]
+  hostnames: ['*.example.com']
+  rules:
+  - matches:
+    - {path: {type: Exact, value: /buy}, headers: [{name: x-beta, value: 'yes'}]}
+    - {path: {type: RegularExpression, value: '/v[12]/.*'}, queryParams: [{name: q, value: a}]}
+    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [x-debug]}}]
+    backendRefs: [{name: shop, port: 80, weight: 9}, {name: shop-v2, port: 80}, {name: gone, port: 80, weight: 2}]
+    timeouts: {request: 2s}
+  - filters: [{type: URLRewrite, urlRewrite: {hostname: a}}]
+  - backendRefs: [{name: shop, port: 80, weight: 0}]
+";
+
+#[test]
+fn routes_of_both_groups_become_matches_filters_and_weighted_backends() {
+    for group in ["policy.linkerd.io/v1beta3", "gateway.networking.k8s.io/v1"] {
+        let yaml = format!("{SHOP}---{}", SHOP_ROUTE.replace("GROUP", group));
+        let policy = outbound_policy(&yaml, "10.96.0.40:80", "").unwrap();
+        assert_eq!(
+            http_routes(&policy),
+            [
+                "HTTPRoute shop 1",
+                "Some(Exact(\"/buy\")) 1 0 or Some(Regex(\"/v[12]/.*\")) 0 1 removes [\"x-debug\"] -> \
+                 shop:80:9 shop-v2:80:1 nowhere fails 500 \"Service not found gone\":2 within 2 s \
+                 retries 3 on 502-504,429-429",
+                "Some(Prefix(\"/\")) 0 0 fails 500 \"Filter not supported URLRewrite\" -> shop:80 within 5 s \
+                 retries 3 on 502-504,429-429",
+                "Some(Prefix(\"/\")) 0 0 -> nowhere fails 500 \"No backend has any weight\":1 within 5 s \
+                 retries 3 on 502-504,429-429",
+            ],
+            "{group}"
+        );
+    }
+}
+
+#[test]
+fn without_routes_a_services_annotations_still_hold() {
+    let policy = outbound_policy(SHOP, "10.96.0.40:80", "").unwrap();
+    assert_eq!(
+        http_routes(&policy),
+        [
+            "http 0",
+            "Some(Prefix(\"/\")) 0 0 -> shop:80 retries 1 on 500-599"
+        ]
+    );
+    let wrong = SHOP.replace("'5xx'", "'5xx,soon'");
+    let policy = outbound_policy(&wrong, "10.96.0.40:80", "").unwrap();
+    assert_eq!(
+        http_routes(&policy),
+        ["http 0", "Some(Prefix(\"/\")) 0 0 -> shop:80"]
+    );
+}
+
+#[test]
+fn a_clients_own_routes_replace_those_of_the_service_for_it_alone() {
+    let producer = SHOP_ROUTE.replace("GROUP", "policy.linkerd.io/v1beta3");
+    let consumer = producer
+        .replace("name: shop\n  namespace: test", "name: mine\n  namespace: other")
+        .replace(
+            "kind: Service, name: shop,",
+            "kind: Service, name: shop, namespace: test,",
+        );
+    let yaml = format!("{SHOP}---{producer}---{consumer}");
+    let first = |asker: &str| {
+        let policy = outbound_policy(&yaml, "10.96.0.40:80", asker).unwrap();
+        http_routes(&policy).remove(0)
+    };
+    assert_eq!(first(r#"{"ns":"other","pod":"p"}"#), "HTTPRoute mine 1");
+    assert_eq!(first(r#"{"ns":"third","pod":"p"}"#), "HTTPRoute shop 1");
+}
+
+#[test]
+fn a_route_for_another_port_or_kind_of_parent_changes_nothing() {
+    let route = SHOP_ROUTE.replace("GROUP", "gateway.networking.k8s.io/v1");
+    for elsewhere in [
+        route.replace(
+            "name: shop, port: 80}]\n  hostnames",
+            "name: shop, port: 81}]\n  hostnames",
+        ),
+        route.replace(
+            "group: core, kind: Service",
+            "group: gateway.networking.k8s.io, kind: Gateway",
+        ),
+    ] {
+        assert_ne!(elsewhere, route);
+        let policy = outbound_policy(&format!("{SHOP}---{elsewhere}"), "10.96.0.40:80", "").unwrap();
+        assert_eq!(http_routes(&policy)[0], "http 0");
+    }
+}
+
+#[test]
+fn a_service_with_grpc_routes_speaks_grpc() {
+    let route = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: votes, namespace: test, annotations: {retry.linkerd.io/grpc: 'unavailable,internal'}}
+spec:
+  parentRefs: [{group: core, kind: Service, name: shop}]
+  rules:
+  - matches: [{method: {service: votes.Votes, method: Cast}}]
+    backendRefs: [{name: shop-v2, port: 80}]
+";
+    let policy = outbound_policy(&format!("{SHOP}---{route}"), "10.96.0.40:80", "").unwrap();
+    let Some(outbound_protocol::Kind::Grpc(grpc)) = policy.protocol.unwrap().kind else {
+        panic!("not gRPC")
+    };
+    let rule = &grpc.routes[0].rules[0];
+    let rpc = rule.matches[0].rpc.as_ref().unwrap();
+    assert_eq!(
+        (rpc.service.as_str(), rpc.method.as_str()),
+        ("votes.Votes", "Cast")
+    );
+    let conditions = rule.retry.as_ref().unwrap().conditions.unwrap();
+    assert!(conditions.unavailable && conditions.internal && !conditions.cancelled);
+}
+
+#[test]
+fn a_breaker_by_success_rate_has_the_documented_defaults() {
+    let annotated = SHOP.replace(
+        "retry.linkerd.io/http: '5xx'",
+        "balancer.linkerd.io/failure-accrual: unified, balancer.linkerd.io/failure-accrual-success-rate-threshold: '0.5'",
+    );
+    let policy = outbound_policy(&annotated, "10.96.0.40:80", "").unwrap();
+    let Some(outbound_protocol::Kind::Detect(detect)) = policy.protocol.unwrap().kind else {
+        panic!("not detected")
+    };
+    let accrual = detect.http1.unwrap().failure_accrual.unwrap().kind;
+    let Some(linkerd2_proxy_api::outbound::failure_accrual::Kind::Unified(unified)) = accrual else {
+        panic!("not unified: {accrual:?}")
+    };
+    assert_eq!(
+        (
+            unified.success_rate_threshold,
+            unified.min_requests,
+            unified.max_consecutive_failures
+        ),
+        (0.5, 5, 7)
+    );
+}
+
+const BUY: &str = "
+apiVersion: policy.linkerd.io/v1beta3
+kind: HTTPRoute
+metadata: {name: buy, namespace: test}
+spec:
+  parentRefs: [{group: policy.linkerd.io, kind: Server, name: web}]
+  rules: [{matches: [{path: {value: /buy}, method: POST}]}]
+---
+apiVersion: policy.linkerd.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: buyers, namespace: test}
+spec:
+  targetRef: {group: policy.linkerd.io, kind: HTTPRoute, name: buy}
+  requiredAuthenticationRefs: [{kind: ServiceAccount, name: buyer}]
+";
+
+fn inbound_routes(yaml: &str) -> Vec<String> {
+    let server = inbound_policy(yaml, 8080);
+    assert!(
+        server.authorizations.is_empty(),
+        "nothing is granted on the whole port"
+    );
+    let Some(proxy_protocol::Kind::Http1(http)) = server.protocol.unwrap().kind else {
+        panic!("not HTTP/1")
+    };
+    let show = |route: &linkerd2_proxy_api::inbound::HttpRoute| {
+        let name = match route.metadata.as_ref().and_then(|meta| meta.kind.as_ref()) {
+            Some(metadata::Kind::Resource(resource)) => resource.name.clone(),
+            Some(metadata::Kind::Default(name)) => format!("default {name}"),
+            None => panic!("proxies want metadata"),
+        };
+        let granted: Vec<String> = route.authorizations.iter().map(show_authz).collect();
+        format!("{name} {} [{}]", route.rules.len(), granted.join("; "))
+    };
+    http.routes.iter().map(show).collect()
+}
+
+#[test]
+fn what_is_granted_to_a_route_holds_on_that_route_only() {
+    assert_eq!(
+        inbound_routes(&with(&[SERVER, BUY])),
+        ["buy 1 [buyers: buyer.test.serviceaccount.identity.linkerd.cluster.local from 0.0.0.0/0 ::/0]"]
+    );
+    let of_another_group = BUY.replace("kind: HTTPRoute, name: buy", "kind: GRPCRoute, name: buy");
+    assert_eq!(inbound_routes(&with(&[SERVER, &of_another_group])), ["buy 1 []"]);
+}
+
+#[test]
+fn a_server_takes_no_routes_from_another_namespace() {
+    let stranger = BUY
+        .replace("name: buy, namespace: test", "name: buy, namespace: other")
+        .replace(
+            "kind: Server, name: web}",
+            "kind: Server, name: web, namespace: test}",
+        );
+    assert!(inbound_routes(&with(&[SERVER, &stranger]))[0].starts_with("default default"));
+}

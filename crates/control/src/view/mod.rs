@@ -8,6 +8,7 @@
 
 pub mod clusters;
 pub mod objects;
+pub mod routes;
 mod state;
 pub mod watch;
 
@@ -24,12 +25,12 @@ pub use self::state::{Change, RemoteCluster, State};
 /// Something that an answer can rest on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Topic {
-    /// A Service, its endpoints, the pods behind them, its TrafficSplit.
+    /// A Service, its endpoints, the pods behind them, its TrafficSplit and its routes.
     Service(Key),
     Pod(Key),
     /// Whatever has this address now or later.
     Ip(IpAddr),
-    /// Servers and authorizations of a namespace.
+    /// Servers, their routes and authorizations of a namespace.
     Policy(String),
     /// Which other clusters Services look into, and which of them are known.
     Clusters,

@@ -548,7 +548,7 @@ fn weight(value: &Value) -> Option<Weight> {
     }
 }
 
-fn created(object: &DynamicObject) -> String {
+pub(super) fn created(object: &DynamicObject) -> String {
     object
         .creation_timestamp()
         .map(|time| time.0.to_string())

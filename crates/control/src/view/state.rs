@@ -12,6 +12,7 @@ use super::objects::{
     AuthorizationPolicy, Key, MeshTlsAuthentication, NetworkAuthentication, Pod, Server, ServerAuthorization,
     Service, Slice, Split,
 };
+use super::routes::{Parent, Route, RouteId, RouteKind};
 use super::watch::Feed;
 use super::{Topic, Topics};
 
@@ -27,6 +28,7 @@ pub enum Change {
     AuthorizationPolicy(Key, Option<AuthorizationPolicy>),
     MeshTls(Key, Option<MeshTlsAuthentication>),
     Network(Key, Option<NetworkAuthentication>),
+    Route(RouteId, Option<Route>),
     /// After a complete list: nothing else of this kind exists.
     Only(Feed, BTreeSet<Key>),
     /// Another cluster became known, or is forgotten with all that it has.
@@ -50,6 +52,8 @@ pub struct State {
     pods: BTreeMap<Key, Pod>,
     splits: BTreeMap<Key, Split>,
     policies: BTreeMap<String, Policies>,
+    routes: BTreeMap<RouteId, Route>,
+    routes_of: HashMap<Parent, BTreeSet<RouteId>>,
     /// Slices by Service.
     slices_of: HashMap<Key, BTreeSet<Key>>,
     /// Services by a pod that they list.
@@ -126,6 +130,17 @@ impl State {
             .map(|(_, split)| split)
     }
 
+    /// The routes of one kind for a port of a parent, the oldest first.
+    pub fn routes(&self, kind: RouteKind, parent: &Parent, port: u16) -> Vec<&Route> {
+        let ids = self.routes_of.get(parent).into_iter().flatten();
+        let mut routes: Vec<&Route> = ids
+            .filter_map(|id| self.routes.get(id))
+            .filter(|route| route.id.kind == kind && route.is_for(parent, port))
+            .collect();
+        routes.sort_by_key(|route| (&route.created, &route.id.key));
+        routes
+    }
+
     pub fn remote(&self, cluster: &str) -> Option<&RemoteCluster> {
         self.remotes.get(cluster)
     }
@@ -141,6 +156,7 @@ impl State {
 
     pub fn apply(&mut self, change: Change, topics: &mut Topics) {
         match change {
+            Change::Route(id, new) => self.apply_route(id, new, topics),
             Change::Only(feed, listed) => {
                 for gone in self.keys(feed).difference(&listed) {
                     self.apply(feed.gone(gone.clone()), topics);
@@ -190,6 +206,35 @@ impl State {
         }
     }
 
+    fn apply_route(&mut self, id: RouteId, new: Option<Route>, topics: &mut Topics) {
+        let parents = |route: &Route| -> Vec<Parent> {
+            route.parents.iter().map(|(parent, _)| parent.clone()).collect()
+        };
+        let Some([old, new]) = replace(&mut self.routes, id.clone(), new, parents)
+            .map(|[old, new]| [old.unwrap_or_default(), new.unwrap_or_default()])
+        else {
+            return;
+        };
+        for parent in &old {
+            if let Some(ids) = self.routes_of.get_mut(parent) {
+                ids.remove(&id);
+                if ids.is_empty() {
+                    self.routes_of.remove(parent);
+                }
+            }
+        }
+        for parent in &new {
+            self.routes_of
+                .entry(parent.clone())
+                .or_default()
+                .insert(id.clone());
+        }
+        topics.extend(old.into_iter().chain(new).map(|parent| match parent {
+            Parent::Service(key) => Topic::Service(key),
+            Parent::Server(key) => Topic::Policy(key.namespace),
+        }));
+    }
+
     fn keys(&self, feed: Feed) -> BTreeSet<Key> {
         fn named<'a, V: 'a>(
             policies: &'a BTreeMap<String, Policies>,
@@ -212,6 +257,12 @@ impl State {
             Feed::AuthorizationPolicies => named(&self.policies, |policies| &policies.authorization_policies),
             Feed::MeshTlsAuthentications => named(&self.policies, |policies| &policies.mesh_tls),
             Feed::NetworkAuthentications => named(&self.policies, |policies| &policies.networks),
+            Feed::Routes(kind, group) => self
+                .routes
+                .keys()
+                .filter(|id| id.kind == kind && id.group == group)
+                .map(|id| id.key.clone())
+                .collect(),
         }
     }
 

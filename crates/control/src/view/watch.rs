@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use super::objects::{
     AuthorizationPolicy, Key, Pod, Server, ServerAuthorization, Service, Slice, Split, spec,
 };
+use super::routes::{GATEWAY_GROUP, Route, RouteId, RouteKind};
 use super::{Change, View};
 
 /// After a failure the next attempt waits this long, doubling up to the maximum.
@@ -49,6 +50,8 @@ pub enum Feed {
     AuthorizationPolicies,
     MeshTlsAuthentications,
     NetworkAuthentications,
+    /// Of one kind and API group.
+    Routes(RouteKind, &'static str),
 }
 
 impl Feed {
@@ -65,6 +68,7 @@ impl Feed {
             Self::AuthorizationPolicies => Change::AuthorizationPolicy(key, None),
             Self::MeshTlsAuthentications => Change::MeshTls(key, None),
             Self::NetworkAuthentications => Change::Network(key, None),
+            Self::Routes(kind, group) => Change::Route(RouteId { kind, group, key }, None),
         }
     }
 }
@@ -243,6 +247,23 @@ impl Watches {
                     },
                 ))
             }
+            Feed::Routes(kind, group) => {
+                let (version, plural) = match (kind, group) {
+                    (RouteKind::Http, GATEWAY_GROUP) => ("v1", "httproutes"),
+                    (RouteKind::Http, _) => ("v1beta3", "httproutes"),
+                    (RouteKind::Grpc, _) => ("v1", "grpcroutes"),
+                };
+                let api = dynamic(group, version, &kind.to_string(), plural);
+                self.tasks.spawn(follow(
+                    api,
+                    (feed, sink),
+                    listed,
+                    move |key, object: Option<DynamicObject>| {
+                        let route = object.and_then(|object| Route::parse(kind, group, &object));
+                        Change::Route(RouteId { kind, group, key }, route)
+                    },
+                ))
+            }
         };
     }
 }
@@ -251,7 +272,7 @@ async fn follow<K>(
     api: Api<K>,
     (feed, sink): (Feed, Sink),
     listed: oneshot::Sender<()>,
-    change: fn(Key, Option<K>) -> Change,
+    change: impl Fn(Key, Option<K>) -> Change,
 ) where
     K: Resource + ResourceExt + Clone + DeserializeOwned + Debug + Send + 'static,
 {
