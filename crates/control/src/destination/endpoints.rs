@@ -155,6 +155,7 @@ fn of_member(
         }
         let labels = labels.map(|(label, value)| (label.to_owned(), value.clone()));
         weighted.metric_labels.extend(labels);
+        weighted.http2 = weighted.http2.map(|_| http2(Distance::Far));
         found.addresses.insert(address, weighted);
     }
 }
@@ -287,7 +288,7 @@ pub fn pod_address(
         protocol,
         opaque_transport,
     });
-    weighted.http2 = Some(http2());
+    weighted.http2 = Some(http2(Distance::Near));
     weighted
 }
 
@@ -320,7 +321,7 @@ fn foreign_address(
             protocol: Some(protocol_hint::Protocol::H2(protocol_hint::H2 {})),
             opaque_transport: None,
         });
-        weighted.http2 = Some(http2());
+        weighted.http2 = Some(http2(Distance::Far));
     }
     weighted
 }
@@ -380,16 +381,28 @@ fn dns_identity(identity: &str) -> TlsIdentity {
 }
 
 /// Keep-alives find out that an endpoint is gone although nobody said so.
-fn http2() -> Http2ClientParams {
+fn http2(distance: Distance) -> Http2ClientParams {
     let duration = |seconds| Duration::from_secs(seconds).try_into().ok();
+    let interval = match distance {
+        Distance::Near => 10,
+        Distance::Far => 3,
+    };
     Http2ClientParams {
         keep_alive: Some(http2_client_params::KeepAlive {
-            interval: duration(10),
+            interval: duration(interval),
             timeout: duration(3),
             while_idle: true,
         }),
         ..Http2ClientParams::default()
     }
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Distance {
+    Near,
+    /// In another cluster. When that is cut off, nobody here hears of it but those who ask often.
+    Far,
 }
 
 /// The updates that turn one answer into the next. What is added comes before what is removed, so that a set that is

@@ -35,6 +35,7 @@ const FEEDS: [Feed; 5] = [
 ];
 /// More clusters than are linked in practice; each one costs a task and its objects.
 const CLUSTERS_MAX: usize = 100;
+const REACHABLE_METRIC: &str = "remote_cluster_reachable";
 /// How long answers may wait for another cluster's first list.
 const LISTED_MAX: Duration = Duration::from_secs(3);
 
@@ -84,13 +85,33 @@ async fn follow_interest(view: Arc<View>, setup: Setup, settled: channel::Sender
     loop {
         let (wanted, changed) = view.observe(|state, topics| {
             topics.insert(Topic::Clusters);
-            state
-                .remote_interest()
-                .take(CLUSTERS_MAX)
-                .cloned()
-                .collect::<BTreeSet<_>>()
+            state.remote_interest().cloned().collect::<BTreeSet<_>>()
         });
-        followed.retain(|name, _| wanted.contains(name));
+        if wanted.len() > CLUSTERS_MAX {
+            tracing::error!(
+                wanted = wanted.len(),
+                max = CLUSTERS_MAX,
+                "services look into more clusters than are followed"
+            );
+        }
+        let wanted: BTreeSet<String> = wanted.into_iter().take(CLUSTERS_MAX).collect();
+        let lost: Vec<String> = followed
+            .keys()
+            .filter(|name| !wanted.contains(*name))
+            .cloned()
+            .collect();
+        for name in lost {
+            if let Some(task) = followed.remove(&name) {
+                // Its last word must not come after the first one of a successor.
+                task.abort();
+                let _ = task.await;
+            }
+            view.apply(Change::Cluster(name.clone(), None));
+            settled.send_if_modified(|settled| settled.remove(&name));
+            setup
+                .metrics
+                .forget(REACHABLE_METRIC, ("target_cluster_name", &name));
+        }
         for name in &wanted {
             if !followed.contains_key(name) {
                 let cluster = Cluster {
@@ -187,7 +208,9 @@ impl Cluster {
             let is_current = session.as_ref().is_some_and(|session| session.access == *access)
                 && reach != Some(Reach::Recovered);
             if !is_current {
-                // What was known stays until the new watches have listed everything.
+                // The old watches first: two of them would mix what two clusters have. What they saw stays in the view
+                // until the new ones have listed everything.
+                drop(session.take());
                 session = self.connect(&access, &bell).await;
             }
             self.settle(!matches!(reach, Some(Reach::Down(_))) && session.is_some());
@@ -220,25 +243,13 @@ impl Cluster {
     /// Nobody needs to wait for this cluster any more.
     fn settle(&self, reachable: bool) {
         self.setup.metrics.set(
-            "remote_cluster_reachable",
+            REACHABLE_METRIC,
             "Whether a cluster that is looked into answers",
             &[("target_cluster_name", &self.name)],
             if reachable { 1.0 } else { 0.0 },
         );
         self.settled
             .send_if_modified(|settled| settled.insert(self.name.clone()));
-    }
-}
-
-/// Forgotten when nobody looks there any more, or when this process ends.
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        self.view.apply(Change::Cluster(self.name.clone(), None));
-        self.setup
-            .metrics
-            .forget("remote_cluster_reachable", ("target_cluster_name", &self.name));
-        self.settled
-            .send_if_modified(|settled| settled.remove(&self.name));
     }
 }
 
