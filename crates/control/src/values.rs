@@ -313,6 +313,21 @@ pub fn merge(below: &mut Value, above: Value) {
 
 /// Adds what `--set` says to a tree: `a.b=1,c[0].d=x,list={x,y}`, with Helm's escapes.
 pub fn set(tree: &mut Value, setting: &str) -> Result<(), ValuesError> {
+    set_each(tree, setting, literal)
+}
+
+/// The same for `--set-string`: every value is text.
+pub fn set_string(tree: &mut Value, setting: &str) -> Result<(), ValuesError> {
+    set_each(tree, setting, |text| Value::String(unescape(text)))
+}
+
+/// Adds one value to a tree, as it is.
+pub fn set_text(tree: &mut Value, path: &str, text: String) -> Result<(), ValuesError> {
+    *place(tree, path).ok_or_else(|| ValuesError::Setting(path.into()))? = Value::String(text);
+    Ok(())
+}
+
+fn set_each(tree: &mut Value, setting: &str, read: impl Fn(&str) -> Value) -> Result<(), ValuesError> {
     for pair in split_unescaped(setting, ',')
         .into_iter()
         .filter(|pair| !pair.is_empty())
@@ -320,35 +335,40 @@ pub fn set(tree: &mut Value, setting: &str) -> Result<(), ValuesError> {
         let Some((path, value)) = pair.split_once('=') else {
             return Err(ValuesError::Setting(setting.into()));
         };
-        let mut place = &mut *tree;
-        for step in steps(path).ok_or_else(|| ValuesError::Setting(setting.into()))? {
-            place = match step {
-                Step::Name(name) => {
-                    if !place.is_object() {
-                        *place = Value::Object(serde_json::Map::new());
-                    }
-                    let Value::Object(map) = place else {
-                        unreachable!("just made an object")
-                    };
-                    map.entry(name).or_insert(Value::Null)
-                }
-                Step::Index(at) => {
-                    if !place.is_array() {
-                        *place = Value::Array(vec![]);
-                    }
-                    let Value::Array(list) = place else {
-                        unreachable!("just made a list")
-                    };
-                    if list.len() <= at {
-                        list.resize(at + 1, Value::Null);
-                    }
-                    &mut list[at]
-                }
-            };
-        }
-        *place = literal(value);
+        *place(tree, path).ok_or_else(|| ValuesError::Setting(setting.into()))? = read(value);
     }
     Ok(())
+}
+
+/// Where a path leads in a tree, which grows accordingly; `None` if it isn't a path.
+fn place<'a>(tree: &'a mut Value, path: &str) -> Option<&'a mut Value> {
+    let mut place = tree;
+    for step in steps(path)? {
+        place = match step {
+            Step::Name(name) => {
+                if !place.is_object() {
+                    *place = Value::Object(serde_json::Map::new());
+                }
+                let Value::Object(map) = place else {
+                    unreachable!("just made an object")
+                };
+                map.entry(name).or_insert(Value::Null)
+            }
+            Step::Index(at) => {
+                if !place.is_array() {
+                    *place = Value::Array(vec![]);
+                }
+                let Value::Array(list) = place else {
+                    unreachable!("just made a list")
+                };
+                if list.len() <= at {
+                    list.resize(at + 1, Value::Null);
+                }
+                &mut list[at]
+            }
+        };
+    }
+    Some(place)
 }
 
 enum Step {

@@ -46,6 +46,7 @@ pub const COMPONENT: &str = "component";
 pub const COMPONENT_SERVICE_MIRROR: &str = "service-mirror";
 pub const COMPONENT_SERVICE_MIRROR_POD: &str = "linkerd-service-mirror";
 pub const COMPONENT_CONTROLLER: &str = "controller";
+pub const COMPONENT_LOCAL_SERVICE_MIRROR: &str = "local-service-mirror";
 
 pub const FAILOVER_CONTROLLED_BY: &str = "failover.linkerd.io/controlled-by";
 pub const FAILOVER_PRIMARY: &str = "failover.linkerd.io/primary-service";
@@ -78,9 +79,11 @@ pub fn credentials_secret(cluster: &str) -> String {
     format!("cluster-credentials-{cluster}")
 }
 
-/// Name of the Lease by which the controllers of one Link agree who writes.
+/// Begins the names of the Leases by which the controllers of one Link agree who writes.
+pub const SERVICE_MIRROR_LEASE_PREFIX: &str = "service-mirror-write-";
+
 pub fn service_mirror_lease(link: &str) -> String {
-    format!("service-mirror-write-{link}")
+    format!("{SERVICE_MIRROR_LEASE_PREFIX}{link}")
 }
 
 /// Lease by which the controllers of local members agree who writes.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use hawser_control::mirror;
+use hawser_control::values::VERSION;
 use hawser_crd::Link;
 use hawser_crd::keys;
 use hawser_tls::TrustAnchors;
@@ -21,7 +22,8 @@ use serde_json::json;
 use tokio::time::{Duration, Instant};
 
 use super::gateways::{self, SCRAPE_DEADLINE};
-use super::{manifests, mesh_values};
+use super::manifests::Names;
+use super::mesh_values;
 use crate::check::{Category, Format, Outcome, Report, until};
 use crate::kube::{ClusterArgs, is_missing};
 use crate::problem::Problem;
@@ -142,6 +144,12 @@ impl Subject {
         );
         if !self.links.is_empty() {
             category.row(
+                "Link and CLI versions match",
+                "l5d-multicluster-links-version",
+                "link again with this CLI: hawser mc link --cluster-name NAME | kubectl apply -f -",
+                self.links_are_of_this_version().warn(),
+            );
+            category.row(
                 "remote cluster access credentials are valid",
                 "l5d-smc-target-clusters-access",
                 "link again: hawser mc link --cluster-name NAME | kubectl apply -f -",
@@ -164,6 +172,12 @@ impl Subject {
                 "l5d-multicluster-service-mirror-running",
                 format!("kubectl -n {} describe pods", self.namespace),
                 self.controllers_run().await,
+            );
+            category.row(
+                "extension is managing controllers",
+                "l5d-multicluster-managed-controllers",
+                "hawser mc install --set controllers[0].link.ref.name=NAME, and hawser mc unlink --only-controller",
+                self.controllers_are_managed().await.warn(),
             );
             category.row(
                 "probe services able to communicate with all gateway mirrors",
@@ -190,7 +204,33 @@ impl Subject {
             format!("kubectl -n {} get pods", self.namespace),
             self.proxies_are_healthy().await,
         );
+        let rollout = format!("kubectl -n {} rollout restart deployments", self.namespace);
+        category.row(
+            "multicluster extension proxies are up-to-date",
+            "l5d-multicluster-proxy-cp-version",
+            rollout.clone(),
+            self.proxies_are_of_the_control_plane().await.warn(),
+        );
+        category.row(
+            "multicluster extension proxies and cli versions match",
+            "l5d-multicluster-proxy-cli-version",
+            rollout,
+            self.proxies_are_of(VERSION).await.warn(),
+        );
         category
+    }
+
+    fn links_are_of_this_version(&self) -> Outcome {
+        let ours = format!("linkerd/cli {VERSION}");
+        Outcome::each(self.links.iter().map(|link| {
+            let name = link.name_any();
+            match link.annotations().get(keys::CREATED_BY) {
+                Some(by) if *by == ours => Ok(name),
+                Some(by) => Err(format!("{name}: made by {by}, this is {ours}")),
+                // Written by hand, or by something that doesn't say who it is.
+                None => Err(format!("{name}: it doesn't say which version made it")),
+            }
+        }))
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
@@ -308,23 +348,23 @@ impl Subject {
         Outcome::each(results)
     }
 
-    /// Either by the names that `link` gives, or by those of an extension that manages its controllers.
+    /// By the names that `link` gives, by those of an extension that manages its controllers, or by those of the
+    /// controller for Links that have none of their own.
     async fn has_permissions(&self, cluster: &str) -> Result<(), String> {
-        let own = [
-            manifests::controller_name(cluster),
-            manifests::local_access_name(cluster),
-            manifests::credentials_access_name(cluster),
-        ];
-        let managed = [
-            format!("controller-{cluster}"),
-            format!("linkerd-multicluster-controller-access-local-resources-{cluster}"),
-            format!("controller-read-remote-creds-{cluster}"),
-        ];
-        let [account, local, credentials] = match self.exists::<ServiceAccount>(&own[0]).await {
-            Ok(()) => own,
-            Err(_) => managed,
-        };
-        self.exists::<ServiceAccount>(&account).await?;
+        let candidates = [Names::linked(cluster), Names::managed(cluster), Names::shared()];
+        let mut names = None;
+        let mut missing = Err("no service account of a controller exists".to_owned());
+        for candidate in candidates {
+            match self.exists::<ServiceAccount>(&candidate.controller).await {
+                Ok(()) => {
+                    names = Some(candidate);
+                    break;
+                }
+                Err(error) => missing = Err(error),
+            }
+        }
+        let Some(names) = names else { return missing };
+        let (local, credentials) = (names.local_access, names.credentials_access);
         let (roles, bindings): (Api<ClusterRole>, Api<ClusterRoleBinding>) =
             (Api::all(self.client.clone()), Api::all(self.client.clone()));
         let binding = bounded(bindings.get(&local))
@@ -363,6 +403,26 @@ impl Subject {
     }
 
     async fn controller_runs(&self, cluster: &str) -> Result<(), String> {
+        let found = self.controllers_of(cluster).await?;
+        let is_available = |deployment: &Deployment| {
+            let status = deployment.status.as_ref();
+            status.and_then(|status| status.available_replicas).unwrap_or(0) > 0
+        };
+        match found.as_slice() {
+            [] => Err(format!(
+                "no service mirror controller deployment for the cluster {cluster}"
+            )),
+            [one] if is_available(one) => Ok(()),
+            [one] => Err(format!("deployment {} is not available", one.name_any())),
+            _ => Err(format!(
+                "{} service mirror controller deployments for the cluster {cluster}",
+                found.len()
+            )),
+        }
+    }
+
+    /// The Deployments of a Link's own; if there are none, the one that looks after all such Links.
+    async fn controllers_of(&self, cluster: &str) -> Result<Vec<Deployment>, String> {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
         let query = format!(
             "{} in ({},{}),{}={cluster}",
@@ -374,26 +434,28 @@ impl Subject {
         let found = bounded(deployments.list(&ListParams::default().labels(&query)))
             .await?
             .items;
-        match found.as_slice() {
-            [] => Err(format!(
-                "no service mirror controller deployment for the cluster {cluster}"
-            )),
-            [one]
-                if one
-                    .status
-                    .as_ref()
-                    .and_then(|status| status.available_replicas)
-                    .unwrap_or(0)
-                    > 0 =>
-            {
-                Ok(())
-            }
-            [one] => Err(format!("deployment {} is not available", one.name_any())),
-            _ => Err(format!(
-                "{} service mirror controller deployments for the cluster {cluster}",
-                found.len()
-            )),
+        if !found.is_empty() {
+            return Ok(found);
         }
+        let shared = format!("{}={}", keys::COMPONENT, keys::COMPONENT_LOCAL_SERVICE_MIRROR);
+        Ok(bounded(deployments.list(&ListParams::default().labels(&shared)))
+            .await?
+            .items)
+    }
+
+    async fn controllers_are_managed(&self) -> Outcome {
+        let mut results = Vec::new();
+        for name in self.names() {
+            let legacy = Names::linked(name).controller;
+            results.push(match self.controllers_of(name).await {
+                Ok(found) if found.iter().any(|deployment| deployment.name_any() == legacy) => {
+                    Err(format!("{name}: deployment {legacy} was made by hawser mc link"))
+                }
+                Ok(_) => Ok(name.to_owned()),
+                Err(error) => Err(format!("{name}: {error}")),
+            });
+        }
+        Outcome::each(results)
     }
 
     async fn gateways_answer(&self) -> Outcome {
@@ -406,7 +468,7 @@ impl Subject {
         if probed.is_empty() {
             return Outcome::Skipped;
         }
-        let gathering = gateways::gather(&self.client, &self.namespace, None);
+        let gathering = gateways::gather(&self.client, &self.namespace, None, "1m");
         let gateways = match tokio::time::timeout(SCRAPE_DEADLINE, gathering).await {
             Ok(Ok(gateways)) => gateways,
             Ok(Err(problem)) => return Outcome::Error(problem.to_string()),
@@ -515,22 +577,41 @@ impl Subject {
         }
     }
 
-    async fn proxies_are_healthy(&self) -> Outcome {
+    async fn pods(&self) -> Result<Vec<Pod>, String> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let pods = match bounded(pods.list(&ListParams::default())).await {
-            Ok(pods) => pods.items,
+        Ok(bounded(pods.list(&ListParams::default())).await?.items)
+    }
+
+    async fn proxies_are_healthy(&self) -> Outcome {
+        let pods = match self.pods().await {
+            Ok(pods) if pods.is_empty() => return Outcome::Skipped,
+            Ok(pods) => pods,
             Err(error) => return Outcome::Error(error),
         };
-        let unready: Vec<String> = pods
-            .iter()
-            .filter(|pod| !has_ready_proxy(pod))
-            .map(ResourceExt::name_any)
-            .collect();
-        match (pods.is_empty(), unready.is_empty()) {
-            (true, _) => Outcome::Skipped,
-            (_, true) => Outcome::fine(),
-            (_, false) => Outcome::Warning(format!("pods without a ready proxy: {}", unready.join(", "))),
+        let unready = pods.iter().filter(|pod| !has_ready_proxy(pod));
+        Outcome::none("pods without a ready proxy", unready.map(ResourceExt::name_any)).warn()
+    }
+
+    async fn proxies_are_of_the_control_plane(&self) -> Outcome {
+        let reading = tokio::time::timeout(DEADLINE, mesh_values(&self.client, &self.linkerd_namespace));
+        match reading.await {
+            Ok(Ok(mesh)) => self.proxies_are_of(mesh.proxy_version()).await,
+            Ok(Err(problem)) => Outcome::Error(problem.to_string()),
+            Err(_) => Outcome::Error(format!("no answer within {DEADLINE:?}")),
         }
+    }
+
+    async fn proxies_are_of(&self, version: &str) -> Outcome {
+        let pods = match self.pods().await {
+            Ok(pods) if pods.is_empty() => return Outcome::Skipped,
+            Ok(pods) => pods,
+            Err(error) => return Outcome::Error(error),
+        };
+        let others = pods.iter().filter_map(|pod| {
+            let found = pod.annotations().get(hawser_control::keys::PROXY_VERSION)?;
+            (found != version).then(|| format!("{} ({found})", pod.name_any()))
+        });
+        Outcome::none(&format!("proxies of other versions than {version}"), others)
     }
 }
 

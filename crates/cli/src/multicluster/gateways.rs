@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use hawser_control::mirror::{LATENCY_METRIC, LATENCY_QUANTILES, LATENCY_WINDOWS};
 use hawser_crd::keys;
 use hawser_runtime::exposition::samples;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -26,10 +27,14 @@ pub(super) struct GatewaysArgs {
     /// How long to wait for all controllers' answers, in seconds (30s) or as a duration
     #[arg(short, long, default_value = "30s")]
     wait: String,
+    /// Of which time the latencies are
+    #[arg(long, short = 't', default_value = "1m", value_parser = LATENCY_WINDOWS.map(|(name, _)| name))]
+    time_window: String,
     /// table or json
-    #[arg(short, long, default_value = "table")]
+    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
     output: String,
-    #[arg(long, default_value = keys::MULTICLUSTER_NAMESPACE)]
+    /// Namespace of the multicluster extension
+    #[arg(long, alias = "gateway-namespace", default_value = keys::MULTICLUSTER_NAMESPACE)]
     namespace: String,
 }
 
@@ -39,7 +44,19 @@ pub(super) struct Gateway {
     pub(super) cluster: String,
     pub(super) alive: bool,
     services: usize,
+    /// Of the last good probe.
     latency_ms: Option<f64>,
+    /// p50, p95 and p99 of the window.
+    quantiles_ms: Option<[f64; 3]>,
+}
+
+/// What one controller says of one gateway.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Reading {
+    is_probed: bool,
+    is_alive: bool,
+    latency_ms: Option<f64>,
+    quantiles_ms: [Option<f64>; 3],
 }
 
 pub(super) async fn run(cluster: &ClusterArgs, args: GatewaysArgs) -> Result<ExitCode, Problem> {
@@ -52,7 +69,12 @@ pub(super) async fn run(cluster: &ClusterArgs, args: GatewaysArgs) -> Result<Exi
         )
     })?;
     let connection = cluster.connect().await?;
-    let gathering = gather(&connection.client, &args.namespace, args.cluster_name.as_deref());
+    let gathering = gather(
+        &connection.client,
+        &args.namespace,
+        args.cluster_name.as_deref(),
+        &args.time_window,
+    );
     let gateways = match tokio::time::timeout(wait, gathering).await {
         Ok(gateways) => gateways?,
         Err(_) => {
@@ -73,21 +95,13 @@ pub(super) async fn gather(
     client: &Client,
     namespace: &str,
     only: Option<&str>,
+    window: &str,
 ) -> Result<Vec<Gateway>, Problem> {
     let what = "cannot find the controllers of links";
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    let mut query = format!(
-        "{} in ({},{})",
-        keys::COMPONENT,
-        keys::COMPONENT_SERVICE_MIRROR_POD,
-        keys::COMPONENT_CONTROLLER
-    );
-    if let Some(cluster) = only {
-        query = format!("{query},{}={cluster}", keys::CLUSTER_NAME);
-    }
     let controllers = pods
-        .list(&ListParams::default().labels(&query))
+        .list(&ListParams::default())
         .await
         .map_err(|error| problem(what, error))?
         .items;
@@ -97,7 +111,11 @@ pub(super) async fn gather(
         .map_err(|error| problem(what, error))?
         .items
         .into_iter()
-        .filter(|lease| lease.name_any().contains("service-mirror-write"))
+        .filter(|lease| {
+            let link = lease.name_any();
+            let link = link.strip_prefix(keys::SERVICE_MIRROR_LEASE_PREFIX);
+            link.is_some_and(|link| only.is_none_or(|only| only == link))
+        })
         .filter_map(|lease| lease.spec?.holder_identity)
         .collect();
     let mut gateways = Vec::new();
@@ -113,8 +131,8 @@ pub(super) async fn gather(
                     format!("kubectl -n {namespace} logs {}", pod.name_any()),
                 )
             })?;
-        for (cluster, metrics) in by_cluster(&text) {
-            if metrics.get("gateway_enabled") != Some(&1.0) {
+        for (cluster, reading) in readings(&text, window) {
+            if !reading.is_probed || only.is_some_and(|only| only != cluster) {
                 continue;
             }
             let query = format!("{}=true,{}={cluster}", keys::MIRRORED_SERVICE, keys::CLUSTER_NAME);
@@ -122,15 +140,17 @@ pub(super) async fn gather(
             let mirrors = services
                 .list_metadata(&ListParams::default().labels(&query))
                 .await;
-            let alive = metrics.get("gateway_alive") == Some(&1.0);
+            let [p50, p95, p99] = reading.quantiles_ms;
+            let quantiles = p50.zip(p95).zip(p99).map(|((p50, p95), p99)| [p50, p95, p99]);
             gateways.push(Gateway {
                 cluster,
-                alive,
+                alive: reading.is_alive,
                 services: mirrors
                     .map_err(|error| problem("cannot count the mirrors", error))?
                     .items
                     .len(),
-                latency_ms: metrics.get("gateway_latency").copied().filter(|_| alive),
+                latency_ms: reading.latency_ms.filter(|_| reading.is_alive),
+                quantiles_ms: quantiles.filter(|_| reading.is_alive),
             });
         }
     }
@@ -149,16 +169,28 @@ fn admin_port(pod: &Pod) -> Option<u16> {
     u16::try_from(admin.container_port).ok()
 }
 
-/// The gauges of an exposition, by target cluster.
-fn by_cluster(text: &str) -> BTreeMap<String, BTreeMap<String, f64>> {
-    let mut clusters: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
+/// What an exposition says, by target cluster.
+fn readings(text: &str, window: &str) -> BTreeMap<String, Reading> {
+    let mut clusters: BTreeMap<String, Reading> = BTreeMap::new();
     for sample in samples(text).flatten() {
-        let mut labels = sample.labels.iter();
-        if let (Some(("target_cluster_name", cluster)), None) = (labels.next(), labels.next()) {
-            clusters
-                .entry(cluster.into_owned())
-                .or_default()
-                .insert(sample.name.to_owned(), sample.value);
+        let Some(cluster) = sample.labels.get("target_cluster_name") else {
+            continue;
+        };
+        let reading = clusters.entry(cluster.into_owned()).or_default();
+        match sample.name {
+            "gateway_enabled" => reading.is_probed = sample.value == 1.0,
+            "gateway_alive" => reading.is_alive = sample.value == 1.0,
+            "gateway_latency" => reading.latency_ms = Some(sample.value),
+            LATENCY_METRIC if sample.labels.get("window").as_deref() == Some(window) => {
+                let quantile = sample.labels.get("quantile");
+                let at = LATENCY_QUANTILES
+                    .iter()
+                    .position(|(name, _)| quantile.as_deref() == Some(name));
+                if let Some(place) = at.and_then(|at| reading.quantiles_ms.get_mut(at)) {
+                    *place = Some(sample.value);
+                }
+            }
+            _ => {}
         }
     }
     clusters
@@ -170,18 +202,21 @@ fn table(gateways: &[Gateway]) -> String {
         .map(|gateway| gateway.cluster.len())
         .fold(7, usize::max);
     let mut text = format!(
-        "{:<width$}  {:<5}  {:>9}  {:>11}  \n",
-        "CLUSTER", "ALIVE", "NUM_SVC", "LATENCY"
+        "{:<width$}  {:<5}  {:>9}  {:>11}  {:>11}  {:>11}  \n",
+        "CLUSTER", "ALIVE", "NUM_SVC", "LATENCY_P50", "LATENCY_P95", "LATENCY_P99"
     );
     for gateway in gateways {
         let alive = if gateway.alive { "True" } else { "False" };
-        let latency = gateway
-            .latency_ms
-            .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0}ms"));
         text += &format!(
-            "{:<width$}  {alive:<5}  {:>9}  {latency:>11}  \n",
+            "{:<width$}  {alive:<5}  {:>9}  ",
             gateway.cluster, gateway.services
         );
+        for at in 0..3 {
+            let latency = gateway.quantiles_ms.as_ref().and_then(|all| all.get(at));
+            let latency = latency.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0}ms"));
+            text += &format!("{latency:>11}  ");
+        }
+        text.push('\n');
     }
     text
 }
@@ -190,9 +225,15 @@ fn json_text(gateways: &[Gateway]) -> String {
     let rows: Vec<_> = gateways
         .iter()
         .map(|gateway| {
+            let [p50, p95, p99] = gateway
+                .quantiles_ms
+                .unwrap_or_default()
+                .map(|ms| ms.round() as u64);
             json!({
                 "clusterName": gateway.cluster, "alive": gateway.alive,
-                "numberOfServices": gateway.services, "latency": gateway.latency_ms.unwrap_or(0.0) as u64,
+                "numberOfServices": gateway.services,
+                "latency": gateway.latency_ms.unwrap_or(0.0).round() as u64,
+                "latencyP50": p50, "latencyP95": p95, "latencyP99": p99,
             })
         })
         .collect();
@@ -212,6 +253,7 @@ mod tests {
             alive,
             services: 1,
             latency_ms: alive.then_some(1.6),
+            quantiles_ms: alive.then_some([1.6, 20.0, 1234.4]),
         }
     }
 
@@ -219,24 +261,35 @@ mod tests {
     fn the_table_is_aligned_as_documented() {
         assert_eq!(
             table(&[gateway("east", true), gateway("far-away", false)]),
-            "CLUSTER   ALIVE    NUM_SVC      LATENCY  \n\
-             east      True           1          2ms  \n\
-             far-away  False          1            -  \n"
+            "CLUSTER   ALIVE    NUM_SVC  LATENCY_P50  LATENCY_P95  LATENCY_P99  \n\
+             east      True           1          2ms         20ms       1234ms  \n\
+             far-away  False          1            -            -            -  \n"
         );
     }
 
     #[test]
-    fn gauges_are_read_by_cluster() {
-        let metrics = by_cluster(
+    fn readings_are_of_one_cluster_and_one_window() {
+        let readings = readings(
             "# TYPE gateway_alive gauge\n\
+             gateway_enabled{target_cluster_name=\"east\"} 1\n\
              gateway_alive{target_cluster_name=\"east\"} 1\n\
              gateway_latency{target_cluster_name=\"east\"} 3\n\
              gateway_probes{target_cluster_name=\"east\",probe_successful=\"true\"} 7\n\
+             gateway_probe_latency_window_ms{target_cluster_name=\"east\",window=\"1m\",quantile=\"0.5\"} 2.5\n\
+             gateway_probe_latency_window_ms{target_cluster_name=\"east\",window=\"1h\",quantile=\"0.95\"} 9\n\
+             gateway_enabled{target_cluster_name=\"north\"} 0\n\
              nonsense\n",
+            "1m",
         );
+        let east = Reading {
+            is_probed: true,
+            is_alive: true,
+            latency_ms: Some(3.0),
+            quantiles_ms: [Some(2.5), None, None],
+        };
         assert_eq!(
-            metrics["east"],
-            BTreeMap::from([("gateway_alive".into(), 1.0), ("gateway_latency".into(), 3.0)])
+            readings,
+            BTreeMap::from([("east".into(), east), ("north".into(), Reading::default())])
         );
     }
 }

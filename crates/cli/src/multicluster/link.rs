@@ -17,7 +17,7 @@ use kube::config::Cluster;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use super::manifests::{self, LinkManifest, Settings};
+use super::manifests::{self, LinkManifest, Names, Settings};
 use super::{OutputArgs, ValueArgs, mesh_values, print};
 use crate::kube::{ClusterArgs, is_missing, problem};
 use crate::problem::Problem;
@@ -74,7 +74,19 @@ pub(super) struct LinkArgs {
     /// Log level of the controller
     #[arg(long, default_value = "info")]
     log_level: String,
-    /// Three replicas of the controller
+    /// Log format of the controller
+    #[arg(long, default_value = "plain", value_parser = ["plain", "json"])]
+    log_format: String,
+    /// Registry of the controller's image
+    #[arg(long)]
+    registry: Option<String>,
+    /// Version of the controller's image
+    #[arg(long)]
+    control_plane_version: Option<String>,
+    /// Accepted for compatibility: what failed is tried again until it succeeds
+    #[arg(long, hide = true)]
+    service_mirror_retry_limit: Option<u32>,
+    /// Three replicas of the controller, on different nodes
     #[arg(long)]
     ha: bool,
     #[command(flatten)]
@@ -110,10 +122,19 @@ pub(super) async fn run(
     let connection = cluster.connect().await?;
     let (client, linkerd) = (&connection.client, &cluster.linkerd_namespace);
     let mesh = mesh_values(client, linkerd).await?;
-    let overrides = json!({
-        "namespace": args.namespace, "linkerdNamespace": linkerd, "logLevel": args.log_level,
-        "replicas": if args.ha { 3 } else { 1 },
+    let mut overrides = json!({
+        "namespace": args.namespace, "linkerdNamespace": linkerd,
+        "logLevel": args.log_level, "logFormat": args.log_format,
+        "replicas": if args.ha { 3 } else { 1 }, "enablePodAntiAffinity": args.ha,
     });
+    if args.registry.is_some() || args.control_plane_version.is_some() {
+        let image = image(
+            &mesh.controller_image(),
+            args.registry.as_deref(),
+            args.control_plane_version.as_deref(),
+        );
+        overrides["controllerImage"] = image.into();
+    }
     let settings = super::settings(&mesh, overrides, &args.values)?;
     let gateway = if args.gateway {
         let wanted = Wanted {
@@ -174,9 +195,28 @@ pub(super) async fn run(
     };
     let mut objects = manifests::link(&settings, &manifest);
     if controller == Controller::Included {
-        objects.extend(manifests::controller(&settings, &args.cluster_name, has_gateway));
+        let names = Names::linked(&args.cluster_name);
+        objects.extend(manifests::controller(&settings, &names, has_gateway));
     }
     print(&objects, args.output.output)
+}
+
+/// An image from another registry, or of another version.
+fn image(image: &str, registry: Option<&str>, version: Option<&str>) -> String {
+    let (path, own_version) = match image.rsplit_once(':') {
+        // A colon before a slash belongs to the registry's port.
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (image, None),
+    };
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let path = registry.map_or_else(
+        || path.to_owned(),
+        |registry| format!("{}/{name}", registry.trim_end_matches('/')),
+    );
+    match version.or(own_version) {
+        Some(version) => format!("{path}:{version}"),
+        None => path,
+    }
 }
 
 /// A link with all defaults, with its controller.
@@ -222,7 +262,11 @@ pub(super) async fn objects(
         spec,
     };
     let mut objects = manifests::link(settings, &manifest);
-    objects.extend(manifests::controller(settings, cluster_name, true));
+    objects.extend(manifests::controller(
+        settings,
+        &Names::linked(cluster_name),
+        true,
+    ));
     Ok(objects)
 }
 
@@ -232,7 +276,7 @@ fn check_name(name: &str) -> Result<(), Problem> {
     name.parse::<ClusterName>()
         .map_err(|error| Problem::new(what, error, attempt))?;
     // The longest name that is made of it, besides the mirrors': the credentials' role.
-    let longest = manifests::controller_name(name);
+    let longest = Names::linked(name).controller;
     longest
         .parse::<hawser_core::ServiceName>()
         .map_err(|error| Problem::new(what, error, attempt))?;
@@ -541,6 +585,20 @@ mod tests {
     }
 
     #[test]
+    fn an_image_may_come_from_elsewhere() {
+        for (registry, version, expected) in [
+            (None, Some("2"), "cr.example:5000/mesh/controller:2"),
+            (Some("local/"), None, "local/controller:1"),
+            (Some("local"), Some("2"), "local/controller:2"),
+        ] {
+            assert_eq!(
+                image("cr.example:5000/mesh/controller:1", registry, version),
+                expected
+            );
+        }
+    }
+
+    #[test]
     fn flags_win_over_the_load_balancer_and_node_ports_over_ports() {
         let node_port = service(json!({"spec": {"type": "NodePort"}, "status": null}));
         assert_eq!(gateway(&node_port, &wanted()), Err(GatewayError::NoAddress));
@@ -644,7 +702,7 @@ mod tests {
         )
         .await;
         let extension = keys::MULTICLUSTER_NAMESPACE;
-        for object in manifests::render(&Settings::default()) {
+        for object in manifests::render(&Settings::default()).unwrap() {
             if object["kind"] == "Service" {
                 create(Api::<Service>::namespaced(client.clone(), extension), object).await;
             }

@@ -3,6 +3,8 @@
 //! Pure: settings in, objects out, in the order in which they should be applied. Both kinds of gateway policy are
 //! rendered, because users of either look for theirs. Source: `spec/multicluster.md` 2, 3.1, 4 and 5.
 
+use std::collections::BTreeMap;
+
 use hawser_control::values::{self, VERSION, Values, ValuesError};
 use hawser_crd::keys;
 use serde::{Deserialize, Serialize};
@@ -19,12 +21,108 @@ pub(crate) struct Settings {
     pub(crate) image_pull_policy: String,
     pub(crate) gateway: GatewaySettings,
     pub(crate) remote_mirror_service_account: bool,
-    /// One name, or several with commas between them.
+    /// One name, several with commas between them, or a list.
+    #[serde(deserialize_with = "one_or_many")]
     pub(crate) remote_mirror_service_account_name: String,
     pub(crate) enable_headless_services: bool,
+    pub(crate) enable_namespace_creation: bool,
     pub(crate) write_endpoint_slices: bool,
     pub(crate) log_level: String,
+    pub(crate) log_format: String,
     pub(crate) replicas: u32,
+    /// Replicas on different nodes, and not all of them taken away at once.
+    pub(crate) enable_pod_anti_affinity: bool,
+    pub(crate) local_service_mirror: LocalSettings,
+    /// Links whose controllers come with the extension.
+    pub(crate) controllers: Vec<Value>,
+    /// Who reads the metrics of admin ports.
+    pub(crate) prometheus: PrometheusSettings,
+}
+
+/// The controller that every cluster has: of its own members of federated services, and of Links without a controller.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct LocalSettings {
+    pub(crate) replicas: u32,
+    pub(crate) federated_service_selector: String,
+    pub(crate) excluded_annotations: Vec<String>,
+    pub(crate) excluded_labels: Vec<String>,
+}
+
+/// One entry of `controllers`: whatever it leaves out is as in the extension's own settings.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ControllerSettings {
+    link: LinkReference,
+    gateway: Option<ControllerGateway>,
+    log_level: Option<String>,
+    log_format: Option<String>,
+    replicas: Option<u32>,
+    enable_headless_services: Option<bool>,
+    enable_namespace_creation: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct LinkReference {
+    #[serde(rename = "ref")]
+    reference: NamedReference,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct NamedReference {
+    name: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct ControllerGateway {
+    enabled: Option<bool>,
+    probe: ControllerProbe,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct ControllerProbe {
+    port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct PrometheusSettings {
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+}
+
+/// Why settings can't be rendered, though each of them can be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SettingsError {
+    #[error("controllers[{0}].link.ref.name is missing")]
+    NoLink(usize),
+    #[error("controllers[{index}].link.ref.name: {source}")]
+    Link {
+        index: usize,
+        source: hawser_core::NameError,
+    },
+    #[error("controllers[{index}]: {message}")]
+    Controller { index: usize, message: String },
+    #[error("gateway.serviceType is {0:?}; it may be LoadBalancer, NodePort or ClusterIP")]
+    ServiceType(String),
+}
+
+/// A name, or a list of them, which is kept with commas.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(name) => name,
+        OneOrMany::Many(names) => names.join(","),
+    })
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,7 +146,12 @@ pub(crate) struct GatewaySettings {
     pub(crate) load_balancer_source_ranges: Vec<String>,
     pub(crate) health_check_node_port: Option<u16>,
     pub(crate) service_external_traffic_policy: String,
-    pub(crate) service_annotations: std::collections::BTreeMap<String, String>,
+    pub(crate) service_annotations: BTreeMap<String, String>,
+    pub(crate) deployment_annotations: BTreeMap<String, String>,
+    pub(crate) pod_labels: BTreeMap<String, String>,
+    pub(crate) node_selector: BTreeMap<String, String>,
+    pub(crate) tolerations: Vec<Value>,
+    pub(crate) termination_grace_period_seconds: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,9 +175,35 @@ impl Default for Settings {
             remote_mirror_service_account: true,
             remote_mirror_service_account_name: keys::REMOTE_ACCESS_DEFAULT.into(),
             enable_headless_services: false,
+            enable_namespace_creation: false,
             write_endpoint_slices: false,
             log_level: "info".into(),
+            log_format: "plain".into(),
             replicas: 1,
+            enable_pod_anti_affinity: false,
+            local_service_mirror: LocalSettings::default(),
+            controllers: Vec::new(),
+            prometheus: PrometheusSettings::default(),
+        }
+    }
+}
+
+impl Default for LocalSettings {
+    fn default() -> Self {
+        Self {
+            replicas: 1,
+            federated_service_selector: format!("{}=member", keys::FEDERATED),
+            excluded_annotations: Vec::new(),
+            excluded_labels: Vec::new(),
+        }
+    }
+}
+
+impl Default for PrometheusSettings {
+    fn default() -> Self {
+        Self {
+            name: "prometheus".into(),
+            namespace: "linkerd-viz".into(),
         }
     }
 }
@@ -97,7 +226,12 @@ impl Default for GatewaySettings {
             load_balancer_source_ranges: Vec::new(),
             health_check_node_port: None,
             service_external_traffic_policy: String::new(),
-            service_annotations: Default::default(),
+            service_annotations: BTreeMap::new(),
+            deployment_annotations: BTreeMap::new(),
+            pod_labels: BTreeMap::new(),
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            termination_grace_period_seconds: None,
         }
     }
 }
@@ -150,7 +284,12 @@ impl Settings {
 }
 
 /// The extension.
-pub(crate) fn render(settings: &Settings) -> Vec<Value> {
+pub(crate) fn render(settings: &Settings) -> Result<Vec<Value>, SettingsError> {
+    let controllers = controllers(settings)?;
+    let service_type = settings.gateway.service_type.as_str();
+    if !matches!(service_type, "LoadBalancer" | "NodePort" | "ClusterIP") {
+        return Err(SettingsError::ServiceType(service_type.to_owned()));
+    }
     let mut objects = vec![namespace(settings)];
     // Definitions early: some appliers go through the stream once.
     objects.push(hawser_crd::manifests::links());
@@ -169,7 +308,49 @@ pub(crate) fn render(settings: &Settings) -> Vec<Value> {
                 .flat_map(|name| remote_access(settings, name)),
         );
     }
-    objects
+    objects.extend(admin_policy(settings));
+    objects.extend(local_mirror(settings));
+    objects.push(local_access(
+        settings,
+        SHARED_ACCESS,
+        &json!({}),
+        settings.enable_namespace_creation,
+    ));
+    objects.extend(controllers);
+    Ok(objects)
+}
+
+/// What `controllers` asks for.
+fn controllers(settings: &Settings) -> Result<Vec<Value>, SettingsError> {
+    let mut objects = Vec::new();
+    for (index, entry) in settings.controllers.iter().enumerate() {
+        let own: ControllerSettings =
+            serde_json::from_value(entry.clone()).map_err(|error| SettingsError::Controller {
+                index,
+                message: error.to_string(),
+            })?;
+        let link = &own.link.reference.name;
+        if link.is_empty() {
+            return Err(SettingsError::NoLink(index));
+        }
+        link.parse::<hawser_core::ClusterName>()
+            .map_err(|source| SettingsError::Link { index, source })?;
+        let mut settings = settings.clone();
+        let gateway = own.gateway.unwrap_or_default();
+        settings.log_level = own.log_level.unwrap_or(settings.log_level);
+        settings.log_format = own.log_format.unwrap_or(settings.log_format);
+        settings.replicas = own.replicas.unwrap_or(settings.replicas);
+        settings.enable_headless_services = own
+            .enable_headless_services
+            .unwrap_or(settings.enable_headless_services);
+        settings.enable_namespace_creation = own
+            .enable_namespace_creation
+            .unwrap_or(settings.enable_namespace_creation);
+        settings.gateway.probe.port = gateway.probe.port.unwrap_or(settings.gateway.probe.port);
+        let has_gateway = gateway.enabled.unwrap_or(true);
+        objects.extend(controller(&settings, &Names::managed(link), has_gateway));
+    }
+    Ok(objects)
 }
 
 pub(crate) fn namespace(settings: &Settings) -> Value {
@@ -193,7 +374,7 @@ fn gateway(settings: &Settings) -> Vec<Value> {
         "app": gateway.name, keys::COMPONENT: "gateway", keys::EXTENSION: keys::EXTENSION_MULTICLUSTER,
         "app.kubernetes.io/name": "gateway", "app.kubernetes.io/part-of": "Linkerd", "app.kubernetes.io/version": VERSION,
     });
-    let deployment = json!({
+    let mut deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": deployment_metadata,
         "spec": {
             "replicas": gateway.replicas,
@@ -224,6 +405,23 @@ fn gateway(settings: &Settings) -> Vec<Value> {
             },
         },
     });
+    let template = &mut deployment["spec"]["template"];
+    values::merge(
+        &mut template["metadata"]["annotations"],
+        json!(gateway.deployment_annotations),
+    );
+    values::merge(&mut template["metadata"]["labels"], json!(gateway.pod_labels));
+    if let Some(seconds) = gateway.termination_grace_period_seconds {
+        template["spec"]["terminationGracePeriodSeconds"] = seconds.into();
+    }
+    if !gateway.node_selector.is_empty() {
+        template["spec"]["nodeSelector"] = json!(gateway.node_selector);
+    }
+    if !gateway.tolerations.is_empty() {
+        template["spec"]["tolerations"] = json!(gateway.tolerations);
+    }
+    let selector = json!({"app": gateway.name});
+    let budget = spread(settings, &mut deployment, &selector);
     let has_node_ports = matches!(gateway.service_type.as_str(), "NodePort" | "LoadBalancer");
     let port = |name: &str, port: u16, node_port: Option<u16>| {
         let mut json = json!({"name": name, "port": port, "protocol": "TCP"});
@@ -275,19 +473,39 @@ fn gateway(settings: &Settings) -> Vec<Value> {
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": service_metadata, "spec": spec});
     let account =
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": settings.metadata(&gateway.name)});
-    vec![account, deployment, service]
+    [account, deployment]
+        .into_iter()
+        .chain(budget)
+        .chain([service])
+        .collect()
+}
+
+/// Keeps a Deployment's replicas on different nodes, in different zones where there are any, and lets only one of them
+/// go at a time; does nothing where that isn't asked for.
+fn spread(settings: &Settings, deployment: &mut Value, selector: &Value) -> Option<Value> {
+    if !settings.enable_pod_anti_affinity {
+        return None;
+    }
+    let term = |topology: &str| json!({"labelSelector": {"matchLabels": selector}, "topologyKey": topology});
+    deployment["spec"]["strategy"] = json!({"rollingUpdate": {"maxUnavailable": 1}});
+    deployment["spec"]["template"]["spec"]["affinity"] = json!({"podAntiAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "podAffinityTerm": term("topology.kubernetes.io/zone")},
+        ],
+        "requiredDuringSchedulingIgnoredDuringExecution": [term("kubernetes.io/hostname")],
+    }});
+    Some(json!({
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": deployment["metadata"],
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}},
+    }))
 }
 
 /// Who may enter through the gateway: every mesh identity, from every network, until the user narrows it.
 fn gateway_policy(settings: &Settings) -> Vec<Value> {
     let name = &settings.gateway.name;
     let networks = json!([{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]);
-    let object = |version: &str, kind: &str, name: &str, spec: Value| {
-        json!({
-            "apiVersion": format!("policy.linkerd.io/{version}"), "kind": kind,
-            "metadata": settings.metadata(name), "spec": spec,
-        })
-    };
+    let object =
+        |version: &str, kind: &str, name: &str, spec: Value| policy(settings, version, kind, name, spec);
     let reference =
         |kind: &str, name: &str| json!({"group": "policy.linkerd.io", "kind": kind, "name": name});
     vec![
@@ -331,6 +549,204 @@ fn gateway_policy(settings: &Settings) -> Vec<Value> {
             }),
         ),
     ]
+}
+
+fn policy(settings: &Settings, version: &str, kind: &str, name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": format!("policy.linkerd.io/{version}"), "kind": kind,
+        "metadata": settings.metadata(name), "spec": spec,
+    })
+}
+
+/// Who may read the metrics of the extension's pods. Probes are let in all the same: the control plane sees to that.
+fn admin_policy(settings: &Settings) -> Vec<Value> {
+    let component = |component: &str| json!({keys::COMPONENT: component});
+    let ports = [
+        (
+            "linkerd-admin",
+            json!({keys::EXTENSION: keys::EXTENSION_MULTICLUSTER}),
+            "linkerd-admin",
+        ),
+        (
+            "service-mirror",
+            component(keys::COMPONENT_SERVICE_MIRROR_POD),
+            "svcmi-admin",
+        ),
+        ("controller", component(keys::COMPONENT_CONTROLLER), "ctrl-admin"),
+        (
+            keys::COMPONENT_LOCAL_SERVICE_MIRROR,
+            component(keys::COMPONENT_LOCAL_SERVICE_MIRROR),
+            "locsm-admin",
+        ),
+    ];
+    let reader = json!([{
+        "kind": "ServiceAccount", "name": settings.prometheus.name, "namespace": settings.prometheus.namespace,
+    }]);
+    ports
+        .into_iter()
+        .flat_map(|(name, pods, port)| {
+            let server =
+                json!({"podSelector": {"matchLabels": pods}, "port": port, "proxyProtocol": "HTTP/1"});
+            let authorization = json!({
+                "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": name},
+                "requiredAuthenticationRefs": reader,
+            });
+            [
+                policy(settings, "v1beta3", "Server", name, server),
+                policy(settings, "v1alpha1", "AuthorizationPolicy", name, authorization),
+            ]
+        })
+        .collect()
+}
+
+const LOCAL_MIRROR: &str = "linkerd-local-service-mirror";
+const LOCAL_MIRROR_ACCESS: &str = "linkerd-local-service-mirror-access-local-resources";
+/// Role of the controllers that come with the extension.
+const SHARED_ACCESS: &str = "linkerd-multicluster-controller-access-local-resources";
+
+/// What a controller of mirrors may do in this cluster.
+fn local_access(settings: &Settings, name: &str, labels: &Value, creates_namespaces: bool) -> Value {
+    let watch = json!(["list", "get", "watch"]);
+    let write = json!(["list", "get", "watch", "create", "delete", "update", "patch"]);
+    let namespaces = if creates_namespaces {
+        json!(["list", "get", "watch", "create"])
+    } else {
+        watch
+    };
+    let mut rules = vec![
+        json!({"apiGroups": [""], "resources": ["endpoints", "services"], "verbs": write}),
+        json!({"apiGroups": [""], "resources": ["namespaces"], "verbs": namespaces}),
+    ];
+    if settings.write_endpoint_slices {
+        rules.push(
+            json!({"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": write}),
+        );
+    }
+    let mut metadata = settings.cluster_metadata(name);
+    values::merge(&mut metadata["labels"], labels.clone());
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata, "rules": rules,
+    })
+}
+
+/// What a controller of Links may do in the extension's namespace; `secrets` are the credentials it may read.
+fn link_access(
+    settings: &Settings,
+    name: &str,
+    account: &str,
+    labels: &Value,
+    mut rules: Vec<Value>,
+) -> [Value; 2] {
+    let watch = json!(["list", "get", "watch"]);
+    rules.extend([
+        json!({"apiGroups": ["multicluster.linkerd.io"], "resources": ["links"], "verbs": watch}),
+        json!({"apiGroups": ["multicluster.linkerd.io"], "resources": ["links/status"], "verbs": ["update", "patch"]}),
+        json!({"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update", "patch"]}),
+    ]);
+    let mut metadata = settings.metadata(name);
+    values::merge(&mut metadata["labels"], labels.clone());
+    [
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules,
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": settings.namespace}],
+        }),
+    ]
+}
+
+/// The controller of this cluster's own members of federated services, which also looks after every Link that has no
+/// controller of its own. For that it may read the Secrets of its namespace: which of them are credentials of Links
+/// that don't exist yet, nobody can say.
+fn local_mirror(settings: &Settings) -> Vec<Value> {
+    let local = &settings.local_service_mirror;
+    let labels = json!({keys::COMPONENT: keys::COMPONENT_LOCAL_SERVICE_MIRROR});
+    let labelled = |mut metadata: Value| {
+        values::merge(&mut metadata["labels"], labels.clone());
+        metadata
+    };
+    let watch = json!(["list", "get", "watch"]);
+    let mut args = process_args(settings);
+    args.extend([
+        "--local-mirror".to_owned(),
+        "--all-links".to_owned(),
+        format!(
+            "--federated-service-selector={}",
+            local.federated_service_selector
+        ),
+    ]);
+    for (flag, list) in [
+        ("--excluded-annotations", &local.excluded_annotations),
+        ("--excluded-labels", &local.excluded_labels),
+    ] {
+        if !list.is_empty() {
+            args.push(format!("{flag}={}", list.join(",")));
+        }
+    }
+    let (role, binding) = (
+        local_access(
+            settings,
+            LOCAL_MIRROR_ACCESS,
+            &labels,
+            settings.enable_namespace_creation,
+        ),
+        cluster_role_binding(
+            settings,
+            LOCAL_MIRROR_ACCESS,
+            LOCAL_MIRROR_ACCESS,
+            LOCAL_MIRROR,
+            &labels,
+        ),
+    );
+    let secrets = vec![
+        json!({"apiGroups": [""], "resources": ["secrets"], "verbs": watch}),
+        json!({"apiGroups": ["apps"], "resources": ["deployments"], "verbs": watch}),
+    ];
+    let mut objects = vec![role, binding];
+    objects.extend(link_access(
+        settings,
+        LOCAL_MIRROR,
+        LOCAL_MIRROR,
+        &labels,
+        secrets,
+    ));
+    objects.push(json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": labelled(settings.metadata(LOCAL_MIRROR)),
+    }));
+    objects.extend(workload(&Workload {
+        settings,
+        name: LOCAL_MIRROR,
+        metadata: labelled(settings.metadata(LOCAL_MIRROR)),
+        selector: labels.clone(),
+        container: "service-mirror",
+        args,
+        admin_port: (keys::CONTROLLER_ADMIN_PORT, "locsm-admin"),
+        replicas: local.replicas,
+    }));
+    objects
+}
+
+/// Arguments that all controllers of mirrors have.
+fn process_args(settings: &Settings) -> Vec<String> {
+    let mut args = vec![
+        "service-mirror".to_owned(),
+        format!("--namespace={}", settings.namespace),
+        format!("--log-level={}", settings.log_level),
+        format!("--log-format={}", settings.log_format),
+        format!("--metrics-addr=0.0.0.0:{}", keys::CONTROLLER_ADMIN_PORT),
+    ];
+    for (is_set, flag) in [
+        (settings.enable_headless_services, "--enable-headless-services"),
+        (settings.enable_namespace_creation, "--enable-namespace-creation"),
+        (settings.write_endpoint_slices, "--write-endpoint-slices"),
+    ] {
+        if is_set {
+            args.push(flag.into());
+        }
+    }
+    args
 }
 
 /// An account that other clusters' mirrors use: it reads what is exported, and nothing else.
@@ -435,95 +851,129 @@ fn discovery_access(settings: &Settings, cluster: &str) -> [Value; 2] {
     ]
 }
 
-pub(crate) fn controller_name(cluster: &str) -> String {
-    format!("linkerd-service-mirror-{cluster}")
+/// What the objects of one link's controller are called.
+pub(crate) struct Names {
+    pub(crate) cluster: String,
+    /// Of the Deployment and its ServiceAccount.
+    pub(crate) controller: String,
+    /// Of the ClusterRoleBinding.
+    pub(crate) local_access: String,
+    /// Of the Role and its binding.
+    pub(crate) credentials_access: String,
+    pub(crate) probe: String,
+    component: &'static str,
+    pod_component: &'static str,
+    container: &'static str,
+    port: &'static str,
 }
 
-pub(crate) fn local_access_name(cluster: &str) -> String {
-    format!("linkerd-service-mirror-access-local-resources-{cluster}")
-}
+impl Names {
+    /// As `link` gives them.
+    pub(crate) fn linked(cluster: &str) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            controller: format!("linkerd-service-mirror-{cluster}"),
+            local_access: format!("linkerd-service-mirror-access-local-resources-{cluster}"),
+            credentials_access: format!("linkerd-service-mirror-read-remote-creds-{cluster}"),
+            probe: keys::probe_service(cluster),
+            component: keys::COMPONENT_SERVICE_MIRROR,
+            pod_component: keys::COMPONENT_SERVICE_MIRROR_POD,
+            container: "service-mirror",
+            port: "svcmi-admin",
+        }
+    }
 
-pub(crate) fn credentials_access_name(cluster: &str) -> String {
-    format!("linkerd-service-mirror-read-remote-creds-{cluster}")
+    /// As the extension gives them to the controllers in its settings.
+    pub(crate) fn managed(link: &str) -> Self {
+        Self {
+            cluster: link.to_owned(),
+            controller: format!("controller-{link}"),
+            local_access: format!("{SHARED_ACCESS}-{link}"),
+            credentials_access: format!("controller-read-remote-creds-{link}"),
+            probe: format!("probe-{link}"),
+            component: keys::COMPONENT_CONTROLLER,
+            pod_component: keys::COMPONENT_CONTROLLER,
+            container: "controller",
+            port: "ctrl-admin",
+        }
+    }
+
+    /// Those of the controller that looks after every Link without one of its own.
+    pub(crate) fn shared() -> Self {
+        Self {
+            controller: LOCAL_MIRROR.into(),
+            local_access: LOCAL_MIRROR_ACCESS.into(),
+            credentials_access: LOCAL_MIRROR.into(),
+            component: keys::COMPONENT_LOCAL_SERVICE_MIRROR,
+            pod_component: keys::COMPONENT_LOCAL_SERVICE_MIRROR,
+            port: "locsm-admin",
+            ..Self::linked("")
+        }
+    }
+
+    fn is_managed(&self) -> bool {
+        self.component == keys::COMPONENT_CONTROLLER
+    }
 }
 
 /// The controller of one link, with its permissions and its probe.
-pub(crate) fn controller(settings: &Settings, cluster: &str, has_gateway: bool) -> Vec<Value> {
-    let name = controller_name(cluster);
-    let labels = json!({keys::COMPONENT: keys::COMPONENT_SERVICE_MIRROR, keys::CLUSTER_NAME: cluster});
+pub(crate) fn controller(settings: &Settings, names: &Names, has_gateway: bool) -> Vec<Value> {
+    let (name, cluster) = (names.controller.as_str(), names.cluster.as_str());
+    let labels = json!({keys::COMPONENT: names.component, keys::CLUSTER_NAME: cluster});
     let labelled = |mut metadata: Value| {
         values::merge(&mut metadata["labels"], labels.clone());
         metadata
     };
-    let watch = json!(["list", "get", "watch"]);
-    let write = json!(["list", "get", "watch", "create", "delete", "update", "patch"]);
-    let mut rules = vec![
-        json!({"apiGroups": [""], "resources": ["endpoints", "services"], "verbs": write}),
-        json!({"apiGroups": [""], "resources": ["namespaces"], "verbs": watch}),
-    ];
-    if settings.write_endpoint_slices {
-        rules.push(
-            json!({"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": write}),
-        );
-    }
-    let (local, credentials) = (local_access_name(cluster), credentials_access_name(cluster));
-    let mut objects = vec![
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": labelled(settings.cluster_metadata(&local)), "rules": rules,
-        }),
-        cluster_role_binding(settings, &local, &local, &name, &labels),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
-            "metadata": labelled(settings.metadata(&credentials)),
-            "rules": [
-                {
-                    "apiGroups": [""], "resources": ["secrets"], "verbs": watch,
-                    "resourceNames": [keys::credentials_secret(cluster)],
-                },
-                {"apiGroups": ["multicluster.linkerd.io"], "resources": ["links"], "verbs": watch},
-                {"apiGroups": ["multicluster.linkerd.io"], "resources": ["links/status"], "verbs": ["update", "patch"]},
-                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update", "patch"]},
-            ],
-        }),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-            "metadata": labelled(settings.metadata(&credentials)),
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": credentials},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": settings.namespace}],
-        }),
-        json!({
-            "apiVersion": "v1", "kind": "ServiceAccount", "metadata": labelled(settings.metadata(&name)),
-        }),
-    ];
-    let mut args = vec![
-        "service-mirror".to_owned(),
-        format!("--namespace={}", settings.namespace),
-        format!("--log-level={}", settings.log_level),
-        format!("--metrics-addr=0.0.0.0:{}", keys::CONTROLLER_ADMIN_PORT),
-    ];
+    let mut objects = Vec::new();
+    let role = if names.is_managed() {
+        SHARED_ACCESS
+    } else {
+        objects.push(local_access(
+            settings,
+            &names.local_access,
+            &labels,
+            settings.enable_namespace_creation,
+        ));
+        &names.local_access
+    };
+    objects.push(cluster_role_binding(
+        settings,
+        &names.local_access,
+        role,
+        name,
+        &labels,
+    ));
+    let secret = json!({
+        "apiGroups": [""], "resources": ["secrets"], "verbs": ["list", "get", "watch"],
+        "resourceNames": [keys::credentials_secret(cluster)],
+    });
+    objects.extend(link_access(
+        settings,
+        &names.credentials_access,
+        name,
+        &labels,
+        vec![secret],
+    ));
+    objects.push(json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": labelled(settings.metadata(name)),
+    }));
+    let mut args = process_args(settings);
     if has_gateway {
-        args.push(format!("--probe-service={}", keys::probe_service(cluster)));
-    }
-    if settings.enable_headless_services {
-        args.push("--enable-headless-services".into());
-    }
-    if settings.write_endpoint_slices {
-        args.push("--write-endpoint-slices".into());
+        args.push(format!("--probe-service={}", names.probe));
     }
     args.push(cluster.to_owned());
-    objects.push(workload(&Workload {
+    objects.extend(workload(&Workload {
         settings,
-        name: &name,
-        metadata: labelled(settings.metadata(&name)),
-        selector: json!({keys::COMPONENT: keys::COMPONENT_SERVICE_MIRROR_POD, keys::CLUSTER_NAME: cluster}),
-        container: "service-mirror",
+        name,
+        metadata: labelled(settings.metadata(name)),
+        selector: json!({keys::COMPONENT: names.pod_component, keys::CLUSTER_NAME: cluster}),
+        container: names.container,
         args,
-        admin_port: (keys::CONTROLLER_ADMIN_PORT, "svcmi-admin"),
+        admin_port: (keys::CONTROLLER_ADMIN_PORT, names.port),
         replicas: settings.replicas,
     }));
     if has_gateway {
-        let mut metadata = settings.metadata(&keys::probe_service(cluster));
+        let mut metadata = settings.metadata(&names.probe);
         values::merge(
             &mut metadata["labels"],
             json!({keys::MIRRORED_GATEWAY: "true", keys::CLUSTER_NAME: cluster}),
@@ -550,7 +1000,8 @@ pub(crate) struct Workload<'a> {
     pub(crate) replicas: u32,
 }
 
-pub(crate) fn workload(workload: &Workload<'_>) -> Value {
+/// The Deployment, and its disruption budget where replicas are spread.
+pub(crate) fn workload(workload: &Workload<'_>) -> Vec<Value> {
     let settings = workload.settings;
     let mut labels = workload.selector.clone();
     values::merge(
@@ -559,7 +1010,7 @@ pub(crate) fn workload(workload: &Workload<'_>) -> Value {
     );
     let (port, port_name) = workload.admin_port;
     let probe = |path: &str, delay: u32| json!({"httpGet": {"path": path, "port": port_name}, "initialDelaySeconds": delay, "failureThreshold": 7});
-    json!({
+    let mut deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": workload.metadata,
         "spec": {
             "replicas": workload.replicas,
@@ -613,7 +1064,9 @@ pub(crate) fn workload(workload: &Workload<'_>) -> Value {
                 },
             },
         },
-    })
+    });
+    let budget = spread(settings, &mut deployment, &workload.selector);
+    std::iter::once(deployment).chain(budget).collect()
 }
 
 fn restricted(uid: i64, gid: i64) -> Value {
@@ -663,7 +1116,7 @@ pub(crate) fn failover(mesh: &Settings, selector: &str) -> Vec<Value> {
             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": settings.namespace}],
         })
     };
-    vec![
+    let mut objects = vec![
         json!({
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": {
@@ -689,23 +1142,24 @@ pub(crate) fn failover(mesh: &Settings, selector: &str) -> Vec<Value> {
             ],
         }),
         binding("RoleBinding", "Role", metadata(true)),
-        workload(&Workload {
-            settings: &settings,
-            name,
-            metadata: metadata(true),
-            selector: json!({"app.kubernetes.io/name": name}),
-            container: name,
-            args: vec![
-                "failover".into(),
-                format!("--selector={selector}"),
-                format!("--namespace={}", settings.namespace),
-                format!("--log-level={}", settings.log_level),
-                "--metrics-addr=0.0.0.0:8080".into(),
-            ],
-            admin_port: (8080, "admin-http"),
-            replicas: settings.replicas,
-        }),
-    ]
+    ];
+    objects.extend(workload(&Workload {
+        settings: &settings,
+        name,
+        metadata: metadata(true),
+        selector: json!({"app.kubernetes.io/name": name}),
+        container: name,
+        args: vec![
+            "failover".into(),
+            format!("--selector={selector}"),
+            format!("--namespace={}", settings.namespace),
+            format!("--log-level={}", settings.log_level),
+            "--metrics-addr=0.0.0.0:8080".into(),
+        ],
+        admin_port: (8080, "admin-http"),
+        replicas: settings.replicas,
+    }));
+    objects
 }
 
 #[cfg(test)]

@@ -15,10 +15,14 @@ use std::process::ExitCode;
 
 use hawser_control::values::{self, Values};
 use hawser_crd::keys;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
-use kube::{Api, Client};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use crate::check::{Outcome, until};
 use crate::install::yaml;
 use crate::kube::{ClusterArgs, is_missing, problem};
 use crate::problem::Problem;
@@ -43,6 +47,7 @@ enum Command {
     LinkGen(link::LinkArgs),
     /// Print a further account for other clusters: hawser mc allow --service-account-name west
     Allow(AllowArgs),
+    Revoke(removal::RevokeArgs),
     /// Print what belongs to a link: hawser mc unlink --cluster-name east | kubectl delete -f -
     Unlink(removal::UnlinkArgs),
     /// Show the gateways of linked clusters: hawser mc gateways
@@ -73,6 +78,12 @@ pub(crate) struct ValueArgs {
     /// Set a value: name=value; may be given more than once
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
+    /// Set a value that is text, whatever it looks like
+    #[arg(long, value_name = "NAME=TEXT")]
+    set_string: Vec<String>,
+    /// Set a value to the content of a file
+    #[arg(long, value_name = "NAME=FILE")]
+    set_file: Vec<String>,
     /// YAML file of values; may be given more than once
     #[arg(long, short = 'f', value_name = "FILE")]
     values: Vec<PathBuf>,
@@ -93,14 +104,18 @@ struct InstallArgs {
     /// LoadBalancer, NodePort or ClusterIP
     #[arg(long, default_value = "LoadBalancer")]
     gateway_service_type: String,
+    /// Port on which nodes say whether they have a gateway (with externalTrafficPolicy Local)
     #[arg(long)]
     gateway_healthcheck_nodeport: Option<u16>,
     /// Make the account that other clusters' mirrors use by default
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     service_mirror_credentials: bool,
-    /// Three replicas of everything
+    /// Three replicas of everything, on different nodes
     #[arg(long)]
     ha: bool,
+    /// How long to wait for the control plane, in seconds (300s) or as a duration
+    #[arg(long, default_value = "300s")]
+    wait: String,
     /// Don't look at the cluster: take the defaults of a mesh
     #[arg(long)]
     ignore_cluster: bool,
@@ -114,7 +129,7 @@ struct InstallArgs {
 
 #[derive(Debug, clap::Args)]
 struct AllowArgs {
-    /// Name of the new account
+    /// Name of the new account, for example the other cluster's
     #[arg(long)]
     service_account_name: String,
     #[arg(long, default_value = keys::MULTICLUSTER_NAMESPACE)]
@@ -132,6 +147,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, args: MulticlusterArgs) -> Result
         Command::Link(args) => link::run(cluster, args, link::Controller::Included).await,
         Command::LinkGen(args) => link::run(cluster, args, link::Controller::Left).await,
         Command::Allow(args) => allow(cluster, args).await,
+        Command::Revoke(args) => removal::revoke(cluster, args).await,
         Command::Unlink(args) => removal::unlink(cluster, args).await,
         Command::Gateways(args) => gateways::run(cluster, args).await,
         Command::Check(args) => check::run(cluster, args).await,
@@ -151,7 +167,9 @@ async fn install(cluster: &ClusterArgs, args: InstallArgs) -> Result<ExitCode, P
         Values::default()
     } else {
         let connection = cluster.connect().await?;
-        mesh_values(&connection.client, &cluster.linkerd_namespace).await?
+        let mesh = mesh_values(&connection.client, &cluster.linkerd_namespace).await?;
+        control_plane_runs(&connection.client, &cluster.linkerd_namespace, &args.wait).await?;
+        mesh
     };
     let mut overrides = json!({
         "namespace": args.namespace,
@@ -164,10 +182,55 @@ async fn install(cluster: &ClusterArgs, args: InstallArgs) -> Result<ExitCode, P
         },
     });
     if args.ha {
-        values::merge(&mut overrides, json!({"gateway": {"replicas": 3}}));
+        let replicas = json!({
+            "gateway": {"replicas": 3}, "replicas": 3, "localServiceMirror": {"replicas": 3},
+            "enablePodAntiAffinity": true,
+        });
+        values::merge(&mut overrides, replicas);
     }
     let settings = settings(&mesh, overrides, &args.values)?;
-    print(&manifests::render(&settings), args.output.output)
+    print(&rendered(&settings)?, args.output.output)
+}
+
+fn rendered(settings: &Settings) -> Result<Vec<Value>, Problem> {
+    manifests::render(settings).map_err(|error| {
+        Problem::new(
+            "cannot render the multicluster extension",
+            error,
+            "--set controllers[0].link.ref.name=east, or --gateway-service-type NodePort, for example",
+        )
+    })
+}
+
+/// Pods of the extension need the control plane to become part of the mesh, so it has to run first.
+async fn control_plane_runs(client: &Client, namespace: &str, wait: &str) -> Result<(), Problem> {
+    let what = "the control plane does not run";
+    let wait = hawser_crd::link::parse_duration(wait)
+        .ok_or_else(|| Problem::new(what, format!("--wait {wait:?} is not a duration"), "--wait 300s"))?;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let ours = ListParams::default().labels(hawser_control::keys::CONTROL_PLANE_COMPONENT);
+    let outcome = until(Instant::now() + wait, "the control plane", async || {
+        let found = match deployments.list(&ours).await {
+            Ok(found) => found.items,
+            Err(error) => return Outcome::Error(error.to_string()),
+        };
+        if found.is_empty() {
+            return Outcome::Error(format!("namespace {namespace} has no deployments of it"));
+        }
+        let is_down = |deployment: &&Deployment| {
+            let status = deployment.status.as_ref();
+            status.and_then(|status| status.available_replicas).unwrap_or(0) == 0
+        };
+        let down = found.iter().filter(is_down);
+        Outcome::none("not available", down.map(ResourceExt::name_any))
+    });
+    match outcome.await {
+        Outcome::Error(why) => {
+            let attempt = format!("kubectl -n {namespace} get pods, or --ignore-cluster");
+            Err(Problem::new(what, why, attempt))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn allow(cluster: &ClusterArgs, args: AllowArgs) -> Result<ExitCode, Problem> {
@@ -204,7 +267,7 @@ async fn allow(cluster: &ClusterArgs, args: AllowArgs) -> Result<ExitCode, Probl
 /// The extension as YAML, for a mesh with these values. For callers in this process.
 pub(crate) fn manifests(mesh: &Values) -> Result<String, Problem> {
     let settings = settings(mesh, json!({}), &ValueArgs::default())?;
-    yaml(&manifests::render(&settings))
+    yaml(&rendered(&settings)?)
 }
 
 /// A link to the cluster behind `target`, as YAML for the importing cluster. For callers in this process.
@@ -252,6 +315,19 @@ pub(crate) fn settings(mesh: &Values, mut overrides: Value, args: &ValueArgs) ->
     for setting in &args.set {
         values::set(&mut overrides, setting)
             .map_err(|error| wrong(error.into(), "--set gateway.serviceType=NodePort, for example"))?;
+    }
+    for setting in &args.set_string {
+        values::set_string(&mut overrides, setting)
+            .map_err(|error| wrong(error.into(), "--set-string gateway.name=1234, for example"))?;
+    }
+    for setting in &args.set_file {
+        let attempt = "--set-file name=path";
+        let (name, path) = setting
+            .split_once('=')
+            .ok_or_else(|| wrong(format!("{setting:?} has no =").into(), attempt))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Problem::new(format!("cannot read {path}"), error, "check the path"))?;
+        values::set_text(&mut overrides, name, text).map_err(|error| wrong(error.into(), attempt))?;
     }
     // An absent optional value must not erase the default's field.
     Settings::of(mesh, overrides).map_err(|error| {

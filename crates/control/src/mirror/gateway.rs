@@ -103,6 +103,7 @@ impl Drop for Gateway {
             "gateway_alive",
             "gateway_latency",
             "gateway_probe_latency_ms",
+            probe::LATENCY_METRIC,
         ] {
             self.metrics.forget(name, label);
         }

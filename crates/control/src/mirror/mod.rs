@@ -35,6 +35,7 @@ use crate::process::{Process, ProcessArgs};
 pub use federated::LocalConfig;
 use federated::LocalMembers;
 use gateway::{Gateway, GatewayKey};
+pub use probe::{LATENCY_METRIC, LATENCY_QUANTILES, LATENCY_WINDOWS};
 pub use remote::{Connect, RemoteError, connector};
 pub(crate) use remote::{Heartbeat, Reach};
 use remote::{Session, SessionKey};

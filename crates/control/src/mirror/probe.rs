@@ -7,6 +7,7 @@
 //! gateway is noticed; taken literally, a black hole is after a minute and a half. Then we keep the threshold but
 //! probe faster and wait less, so that death is known within 3 s. A Link with timing of its own gets exactly that.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,6 +27,20 @@ const LATENCY_BOUNDS_MS: &[f64] = &[
     1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 100.0, 200.0, 300.0, 400.0, 500.0, 1000.0, 2000.0,
     3000.0, 4000.0, 5000.0, 10000.0, 20000.0, 30000.0, 40000.0, 50000.0,
 ];
+
+/// Over which times latencies are summed up, by their names on the command line, the longest last.
+pub const LATENCY_WINDOWS: [(&str, Duration); 4] = [
+    ("15s", Duration::from_secs(15)),
+    ("1m", Duration::from_secs(60)),
+    ("10m", Duration::from_secs(600)),
+    ("1h", Duration::from_secs(3600)),
+];
+/// Which share of the probes was at least as fast, by the label that says so.
+pub const LATENCY_QUANTILES: [(&str, f64); 3] = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)];
+/// Quantiles of the good probes of a window.
+pub const LATENCY_METRIC: &str = "gateway_probe_latency_window_ms";
+/// More than the fastest pace of ours makes in an hour; a faster one of a Link's own is summed up over less.
+const RECENT_MAX: usize = 8192;
 
 /// What is known about a gateway.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +77,54 @@ impl Liveness {
 
     pub(crate) fn state(&self) -> State {
         self.state
+    }
+}
+
+/// How long good probes took lately.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<(Instant, f64)>);
+
+impl Recent {
+    fn push(&mut self, now: Instant, ms: f64) {
+        if self.0.len() >= RECENT_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, ms));
+    }
+
+    /// One value for each of [`LATENCY_QUANTILES`], unless there was no good probe in that time.
+    fn quantiles(&self, now: Instant, window: Duration) -> Option<[f64; 3]> {
+        let recent = self.0.iter().rev();
+        let mut sorted: Vec<f64> = recent
+            .take_while(|(at, _)| now.duration_since(*at) <= window)
+            .map(|(_, ms)| *ms)
+            .collect();
+        sorted.sort_by(f64::total_cmp);
+        let rank = |quantile: f64| (quantile * sorted.len() as f64).ceil().max(1.0) as usize - 1;
+        let [p50, p95, p99] = LATENCY_QUANTILES.map(|(_, quantile)| sorted.get(rank(quantile)).copied());
+        Some([p50?, p95?, p99?])
+    }
+
+    fn report(&self, now: Instant, cluster: &str, metrics: &Metrics) {
+        metrics.forget(LATENCY_METRIC, ("target_cluster_name", cluster));
+        for (name, window) in LATENCY_WINDOWS {
+            let Some(values) = self.quantiles(now, window) else {
+                continue;
+            };
+            for ((quantile, _), value) in LATENCY_QUANTILES.into_iter().zip(values) {
+                let labels = [
+                    ("target_cluster_name", cluster),
+                    ("window", name),
+                    ("quantile", quantile),
+                ];
+                metrics.set(
+                    LATENCY_METRIC,
+                    "Milliseconds of the window's good probes",
+                    &labels,
+                    value,
+                );
+            }
+        }
     }
 }
 
@@ -147,6 +210,7 @@ pub(crate) async fn run(
     let mut liveness = Liveness::default();
     let mut latency: Option<Duration> = None;
     let mut last_outcome = (true, Duration::ZERO);
+    let mut recent = Recent::default();
     loop {
         let jitter = rand::rng().random::<f64>();
         tokio::time::sleep(pace.pause(last_outcome.0, last_outcome.1, jitter)).await;
@@ -172,6 +236,7 @@ pub(crate) async fn run(
                 let help = "Milliseconds of good probes";
                 metrics.observe("gateway_probe_latency_ms", help, labels, LATENCY_BOUNDS_MS, ms);
                 count(&metrics, &cluster, "true");
+                recent.push(Instant::now(), ms);
             }
             Err(error) => {
                 tracing::debug!(cluster, %error, "gateway probe failed");
@@ -181,6 +246,7 @@ pub(crate) async fn run(
                 }
             }
         }
+        recent.report(Instant::now(), &cluster, &metrics);
         if let Some(state) = changed {
             let dead = state == State::Dead;
             metrics.set(
@@ -301,6 +367,36 @@ mod tests {
             pace.timeout(Some(Duration::from_millis(400))),
             Duration::from_millis(1600)
         );
+    }
+
+    #[test]
+    fn latencies_are_those_of_the_window() {
+        let (mut recent, start) = (Recent::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(recent.quantiles(start, Duration::from_secs(60)), None);
+        recent.push(start, 900.0);
+        for second in 1..=100 {
+            recent.push(after(second), second as f64);
+        }
+        let over = |seconds| recent.quantiles(after(100), Duration::from_secs(seconds));
+        assert_eq!(over(99), Some([50.0, 95.0, 99.0]));
+        assert_eq!(over(100), Some([51.0, 96.0, 100.0]));
+        assert_eq!(over(0), Some([100.0; 3]));
+        assert_eq!(recent.quantiles(after(9999), Duration::from_secs(60)), None);
+        let (metrics, one_minute) = (Metrics::default(), "window=\"1m\",quantile=\"0.5\"} 70");
+        recent.report(after(100), "east", &metrics);
+        assert!(metrics.render().contains(one_minute), "{}", metrics.render());
+        recent.report(after(9999), "east", &metrics);
+        assert!(!metrics.render().contains("quantile"), "{}", metrics.render());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        for _ in 0..RECENT_MAX + 9 {
+            recent.push(now, 1.0);
+        }
+        assert_eq!(recent.0.len(), RECENT_MAX);
     }
 
     #[tokio::test]
