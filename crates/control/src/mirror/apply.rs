@@ -109,7 +109,13 @@ async fn perform(client: &Client, write: &Write) -> Result<(), Failure> {
 
 fn api(client: &Client, kind: Kind, namespace: &str) -> Api<DynamicObject> {
     let resource = match kind {
-        Kind::Service | Kind::Federated => ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()),
+        Kind::Namespace => {
+            let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Namespace>(&());
+            return Api::all_with(client.clone(), &resource);
+        }
+        Kind::Service | Kind::Federated | Kind::Probe => {
+            ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&())
+        }
         Kind::Endpoints => ApiResource::erase::<k8s_openapi::api::core::v1::Endpoints>(&()),
         Kind::EndpointSlice => ApiResource::erase::<k8s_openapi::api::discovery::v1::EndpointSlice>(&()),
     };

@@ -270,6 +270,7 @@ impl Federation<'_> {
             labels: plan::copied_labels(&service.labels, self.excluded_labels),
             annotations,
             ports: service.ports.clone(),
+            headless: false,
         }
     }
 }

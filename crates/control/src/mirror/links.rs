@@ -25,7 +25,7 @@ const REPAIR: Duration = Duration::from_secs(60);
 
 /// Runs controllers until shutdown, and until all of them have given their leases back. `config.link` is ignored: each
 /// gets its own.
-pub async fn look_after(
+pub(super) async fn look_after(
     client: Client,
     config: Config,
     identity: String,
@@ -174,7 +174,12 @@ mod tests {
     #[track_caller]
     fn check(links: &[(&str, &str)], deployments: &[&str], mirrors: &[&str], expected: &[&str]) {
         let named = |clusters: &[&str]| -> View<String> {
-            view(&clusters.iter().map(|cluster| (*cluster, *cluster)).collect::<Vec<_>>())
+            view(
+                &clusters
+                    .iter()
+                    .map(|cluster| (*cluster, *cluster))
+                    .collect::<Vec<_>>(),
+            )
         };
         let (links, deployments, mirrors) = (view(links), named(deployments), named(mirrors));
         let found = wanted(&links, &deployments, &mirrors, false);
@@ -183,7 +188,12 @@ mod tests {
 
     #[test]
     fn a_link_is_looked_after_unless_it_has_a_controller() {
-        check(&[("east", "east"), ("north", "north")], &["north"], &["east"], &["east"]);
+        check(
+            &[("east", "east"), ("north", "north")],
+            &["north"],
+            &["east"],
+            &["east"],
+        );
     }
 
     #[test]

@@ -8,6 +8,8 @@
 mod apply;
 mod federated;
 mod gateway;
+mod headless;
+mod links;
 mod plan;
 mod probe;
 mod remote;
@@ -27,6 +29,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::lead::{self, Next, Work};
@@ -40,6 +43,7 @@ pub use remote::{Connect, RemoteError, connector};
 pub(crate) use remote::{Heartbeat, Reach};
 use remote::{Session, SessionKey};
 use snapshot::{Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Seniorities, Snapshot};
+use status::Health;
 
 /// Far more than a cluster has; a bound all the same.
 const LOCAL_MAX: Limit = Limit(100_000);
@@ -61,9 +65,15 @@ pub struct Args {
     /// Write EndpointSlices too (only where no EndpointSlice mirroring controller runs)
     #[arg(long)]
     pub write_endpoint_slices: bool,
-    /// Accepted for compatibility: headless services are mirrored behind a cluster IP
+    /// Give the pods of headless services mirrors of their own (otherwise such a service is mirrored as a whole)
     #[arg(long)]
     pub enable_headless_services: bool,
+    /// Make the namespaces of mirrors where they are missing
+    #[arg(long)]
+    pub enable_namespace_creation: bool,
+    /// Leave the mirrors of a Link that is deleted, as Linkerd does
+    #[arg(long)]
+    pub keep_mirrors: bool,
     /// Accepted for compatibility: failed writes are retried until they succeed
     #[arg(long, hide = true)]
     pub event_requeue_limit: Option<u32>,
@@ -79,58 +89,130 @@ pub struct Args {
     /// With --local-mirror: labels that federated services don't take over
     #[arg(long, value_delimiter = ',')]
     pub excluded_labels: Vec<String>,
+    /// Look after every Link that has no controller of its own, instead of serving one
+    #[arg(long)]
+    pub all_links: bool,
     /// Name of the Link
-    #[arg(value_name = "LINK", required_unless_present = "local_mirror")]
+    #[arg(
+        value_name = "LINK",
+        required_unless_present_any = ["local_mirror", "all_links"],
+        conflicts_with_all = ["local_mirror", "all_links"]
+    )]
     pub link: Option<String>,
 }
 
 /// What a mirror controller is for, apart from the cluster it runs in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     pub namespace: String,
     pub link: String,
+    /// Through which the gateway is probed.
     pub probe_service: Option<String>,
+    /// Whether nobody else makes that Service.
+    pub makes_probe_service: bool,
     pub write_endpoint_slices: bool,
+    pub mirrors_headless: bool,
+    pub makes_namespaces: bool,
+    /// Whether mirrors outlive their Link.
+    pub keeps_mirrors: bool,
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start(keys::CONTROLLER_ADMIN_PORT, &args.process).await?;
-    if args.enable_headless_services {
-        tracing::warn!(
-            "headless services are mirrored behind a cluster IP; per-pod mirrors are not available"
-        );
+    let config = Config {
+        namespace: args.namespace,
+        link: args.link.unwrap_or_default(),
+        probe_service: args.probe_service.filter(|name| !name.is_empty()),
+        makes_probe_service: args.all_links,
+        write_endpoint_slices: args.write_endpoint_slices,
+        mirrors_headless: args.enable_headless_services,
+        makes_namespaces: args.enable_namespace_creation,
+        keeps_mirrors: args.keep_mirrors,
+    };
+    if !config.link.is_empty() {
+        let (client, metrics) = (process.client.clone(), process.metrics.clone());
+        let (bell, namespace) = (Bell::default(), config.namespace.clone());
+        let lease = keys::service_mirror_lease(&config.link);
+        let controller = Controller::new(client, config, connector(), metrics, bell.clone());
+        return lead::run(process, &namespace, lease, bell, controller).await;
     }
-    let bell = Bell::default();
-    let (client, namespace) = (process.client.clone(), args.namespace.clone());
-    let Some(link) = args.link.filter(|_| !args.local_mirror) else {
+    let local = if args.local_mirror {
         let selector = selector::from_query(&args.federated_service_selector)
             .and_then(|selector| selector::parse(Some(&selector)))
             .context("--federated-service-selector")?;
-        let config = LocalConfig {
-            namespace: args.namespace,
+        Some(LocalConfig {
+            namespace: config.namespace.clone(),
             selector,
             excluded_annotations: args.excluded_annotations,
             excluded_labels: args.excluded_labels,
-        };
-        let members = LocalMembers::new(client, config, bell.clone());
-        return lead::run(
-            process,
-            &namespace,
-            keys::LOCAL_MIRROR_LEASE.into(),
-            bell,
-            members,
-        )
-        .await;
+        })
+    } else {
+        None
     };
+    serve_cluster(process, config, local, args.all_links).await
+}
+
+/// What a cluster needs once: its own members of federated Services, and the Links without a controller.
+async fn serve_cluster(
+    process: Process,
+    config: Config,
+    local: Option<LocalConfig>,
+    all_links: bool,
+) -> anyhow::Result<()> {
+    let (client, drain, identity) = (process.client.clone(), process.drain.clone(), lead::identity());
+    let mut works = JoinSet::new();
+    if let Some(local) = local {
+        let (bell, candidate) = (
+            Bell::default(),
+            lead::Candidate {
+                client: client.clone(),
+                namespace: config.namespace.clone(),
+                lease: keys::LOCAL_MIRROR_LEASE.into(),
+                identity: identity.clone(),
+            },
+        );
+        let members = LocalMembers::new(client.clone(), local, bell.clone());
+        works.spawn(lead::lead(candidate, bell, members, drain.clone()));
+    }
+    if all_links {
+        let metrics = process.metrics.clone();
+        works.spawn(links::look_after(
+            client,
+            config,
+            identity,
+            connector(),
+            metrics,
+            drain.clone(),
+        ));
+    }
+    let first = async {
+        // None of them ends before the drain, unless something is wrong with it.
+        match works.join_next().await {
+            Some(ended) => Ok(ended?),
+            None => Ok(()),
+        }
+    };
+    process.serve(first).await?;
+    while let Some(ended) = works.join_next().await {
+        ended?;
+    }
+    Ok(())
+}
+
+/// Mirrors every Link that has no controller of its own, until shutdown.
+pub async fn mirror_all(
+    client: Client,
+    config: Config,
+    identity: String,
+    connect: Connect,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) {
     let config = Config {
-        namespace: args.namespace,
-        link,
-        probe_service: args.probe_service.filter(|name| !name.is_empty()),
-        write_endpoint_slices: args.write_endpoint_slices,
+        makes_probe_service: true,
+        ..config
     };
-    let (lease, metrics) = (keys::service_mirror_lease(&config.link), process.metrics.clone());
-    let controller = Controller::new(client, config, connector(), metrics, bell.clone());
-    lead::run(process, &namespace, lease, bell, controller).await
+    links::look_after(client, config, identity, connect, metrics, shutdown).await;
 }
 
 /// Mirrors until shutdown, while `leads` says so.
@@ -228,16 +310,24 @@ impl Controller {
         let Some(links) = self.links.view() else {
             return true;
         };
-        let link = match links.get(&Key::new(&self.config.namespace, &self.config.link)) {
+        let found = links.get(&Key::new(&self.config.namespace, &self.config.link));
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let link = match found.map(|link| LinkView::read(link)) {
+            None if self.config.keeps_mirrors => {
+                self.rest();
+                return true;
+            }
             None => None,
-            Some(link) => match LinkView::read(link) {
-                Ok(view) => Some(view),
-                Err(error) => {
-                    // Its author will change it, which rings the bell.
-                    tracing::error!(link = self.config.link, %error, "the link can't be used");
-                    return true;
-                }
-            },
+            Some(Ok(view)) => Some(view),
+            Some(Err(error)) => {
+                // Its author will change it, which rings the bell.
+                tracing::error!(link = self.config.link, %error, "the link can't be used");
+                let error = error.to_string();
+                let said = found.and_then(|link| link.status.clone()).unwrap_or_default();
+                let status = status::with_health(said.clone(), &said, Health::Invalid(&error), &now);
+                let version = found.and_then(|link| link.metadata.resource_version.clone());
+                return status == said || self.write_status(&version.unwrap_or_default(), &status).await;
+            }
         };
         let cluster = link
             .as_ref()
@@ -260,7 +350,6 @@ impl Controller {
                 1.0,
             );
         }
-        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let failures = apply::apply(&self.client, plan.writes.clone()).await;
         if let Some(session) = &self.session {
             for skipped in &plan.skipped {
@@ -279,11 +368,24 @@ impl Controller {
                 status::from_verdicts(&link.status, &mirrored, &federated, &now)
             }
         };
-        let reported = match status {
-            Some(status) => self.write_status(link, &status).await,
-            None => true,
-        };
+        let status = status.unwrap_or_else(|| link.status.clone());
+        let status = status::with_health(status, &link.status, self.health(&snapshot), &now);
+        let reported = status == link.status || self.write_status(&link.resource_version, &status).await;
         failures.is_empty() && reported
+    }
+
+    fn health<'a>(&self, snapshot: &'a Snapshot) -> Health<'a> {
+        let is_refused = self
+            .session
+            .as_ref()
+            .is_some_and(|session| matches!(session.reach(), Reach::Refused(_)));
+        match &snapshot.unreachable {
+            Some(why) if is_refused => Health::Refused(why),
+            Some(why) => Health::Unreachable(why),
+            None if snapshot.remote.is_none() => Health::Connecting,
+            None if snapshot.gateway_is_dead => Health::GatewayDead,
+            None => Health::Working,
+        }
     }
 
     fn follow_local(&mut self, cluster: &str) {
@@ -364,9 +466,13 @@ impl Controller {
                 Err(error) => return Some(error.to_string()),
             }
         }
-        let session = self.session.as_ref()?;
+        let session = self.session.as_mut()?;
         match session.reach() {
             Reach::Down(error) => Some(error),
+            Reach::Refused(error) => {
+                session.stop_watching();
+                Some(error)
+            }
             _ => session.trouble(),
         }
     }
@@ -425,6 +531,9 @@ impl Controller {
             link,
             links,
             probe_service: self.config.probe_service.clone(),
+            makes_probe_service: self.config.makes_probe_service,
+            mirrors_headless: self.config.mirrors_headless,
+            makes_namespaces: self.config.makes_namespaces,
             write_slices: self.config.write_endpoint_slices,
             namespaces: self.namespaces.view()?,
             services: local.services.view()?,
@@ -441,9 +550,9 @@ impl Controller {
         })
     }
 
-    async fn write_status(&self, link: &LinkView, status: &hawser_crd::link::LinkStatus) -> bool {
+    async fn write_status(&self, version: &str, status: &hawser_crd::link::LinkStatus) -> bool {
         let links: Api<Link> = Api::namespaced(self.client.clone(), &self.config.namespace);
-        let patch = json!({"metadata": {"resourceVersion": link.resource_version}, "status": status});
+        let patch = json!({"metadata": {"resourceVersion": version}, "status": status});
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
         let write = links.patch_status(&self.config.link, &params, &patch);
         match tokio::time::timeout(Duration::from_secs(10), write).await {

@@ -16,9 +16,10 @@ use hawser_crd::keys;
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset};
 use serde_json::{Value, json};
 
+use super::headless::{self, Shape};
 use super::snapshot::{
-    Addresses, LinkView, LocalEndpoints, LocalService, LocalSlice, Map, Port, Remote, RemoteService,
-    Snapshot, Version, is_mirror_of,
+    Addresses, HEADLESS, LinkView, LocalEndpoints, LocalService, LocalSlice, Map, Port, Remote,
+    RemoteService, Snapshot, Version, is_mirror_of,
 };
 use super::{federated, status};
 use crate::observe::Key;
@@ -40,6 +41,8 @@ pub(crate) struct Plan {
     pub verdicts: BTreeMap<Key, Verdict>,
     /// The same for Services that join federated ones.
     pub federated: BTreeMap<Key, Verdict>,
+    /// Local names that are wanted although no verdict has them: mirrors of single pods.
+    pub instances: BTreeSet<Key>,
     /// What the target's users should be told of, in Events on their Services.
     pub skipped: Vec<Skipped>,
 }
@@ -60,6 +63,9 @@ pub(crate) enum Kind {
     Service,
     /// A Service too, but not a mirror.
     Federated,
+    /// A Service through which a gateway is probed.
+    Probe,
+    Namespace,
     Endpoints,
     EndpointSlice,
 }
@@ -93,6 +99,8 @@ impl Write {
         let thing = match kind {
             Kind::Service => "mirror service",
             Kind::Federated => "federated service",
+            Kind::Probe => "probe service",
+            Kind::Namespace => "namespace",
             Kind::Endpoints => "mirror endpoints",
             Kind::EndpointSlice => "mirror endpoint slice",
         };
@@ -120,6 +128,8 @@ pub(crate) enum Verdict {
     /// Services like it are not for this.
     Invalid(&'static str),
     Failed(String),
+    /// There is nothing wrong, but something must happen first.
+    Waiting(&'static str),
     /// Somebody else wrote at the same time; the next plan takes that into account.
     Outrun,
 }
@@ -168,9 +178,11 @@ fn mirror(snapshot: &Snapshot, link: &LinkView, remote: &Remote, plan: &mut Plan
 /// What to tell the users of a Service, unless the Link's status says the same already: then they were told.
 fn skipped(link: &LinkView, key: &Key, service: &RemoteService, verdict: &Verdict) -> Option<Skipped> {
     let message = match verdict {
-        Verdict::Mirrored { .. } | Verdict::Joined { .. } | Verdict::Failed(_) | Verdict::Outrun => {
-            return None;
-        }
+        Verdict::Mirrored { .. }
+        | Verdict::Joined { .. }
+        | Verdict::Failed(_)
+        | Verdict::Waiting(_)
+        | Verdict::Outrun => return None,
         Verdict::MissingNamespace => "namespace does not exist".to_owned(),
         Verdict::NameConflict { local } => {
             format!("a service {local} that belongs to somebody else has the mirror's name")
@@ -208,8 +220,14 @@ fn mirror_one(
         Err(error) => return Verdict::Unfit(error.to_string()),
     };
     let local = Key::new(&key.namespace, name);
-    if !snapshot.namespaces.contains_key(&Key::new("", &key.namespace)) {
-        return Verdict::MissingNamespace;
+    let namespace = Key::new("", &key.namespace);
+    if !snapshot.namespaces.contains_key(&namespace) {
+        if !snapshot.makes_namespaces {
+            return Verdict::MissingNamespace;
+        }
+        let write = create_namespace(link, namespace.clone());
+        plan.writes.entry(namespace).or_insert_with(|| vec![write]);
+        return Verdict::Waiting("Its namespace is being created");
     }
     if service.ports.is_empty() {
         return Verdict::Unfit("the service exposes no ports".into());
@@ -221,6 +239,33 @@ fn mirror_one(
     let found_endpoints = snapshot.endpoints.get(&local);
     if found_endpoints.is_some_and(|found| !is_mirror_of(&found.labels, link.cluster.as_str())) {
         return Verdict::NameConflict { local };
+    }
+    // The mirror of a pod, which has its name from elsewhere.
+    if found.is_some_and(|found| found.labels.contains_key(keys::HEADLESS_MIRROR_SERVICE)) {
+        return Verdict::NameConflict { local };
+    }
+    let shape = if way == Way::Gateway && snapshot.mirrors_headless && service.headless {
+        headless::shape(
+            remote.endpoints.get(key).map(AsRef::as_ref),
+            found.map(AsRef::as_ref),
+        )
+    } else {
+        Some(Shape::Plain)
+    };
+    let Some(shape) = shape else {
+        return Verdict::Waiting("The headless service has no endpoints yet");
+    };
+    if let Some(found) = found.filter(|found| found.is_headless() != (shape == Shape::Instances)) {
+        let version = found.version.clone();
+        plan.writes.entry(local.clone()).or_default().push(Write::Delete {
+            kind: Kind::Service,
+            key: local,
+            version,
+        });
+        return Verdict::Waiting("Its mirror is made anew: a cluster IP can't come or go");
+    }
+    if shape == Shape::Instances {
+        return headless::mirror(snapshot, link, remote, (key, service), &local, plan);
     }
 
     let mut desired = mirror_service(link, key, service);
@@ -242,7 +287,8 @@ fn mirror_one(
         }
         Addresses::Resolved(addresses) => {
             // Emptiness is about what the target could serve; liveness about whether we can get there.
-            let is_empty = service.has_selector && !remote.ready.get(key).is_some_and(|ready| **ready);
+            let is_ready = remote.endpoints.get(key).is_some_and(|found| found.is_ready);
+            let is_empty = service.has_selector && !is_ready;
             let subsets = subsets(
                 link,
                 addresses,
@@ -258,16 +304,35 @@ fn mirror_one(
             writes.extend(desired.writes(snapshot, &local, found_endpoints.map(AsRef::as_ref)));
             Verdict::Mirrored { local: local.clone() }
         }
-        Addresses::Failed(error) => Verdict::Failed(format!("Failed to get gateway address: {error}")),
-        Addresses::Unknown if link.gateway.is_some() => {
-            Verdict::Failed("Failed to get gateway address: it is being resolved".into())
-        }
-        Addresses::Unknown => {
-            Verdict::Failed("Failed to get gateway address: the link has no gateway".into())
-        }
+        unresolved => unresolved_verdict(link, unresolved),
     };
     plan.writes.entry(local).or_default().extend(writes);
     verdict
+}
+
+/// Why there is no address of the gateway.
+pub(super) fn unresolved_verdict(link: &LinkView, addresses: &Addresses) -> Verdict {
+    let why = match addresses {
+        Addresses::Failed(error) => error,
+        _ if link.gateway.is_some() => "it is being resolved",
+        _ => "the link has no gateway",
+    };
+    Verdict::Failed(format!("Failed to get gateway address: {why}"))
+}
+
+fn create_namespace(link: &LinkView, key: Key) -> Write {
+    let object = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {
+            "name": key.name,
+            "labels": {keys::MIRRORED_SERVICE: "true", keys::CLUSTER_NAME: link.cluster.to_string()},
+        },
+    });
+    Write::Create {
+        kind: Kind::Namespace,
+        key,
+        object,
+    }
 }
 
 fn mirror_name(key: &Key, link: &LinkView) -> Result<String, hawser_core::NameError> {
@@ -301,7 +366,8 @@ fn refresh_without_remote(snapshot: &Snapshot, link: &LinkView, plan: &mut Plan)
         return;
     };
     for (key, service) in &snapshot.services {
-        if !is_mirror_of(&service.labels, link.cluster.as_str()) {
+        // Endpoints of headless mirrors lead to mirrors of pods, not to the gateway.
+        if !is_mirror_of(&service.labels, link.cluster.as_str()) || service.is_headless() {
             continue;
         }
         let Some(found) = snapshot.endpoints.get(key) else {
@@ -332,11 +398,12 @@ fn refresh_without_remote(snapshot: &Snapshot, link: &LinkView, plan: &mut Plan)
 
 /// Mirrors of Services that are no longer exported, and Endpoints that their Service left behind.
 fn collect_orphans(snapshot: &Snapshot, link: &LinkView, plan: &mut Plan) {
-    let wanted: BTreeSet<Key> = plan
+    let mut wanted: BTreeSet<Key> = plan
         .verdicts
         .keys()
         .filter_map(|key| Some(Key::new(&key.namespace, mirror_name(key, link).ok()?)))
         .collect();
+    wanted.extend(plan.instances.iter().cloned());
     let wanted = |key: &Key| wanted.contains(key);
     remove(snapshot, link.cluster.as_str(), &wanted, plan);
 }
@@ -349,14 +416,18 @@ fn remove_all(snapshot: &Snapshot, plan: &mut Plan) {
         let is_ours = |found: &&std::sync::Arc<LocalEndpoints>| {
             found.labels.get(keys::CLUSTER_NAME) == Some(&snapshot.link_name)
         };
-        if let Some(found) = snapshot.endpoints.get(&key).filter(is_ours) {
-            let version = found.version.clone();
-            plan.writes.entry(key.clone()).or_default().push(Write::Delete {
-                kind: Kind::Endpoints,
-                key,
-                version,
-            });
-        }
+        let delete = |kind: Kind, version: &Version| Write::Delete {
+            kind,
+            key: key.clone(),
+            version: version.clone(),
+        };
+        let service = snapshot.services.get(&key);
+        let service = service
+            .filter(|found| snapshot.makes_probe_service && is_probe_of(&found.labels, &snapshot.link_name));
+        let writes = plan.writes.entry(key.clone()).or_default();
+        writes.extend(service.map(|found| delete(Kind::Probe, &found.version)));
+        let endpoints = snapshot.endpoints.get(&key).filter(is_ours);
+        writes.extend(endpoints.map(|found| delete(Kind::Endpoints, &found.version)));
     }
 }
 
@@ -423,7 +494,39 @@ fn probe_endpoints(snapshot: &Snapshot, link: &LinkView, plan: &mut Plan) {
         }],
     };
     let writes = desired.writes(snapshot, &key, found);
-    plan.writes.entry(key).or_default().extend(writes);
+    let service = probe_service(snapshot, link, &key, probe.port);
+    plan.writes
+        .entry(key)
+        .or_default()
+        .extend(service.into_iter().chain(writes));
+}
+
+/// The Service of the probe, where nobody else makes it. One that exists is left as it is.
+fn probe_service(snapshot: &Snapshot, link: &LinkView, key: &Key, port: u16) -> Option<Write> {
+    if !snapshot.makes_probe_service || snapshot.services.contains_key(key) {
+        return None;
+    }
+    let object = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": key.name, "namespace": key.namespace,
+            "labels": {
+                keys::EXTENSION: keys::EXTENSION_MULTICLUSTER,
+                keys::MIRRORED_GATEWAY: "true", keys::CLUSTER_NAME: link.cluster.to_string(),
+            },
+        },
+        "spec": {"ports": [{"name": keys::PROBE_PORT_NAME, "port": port, "protocol": "TCP"}]},
+    });
+    Some(Write::Create {
+        kind: Kind::Probe,
+        key: key.clone(),
+        object,
+    })
+}
+
+fn is_probe_of(labels: &Map, cluster: &str) -> bool {
+    labels.contains_key(keys::MIRRORED_GATEWAY)
+        && labels.get(keys::CLUSTER_NAME).is_some_and(|name| name == cluster)
 }
 
 // --- what objects should look like -------------------------------------------------------------------------------
@@ -432,15 +535,17 @@ pub(super) struct DesiredService {
     pub labels: Map,
     pub annotations: Map,
     pub ports: Vec<Port>,
+    /// Without a cluster IP.
+    pub headless: bool,
 }
 
-struct Desired {
-    labels: Map,
-    annotations: Map,
-    subsets: Vec<EndpointSubset>,
+pub(super) struct Desired {
+    pub labels: Map,
+    pub annotations: Map,
+    pub subsets: Vec<EndpointSubset>,
 }
 
-fn mirror_service(link: &LinkView, key: &Key, service: &RemoteService) -> DesiredService {
+pub(super) fn mirror_service(link: &LinkView, key: &Key, service: &RemoteService) -> DesiredService {
     let mut annotations = copied_annotations(&service.annotations, &link.excluded_annotations);
     annotations.insert(keys::REMOTE_SERVICE_FQ_NAME.into(), fq_name(link, key));
     annotations.insert(
@@ -451,6 +556,7 @@ fn mirror_service(link: &LinkView, key: &Key, service: &RemoteService) -> Desire
         labels: endpoints_labels(link, &service.labels),
         annotations,
         ports: service.ports.clone(),
+        headless: false,
     }
 }
 
@@ -483,13 +589,13 @@ fn is_the_mesh_s(name: &str) -> bool {
     name.starts_with(keys::MIRROR_PREFIX) || name.starts_with(keys::MULTICLUSTER_PREFIX)
 }
 
-fn endpoints_labels(link: &LinkView, of_target: &Map) -> Map {
+pub(super) fn endpoints_labels(link: &LinkView, of_target: &Map) -> Map {
     let mut labels = copied_labels(of_target, &link.excluded_labels);
     labels.insert(keys::CLUSTER_NAME.into(), link.cluster.to_string());
     labels
 }
 
-fn endpoints_annotations(link: &LinkView, fq_name: String) -> Map {
+pub(super) fn endpoints_annotations(link: &LinkView, fq_name: String) -> Map {
     let mut annotations = Map::from([(keys::REMOTE_SERVICE_FQ_NAME.into(), fq_name)]);
     if let Some(gateway) = link
         .gateway
@@ -501,7 +607,7 @@ fn endpoints_annotations(link: &LinkView, fq_name: String) -> Map {
     annotations
 }
 
-fn fq_name(link: &LinkView, key: &Key) -> String {
+pub(super) fn fq_name(link: &LinkView, key: &Key) -> String {
     format!("{}.{}.svc.{}", key.name, key.namespace, link.domain)
 }
 
@@ -513,7 +619,7 @@ fn is_excluded(name: &str, excluded: &[String]) -> bool {
     })
 }
 
-fn subsets(
+pub(super) fn subsets(
     link: &LinkView,
     addresses: &[IpAddr],
     ports: &[Port],
@@ -566,7 +672,7 @@ pub(super) fn service_write(
 ) -> Option<Write> {
     let ports: Vec<Value> = desired.ports.iter().map(port_json).collect();
     let Some(found) = found else {
-        let object = json!({
+        let mut object = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {
                 "name": key.name, "namespace": key.namespace,
@@ -574,6 +680,9 @@ pub(super) fn service_write(
             },
             "spec": {"ports": ports},
         });
+        if desired.headless {
+            object["spec"]["clusterIP"] = HEADLESS.into();
+        }
         return Some(Write::Create {
             kind,
             key: key.clone(),
@@ -634,7 +743,12 @@ fn metadata_patch(version: &Version, labels: (&Map, &Map), annotations: (&Map, &
 }
 
 impl Desired {
-    fn writes(&self, snapshot: &Snapshot, key: &Key, found: Option<&LocalEndpoints>) -> Vec<Write> {
+    pub(super) fn writes(
+        &self,
+        snapshot: &Snapshot,
+        key: &Key,
+        found: Option<&LocalEndpoints>,
+    ) -> Vec<Write> {
         let mut labels = self.labels.clone();
         if snapshot.write_slices {
             // Should a mirroring controller appear after all, the two must not both write slices.
@@ -789,7 +903,13 @@ fn slice_endpoints(subset: &EndpointSubset, family: Family) -> Vec<Value> {
             .iter()
             .flatten()
             .filter(|address| family.holds(&address.ip))
-            .map(|address| json!({"addresses": [address.ip], "conditions": {"ready": ready}}))
+            .map(|address| {
+                let mut endpoint = json!({"addresses": [address.ip], "conditions": {"ready": ready}});
+                if let Some(hostname) = &address.hostname {
+                    endpoint["hostname"] = hostname.clone().into();
+                }
+                endpoint
+            })
             .collect()
     };
     let mut all = endpoints(&subset.addresses, true);

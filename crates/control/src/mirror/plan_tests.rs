@@ -102,7 +102,24 @@ fn snapshot(scenario: &str) -> Snapshot {
                     );
                 }
                 let remote = snapshot.remote.get_or_insert_default();
-                remote.ready.insert(key.clone(), Arc::new(has("ready")));
+                let instances = |name: &str| -> Vec<String> {
+                    let list = value(name).unwrap_or_default().split(',');
+                    list.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+                };
+                let subset = Instances {
+                    ready: instances("pods"),
+                    not_ready: instances("unready-pods"),
+                    ports: vec![endpoint_port("http", "TCP", 8080)],
+                };
+                let has_instances = value("pods").or(value("unready-pods")).is_some();
+                let endpoints = RemoteEndpoints {
+                    is_ready: has("ready") || !subset.ready.is_empty(),
+                    has_addresses: has("ready") || has_instances,
+                    instances: has_instances.then_some(subset).into_iter().collect(),
+                    resource_version: "70".into(),
+                };
+                service.headless = has("headless");
+                remote.endpoints.insert(key.clone(), Arc::new(endpoints));
                 remote.services.insert(key, Arc::new(service));
             }
             "local" => {

@@ -12,16 +12,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hawser_crd::selector::{self, Query, Selector};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
 use k8s_openapi::api::core::v1::{Endpoints, Service};
+use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::snapshot::{Remote, RemoteService, remote_endpoints, remote_service};
+use super::snapshot::{Remote, RemoteEndpoints, RemoteService, remote_endpoints, remote_service};
 use crate::observe::{Bell, Limit, Observed, Select, View, chain};
 
 const EXPORTED_MAX: Limit = Limit(10_000);
-const HEARTBEAT: Duration = Duration::from_secs(3);
+/// A watch is authorized when it begins, and a real API server lets it go on after its account is gone. So the account
+/// is asked about this often, and a refusal ends our watches.
+const HEARTBEAT: Duration = Duration::from_millis(700);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
@@ -60,12 +66,15 @@ pub(crate) struct SessionKey {
     pub federated: Selector,
 }
 
-/// Whether a cluster's API server answers.
+/// Whether a cluster's API server lets us watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     Up,
+    /// Doesn't answer.
     Down(String),
-    /// Was down and answers again.
+    /// Answers, and has withdrawn our account or its rights.
+    Refused(String),
+    /// Was down or refused us, and lets us in again.
     Recovered,
 }
 
@@ -74,8 +83,9 @@ pub(crate) struct Session {
     pub client: Client,
     /// Absent where nothing is selected.
     services: Option<Observed<RemoteService>>,
-    ready: Option<Observed<bool>>,
+    endpoints: Option<Observed<RemoteEndpoints>>,
     members: Option<Observed<RemoteService>>,
+    is_stopped: bool,
     heartbeat: Heartbeat,
 }
 
@@ -120,30 +130,42 @@ impl Session {
         let mirrored = services(vec![key.exported.clone(), key.remote_discovery.clone()]);
         let members = services(vec![key.federated.clone()]);
         // Kubernetes copies a Service's labels to its Endpoints, so one query selects both.
-        let ready = key.exported.query().map(|query| {
-            let endpoints: Api<Endpoints> = Api::all(client.clone());
+        let endpoints = key.exported.query().map(|query| {
+            let api: Api<Endpoints> = Api::all(client.clone());
             let select = Select::labels(query);
-            Observed::start(endpoints, select, EXPORTED_MAX, bell.clone(), remote_endpoints)
+            Observed::start(api, select, EXPORTED_MAX, bell.clone(), remote_endpoints)
         });
         let heartbeat = Heartbeat::start(client.clone(), bell.clone());
         Ok(Self {
             key,
             client,
             services: mirrored,
-            ready,
+            endpoints,
             members,
+            is_stopped: false,
             heartbeat,
         })
     }
 
-    /// What the target exports, once it is completely known.
+    /// Ends the watches; the heartbeat goes on, so that we learn when we are let in again.
+    pub(crate) fn stop_watching(&mut self) {
+        self.is_stopped = true;
+        self.services = None;
+        self.endpoints = None;
+        self.members = None;
+    }
+
+    /// What the target exports, once it is completely known and as long as we may know it.
     pub(crate) fn view(&self) -> Option<Remote> {
+        if self.is_stopped {
+            return None;
+        }
         fn complete<T: Send + Sync + 'static>(observed: Option<&Observed<T>>) -> Option<View<T>> {
             observed.map_or_else(|| Some(View::default()), Observed::view)
         }
         Some(Remote {
             services: complete(self.services.as_ref())?,
-            ready: complete(self.ready.as_ref())?,
+            endpoints: complete(self.endpoints.as_ref())?,
             members: complete(self.members.as_ref())?,
         })
     }
@@ -160,25 +182,26 @@ impl Session {
         let services = [&self.services, &self.members].into_iter().flatten();
         let mut troubles = services
             .map(Observed::trouble)
-            .chain(self.ready.as_ref().map(Observed::trouble));
+            .chain(self.endpoints.as_ref().map(Observed::trouble));
         troubles.find_map(|trouble| trouble)
     }
 }
 
 async fn heartbeat(client: Client, reach: Arc<Mutex<Reach>>, bell: Bell) {
     loop {
-        let answer = match tokio::time::timeout(TIMEOUT, client.apiserver_version()).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(chain(&error)),
-            Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
+        let answer = match tokio::time::timeout(TIMEOUT, may_watch(&client)).await {
+            Ok(answer) => answer,
+            Err(_) => Reach::Down(format!("no answer within {TIMEOUT:?}")),
         };
         let next = {
             let mut reach = reach.lock().unwrap_or_else(PoisonError::into_inner);
             let next = match (&*reach, answer) {
-                (Reach::Up, Ok(())) => Reach::Up,
-                (_, Ok(())) => Reach::Recovered,
-                (Reach::Down(first), Err(_)) => Reach::Down(first.clone()),
-                (_, Err(error)) => Reach::Down(error),
+                (Reach::Up, Reach::Up) => Reach::Up,
+                (_, Reach::Up) => Reach::Recovered,
+                // The reason differs from attempt to attempt; the first one is worth as much as the last.
+                (Reach::Down(first), Reach::Down(_)) => Reach::Down(first.clone()),
+                (Reach::Refused(first), Reach::Refused(_)) => Reach::Refused(first.clone()),
+                (_, other) => other,
             };
             let changed = *reach != next;
             *reach = next.clone();
@@ -192,11 +215,46 @@ async fn heartbeat(client: Client, reach: Arc<Mutex<Reach>>, bell: Bell) {
                         "target cluster does not answer; what is known of it stays as it is"
                     )
                 }
+                Reach::Refused(error) => {
+                    tracing::warn!(
+                        error,
+                        "target cluster refuses our account; what is known of it stays as it is"
+                    )
+                }
                 _ => tracing::info!("target cluster answers again"),
             }
             bell.ring();
         }
         tokio::time::sleep(HEARTBEAT).await;
+    }
+}
+
+/// Asks the target whether our account exists and may still watch. The question is authenticated and authorized anew
+/// each time, and costs the target nothing but that.
+async fn may_watch(client: &Client) -> Reach {
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                resource: Some("services".into()),
+                verb: Some("watch".into()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    match reviews.create(&PostParams::default(), &review).await {
+        Ok(answer) if answer.status.as_ref().is_some_and(|status| !status.allowed) => {
+            Reach::Refused("its account may not watch services".into())
+        }
+        Ok(_) => Reach::Up,
+        Err(kube::Error::Api(status)) if status.code == 401 => {
+            Reach::Refused(format!("its credentials are not accepted: {}", status.message))
+        }
+        // Some clusters don't let accounts ask about themselves; that says nothing about what they may watch.
+        Err(kube::Error::Api(status)) if status.code == 403 || status.code == 404 => Reach::Up,
+        Err(error) => Reach::Down(chain(&error)),
     }
 }
 

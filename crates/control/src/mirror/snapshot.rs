@@ -11,7 +11,9 @@ use hawser_crd::keys;
 use hawser_crd::link::{GatewaySpec, LinkStatus, Probe};
 use hawser_crd::selector::Selector;
 use hawser_crd::{Link, link::LinkError};
-use k8s_openapi::api::core::v1::{EndpointSubset, Endpoints, Namespace, Service, ServicePort};
+use k8s_openapi::api::core::v1::{
+    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Namespace, Service, ServicePort,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -20,6 +22,9 @@ use super::federated;
 use crate::observe::View;
 
 pub(crate) type Map = BTreeMap<String, String>;
+
+/// The cluster IP of a Service that has none.
+pub(crate) const HEADLESS: &str = "None";
 
 /// Everything a plan is made from.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +37,12 @@ pub(crate) struct Snapshot {
     /// The age of every Link, by the cluster that it names.
     pub links: Seniorities,
     pub probe_service: Option<String>,
+    /// Whether nobody else makes that Service.
+    pub makes_probe_service: bool,
+    /// Whether headless Services get mirrors for each of their pods.
+    pub mirrors_headless: bool,
+    /// Whether namespaces of mirrors are made where they are missing.
+    pub makes_namespaces: bool,
     /// Whether EndpointSlices are written too, because nothing in this cluster copies Endpoints to them.
     pub write_slices: bool,
     /// Names of the local namespaces that accept new objects.
@@ -128,8 +139,7 @@ impl LinkView {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Remote {
     pub services: View<RemoteService>,
-    /// Whether a Service's Endpoints have a ready address.
-    pub ready: View<bool>,
+    pub endpoints: View<RemoteEndpoints>,
     /// Services that belong to federated ones.
     pub members: View<RemoteService>,
 }
@@ -157,6 +167,24 @@ pub(crate) struct RemoteService {
     pub headless: bool,
 }
 
+/// What stands behind a Service of the target.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct RemoteEndpoints {
+    pub resource_version: String,
+    pub is_ready: bool,
+    /// Whether there is any address, ready or not.
+    pub has_addresses: bool,
+    pub instances: Vec<Instances>,
+}
+
+/// Pods that have names of their own, by the ports that they serve.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Instances {
+    pub ready: Vec<String>,
+    pub not_ready: Vec<String>,
+    pub ports: Vec<EndpointPort>,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Port {
     pub name: String,
@@ -179,6 +207,14 @@ pub(crate) struct LocalService {
     pub annotations: Map,
     pub ports: Vec<Port>,
     pub has_selector: bool,
+    /// Empty until one is allocated, `None` if there is none on purpose.
+    pub cluster_ip: String,
+}
+
+impl LocalService {
+    pub(crate) fn is_headless(&self) -> bool {
+        self.cluster_ip == HEADLESS
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -217,20 +253,37 @@ pub(crate) fn remote_service(service: Service) -> Option<RemoteService> {
         uid: meta.uid.unwrap_or_default(),
         labels: meta.labels.unwrap_or_default(),
         annotations: meta.annotations.unwrap_or_default(),
-        headless: spec.cluster_ip.as_deref() == Some("None"),
+        headless: spec.cluster_ip.as_deref() == Some(HEADLESS),
         ports: spec.ports.unwrap_or_default().into_iter().map(port).collect(),
         has_selector: spec.selector.is_some_and(|selector| !selector.is_empty()),
     })
 }
 
-pub(crate) fn remote_endpoints(endpoints: Endpoints) -> Option<bool> {
+pub(crate) fn remote_endpoints(endpoints: Endpoints) -> Option<RemoteEndpoints> {
     let subsets = endpoints.subsets.unwrap_or_default();
-    Some(subsets.iter().any(|subset| {
-        subset
-            .addresses
-            .as_ref()
-            .is_some_and(|addresses| !addresses.is_empty())
-    }))
+    let any = |of: fn(&EndpointSubset) -> &Option<Vec<EndpointAddress>>| {
+        let mut lists = subsets.iter().filter_map(|subset| of(subset).as_ref());
+        lists.any(|addresses| !addresses.is_empty())
+    };
+    let is_ready = any(|subset| &subset.addresses);
+    let has_addresses = is_ready || any(|subset| &subset.not_ready_addresses);
+    let hostnames = |addresses: Option<Vec<EndpointAddress>>| -> Vec<String> {
+        let names = addresses.into_iter().flatten();
+        names.filter_map(|address| address.hostname).collect()
+    };
+    let instances = subsets.into_iter().map(|subset| Instances {
+        ready: hostnames(subset.addresses),
+        not_ready: hostnames(subset.not_ready_addresses),
+        ports: subset.ports.unwrap_or_default(),
+    });
+    Some(RemoteEndpoints {
+        is_ready,
+        has_addresses,
+        instances: instances
+            .filter(|instances| !(instances.ready.is_empty() && instances.not_ready.is_empty()))
+            .collect(),
+        resource_version: endpoints.metadata.resource_version.unwrap_or_default(),
+    })
 }
 
 /// Keeps Services that are ours or that a mirror of `cluster` or a federated Service could collide with.
@@ -249,6 +302,7 @@ pub(crate) fn local_service(service: Service, cluster: &str) -> Option<LocalServ
         annotations: meta.annotations.unwrap_or_default(),
         ports: spec.ports.unwrap_or_default().into_iter().map(port).collect(),
         has_selector: spec.selector.is_some_and(|selector| !selector.is_empty()),
+        cluster_ip: spec.cluster_ip.unwrap_or_default(),
     })
 }
 

@@ -12,6 +12,8 @@ use super::plan::Verdict;
 use crate::observe::Key;
 
 const TARGET_UNREACHABLE: &str = "TargetUnreachable";
+/// Type of the condition of a whole Link.
+const READY: &str = "Ready";
 
 /// The status that `verdicts` call for, or `None` when the Link has it already.
 pub(crate) fn from_verdicts(
@@ -78,6 +80,74 @@ pub(crate) fn unreachable(previous: &LinkStatus, reason: &str, now: &str) -> Opt
     )
 }
 
+/// How a Link as a whole fares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Health<'a> {
+    Working,
+    /// The target wasn't seen yet.
+    Connecting,
+    /// Its spec can't be used.
+    Invalid(&'a str),
+    Unreachable(&'a str),
+    Refused(&'a str),
+    GatewayDead,
+}
+
+/// `status`, with what is said of the Link as a whole.
+pub(crate) fn with_health(
+    mut status: LinkStatus,
+    previous: &LinkStatus,
+    health: Health<'_>,
+    now: &str,
+) -> LinkStatus {
+    let (value, reason, message) = match health {
+        Health::Working => ("True", "Mirroring", String::new()),
+        Health::Connecting => (
+            "Unknown",
+            "Connecting",
+            "The target cluster was not listed yet".into(),
+        ),
+        Health::Invalid(why) => ("False", "InvalidSpec", why.to_owned()),
+        Health::Unreachable(why) => (
+            "False",
+            TARGET_UNREACHABLE,
+            format!("The target cluster can't be watched; mirrors are kept as they were: {why}"),
+        ),
+        Health::Refused(why) => (
+            "False",
+            "AccessRefused",
+            format!("The target cluster refuses this link; mirrors are kept as they were: {why}"),
+        ),
+        Health::GatewayDead => (
+            "False",
+            "GatewayDead",
+            "The gateway does not answer probes".into(),
+        ),
+    };
+    let old = previous.conditions.iter().find(|old| old.type_ == READY);
+    status.conditions = vec![match old {
+        // An error's wording may differ from attempt to attempt; a spec's differs when somebody tried to correct it.
+        Some(old)
+            if old.status == value
+                && old.reason == reason
+                && (old.message == message || !matches!(health, Health::Invalid(_))) =>
+        {
+            old.clone()
+        }
+        old => LinkCondition {
+            type_: READY.into(),
+            status: value.into(),
+            reason: reason.into(),
+            message,
+            last_transition_time: old
+                .filter(|old| old.status == value)
+                .map_or_else(|| now.to_owned(), |old| old.last_transition_time.clone()),
+            local_ref: None,
+        },
+    }];
+    status
+}
+
 fn changed(previous: &LinkStatus, status: LinkStatus) -> Option<LinkStatus> {
     (status != *previous).then_some(status)
 }
@@ -125,6 +195,7 @@ pub(super) fn condition(verdict: &Verdict) -> LinkCondition {
         ),
         Verdict::Invalid(why) => ("False", "InvalidService", (*why).to_owned()),
         Verdict::Failed(message) => ("False", "Error", message.clone()),
+        Verdict::Waiting(what) => ("Unknown", "Waiting", (*what).to_owned()),
         Verdict::Outrun => ("Unknown", "Error", "Another writer was faster".to_owned()),
     };
     let local_ref = match verdict {
@@ -184,6 +255,25 @@ mod tests {
             })
             .collect();
         assert_eq!(times, [("b".into(), "now".into()), ("web".into(), "then".into())]);
+    }
+
+    #[test]
+    fn a_links_health_changes_its_time_only_with_its_status() {
+        let none = LinkStatus::default();
+        let first = with_health(none.clone(), &none, Health::Unreachable("timeout"), "then");
+        let again = with_health(first.clone(), &first, Health::Unreachable("other"), "now");
+        assert_eq!(again, first, "the first reason is as good as the last");
+        let refused = with_health(first.clone(), &first, Health::Refused("401"), "now");
+        let condition = &refused.conditions[0];
+        assert_eq!(
+            (condition.reason.as_str(), condition.last_transition_time.as_str()),
+            ("AccessRefused", "then")
+        );
+        let working = with_health(refused.clone(), &refused, Health::Working, "now");
+        assert_eq!(working.conditions[0].last_transition_time, "now");
+        let wrong = with_health(none.clone(), &none, Health::Invalid("a"), "then");
+        let still = with_health(wrong.clone(), &wrong, Health::Invalid("b"), "now");
+        assert_eq!(still.conditions[0].message, "b");
     }
 
     #[test]
