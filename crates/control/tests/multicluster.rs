@@ -13,9 +13,11 @@ use hawser_crd::keys;
 use hawser_crd::{Link, TrafficSplit};
 use hawser_runtime::Metrics;
 use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Endpoints, Event as CoreEvent, Namespace, Secret, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Event as CoreEvent, Namespace, Secret, Service, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -189,7 +191,7 @@ impl World {
             namespace: EXTENSION.into(),
             link: "east".into(),
             probe_service: Some("localhost".into()),
-            write_endpoint_slices: false,
+            ..Default::default()
         };
         let (_, leads) = tokio::sync::watch::channel(true);
         let client = west.client.clone();
@@ -644,6 +646,372 @@ async fn without_its_link_nothing_of_it_remains() {
         .west
         .expect::<Endpoints>(EXTENSION, "localhost", |endpoints| endpoints.is_none())
         .await;
+}
+
+/// Status and reason of a Link as a whole.
+fn is_ready(status: &'static str, reason: &'static str) -> impl Fn(Option<&Link>) -> bool + Send {
+    move |link| {
+        let status_of = link.and_then(|link| link.status.as_ref());
+        let conditions = status_of.iter().flat_map(|status| &status.conditions);
+        let mut ready = conditions.filter(|condition| condition.type_ == "Ready");
+        ready.any(|condition| condition.status == status && condition.reason == reason)
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_cannot_be_used_says_why_until_it_is_corrected() {
+    let (port, _gateway) = gateway().await;
+    let world = World::linked(port).await;
+    world.export("web").await;
+    let (west, ready) = (&world.west, is_ready("True", "Mirroring"));
+    west.expect::<Link>(EXTENSION, "east", ready).await;
+    let wrong = json!({"spec": {"gatewayPort": "many"}});
+    west.patch::<Link>(EXTENSION, "east", wrong).await;
+    west.expect::<Link>(EXTENSION, "east", is_ready("False", "InvalidSpec"))
+        .await;
+    let link = west.api::<Link>(EXTENSION).get("east").await.unwrap();
+    assert_eq!(
+        link.status.unwrap().conditions[0].message,
+        "spec.gatewayPort is \"many\", which is not a port number"
+    );
+    // Nobody's traffic suffers from a slip.
+    assert_eq!(
+        addresses(
+            west.api::<Endpoints>("test")
+                .get_opt("web-east")
+                .await
+                .unwrap()
+                .as_ref()
+        )
+        .as_deref(),
+        Some("203.0.113.7/")
+    );
+    west.patch::<Link>(EXTENSION, "east", json!({"spec": {"gatewayPort": "4143"}}))
+        .await;
+    west.expect::<Link>(EXTENSION, "east", is_ready("True", "Mirroring"))
+        .await;
+}
+
+/// West with a controller that looks after every Link without one of its own; kubeconfigs are clusters' names.
+async fn looked_after(sides: &[(&'static str, &Side)]) -> (Side, DropGuard) {
+    let west = Side::new("west", &[EXTENSION, "test"]).await;
+    west.define(hawser_crd::manifests::links()).await;
+    let sides: Vec<(&'static str, Side)> = sides
+        .iter()
+        .map(|(name, side)| (*name, (*side).clone()))
+        .collect();
+    let connect: Connect = Arc::new(move |kubeconfig| {
+        let found = sides.iter().find(|(name, _)| name.as_bytes() == kubeconfig);
+        let client = found.map(|(_, side)| side.cluster.client(Identity::admin()));
+        Box::pin(async move { client.ok_or(mirror::RemoteError::NotText) })
+    });
+    let config = mirror::Config {
+        namespace: EXTENSION.into(),
+        ..Default::default()
+    };
+    let stop = CancellationToken::new();
+    let work = mirror::mirror_all(
+        west.client.clone(),
+        config,
+        "test".into(),
+        connect,
+        Metrics::default(),
+        stop.clone(),
+    );
+    tokio::spawn(work);
+    (west, stop.drop_guard())
+}
+
+/// A Link without a probe, and its Secret.
+async fn apply_link(west: &Side, name: &str) {
+    let mut secret = credentials(name);
+    secret["metadata"]["name"] = keys::credentials_secret(name).into();
+    west.create::<Secret>(EXTENSION, secret).await;
+    let mut link = link(1);
+    link["metadata"]["name"] = name.into();
+    link["spec"]["targetClusterName"] = name.into();
+    link["spec"]["clusterCredentialsSecret"] = keys::credentials_secret(name).into();
+    link["spec"]["probeSpec"] = json!({});
+    west.create::<Link>(EXTENSION, link).await;
+}
+
+async fn exports(side: &Side, name: &str) {
+    side.create::<Service>("test", service(name, true)).await;
+    side.create::<Endpoints>("test", endpoints(name, true)).await;
+}
+
+#[tokio::test]
+async fn three_clusters_are_linked_by_nothing_but_applied_links() {
+    let east = Side::new("east", &["test"]).await;
+    let north = Side::new("north", &["test"]).await;
+    let (west, _stop) = looked_after(&[("east", &east), ("north", &north)]).await;
+    for (side, name) in [(&east, "east"), (&north, "north")] {
+        exports(side, "web").await;
+        apply_link(&west, name).await;
+    }
+    west.expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+    west.expect::<Endpoints>("test", "web-north", leads_to("203.0.113.7/"))
+        .await;
+    west.expect::<Lease>(EXTENSION, "service-mirror-write-north", |lease| lease.is_some())
+        .await;
+
+    // One target's silence is its own affair.
+    east.cluster.interrupt(Duration::from_secs(3));
+    west.expect::<Link>(EXTENSION, "east", is_ready("False", "TargetUnreachable"))
+        .await;
+    exports(&north, "late").await;
+    west.expect::<Service>("test", "late-north", |service| service.is_some())
+        .await;
+    west.expect::<Link>(EXTENSION, "north", is_ready("True", "Mirroring"))
+        .await;
+
+    west.delete::<Link>(EXTENSION, "north").await;
+    west.expect::<Service>("test", "web-north", |service| service.is_none())
+        .await;
+    west.expect::<Service>("test", "late-north", |service| service.is_none())
+        .await;
+    west.expect::<Link>(EXTENSION, "east", is_ready("True", "Mirroring"))
+        .await;
+    assert!(
+        west.api::<Service>("test")
+            .get_opt("web-east")
+            .await
+            .unwrap()
+            .is_some()
+    );
+}
+
+#[tokio::test]
+async fn a_link_with_a_controller_of_its_own_is_left_to_it() {
+    let east = Side::new("east", &["test"]).await;
+    let (west, _stop) = looked_after(&[("east", &east)]).await;
+    exports(&east, "web").await;
+    apply_link(&west, "east").await;
+    west.expect::<Service>("test", "web-east", |service| service.is_some())
+        .await;
+    let labels = json!({"component": "service-mirror", keys::CLUSTER_NAME: "east"});
+    let template = json!({
+        "metadata": {"labels": {"app": "mirror"}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    });
+    let deployment = json!({
+        "metadata": {"name": "linkerd-service-mirror-east", "labels": labels},
+        "spec": {"selector": {"matchLabels": {"app": "mirror"}}, "template": template},
+    });
+    west.create::<Deployment>(EXTENSION, deployment).await;
+    let free = |lease: Option<&Lease>| {
+        let spec = lease.and_then(|lease| lease.spec.as_ref());
+        spec.is_some_and(|spec| spec.holder_identity.as_deref().unwrap_or_default().is_empty())
+    };
+    west.expect::<Lease>(EXTENSION, "service-mirror-write-east", free)
+        .await;
+    west.delete::<Deployment>(EXTENSION, "linkerd-service-mirror-east")
+        .await;
+    let held = |lease: Option<&Lease>| {
+        let spec = lease.and_then(|lease| lease.spec.as_ref());
+        spec.is_some_and(|spec| spec.holder_identity.as_deref() == Some("test"))
+    };
+    west.expect::<Lease>(EXTENSION, "service-mirror-write-east", held)
+        .await;
+}
+
+#[tokio::test]
+async fn mirrors_of_a_link_that_was_deleted_while_nobody_looked_are_removed() {
+    let east = Side::new("east", &["test"]).await;
+    let (west, stop) = looked_after(&[("east", &east)]).await;
+    drop(stop);
+    for (name, cluster) in [("web-east", "east"), ("web-mine", "")] {
+        let mut service = service(name, false);
+        service["spec"]["selector"] = Value::Null;
+        if !cluster.is_empty() {
+            service["metadata"]["labels"] =
+                json!({keys::MIRRORED_SERVICE: "true", keys::CLUSTER_NAME: cluster});
+        }
+        west.create::<Service>("test", service).await;
+    }
+    let connect: Connect = Arc::new(|_| Box::pin(async { Err(mirror::RemoteError::NotText) }));
+    let config = mirror::Config {
+        namespace: EXTENSION.into(),
+        ..Default::default()
+    };
+    let stop = CancellationToken::new();
+    let _guard = stop.clone().drop_guard();
+    let (client, metrics) = (west.client.clone(), Metrics::default());
+    tokio::spawn(mirror::mirror_all(
+        client,
+        config,
+        "next".into(),
+        connect,
+        metrics,
+        stop,
+    ));
+    west.expect::<Service>("test", "web-east", |service| service.is_none())
+        .await;
+    assert!(
+        west.api::<Service>("test")
+            .get_opt("web-mine")
+            .await
+            .unwrap()
+            .is_some()
+    );
+}
+
+/// An account in east that may watch what links watch, and a kubeconfig with its token.
+async fn account(east: &Side, url: &str) -> String {
+    let extension = "test";
+    let role = json!({
+        "metadata": {"name": "west"},
+        "rules": [{"apiGroups": [""], "resources": ["services", "endpoints"], "verbs": ["get", "list", "watch"]}],
+    });
+    let binding = json!({
+        "metadata": {"name": "west"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "west"},
+        "subjects": [{"kind": "ServiceAccount", "name": "west", "namespace": extension}],
+    });
+    let params = PostParams::default();
+    let roles: Api<ClusterRole> = Api::all(east.client.clone());
+    roles.create(&params, &object(role)).await.unwrap();
+    let bindings: Api<ClusterRoleBinding> = Api::all(east.client.clone());
+    bindings.create(&params, &object(binding)).await.unwrap();
+    east.create::<ServiceAccount>(extension, json!({"metadata": {"name": "west"}}))
+        .await;
+    let secret = json!({
+        "metadata": {"name": "west-token", "annotations": {"kubernetes.io/service-account.name": "west"}},
+        "type": "kubernetes.io/service-account-token",
+    });
+    let secret: Secret = east
+        .api(extension)
+        .create(&params, &object(secret))
+        .await
+        .unwrap();
+    let data = secret.data.unwrap();
+    let token = String::from_utf8(data["token"].0.clone()).unwrap();
+    let authority = serde_json::to_value(&data["ca.crt"]).unwrap();
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": url, "certificate-authority-data": authority}}],
+        "users": [{"name": "u", "user": {"token": token}}],
+    })
+    .to_string()
+}
+
+#[tokio::test]
+async fn a_revoked_account_is_cut_off_and_mirrors_wait_for_the_next_credentials() {
+    let (port, _gateway) = gateway().await;
+    let west = Side::new("west", &[EXTENSION, "test"]).await;
+    let east = Side::new("east", &["test"]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let _server =
+        tokio_util::task::AbortOnDropHandle::new(tokio::spawn(east.cluster.clone().serve(listener)));
+    west.define(hawser_crd::manifests::links()).await;
+    let kubeconfig = account(&east, &url).await;
+    west.create::<Secret>(EXTENSION, credentials(&kubeconfig)).await;
+    west.create::<Link>(EXTENSION, link(port)).await;
+    exports(&east, "web").await;
+    let stop = CancellationToken::new();
+    let _guard = stop.clone().drop_guard();
+    let config = mirror::Config {
+        namespace: EXTENSION.into(),
+        link: "east".into(),
+        ..Default::default()
+    };
+    let (_, leads) = tokio::sync::watch::channel(true);
+    tokio::spawn(mirror::mirror(
+        west.client.clone(),
+        config,
+        mirror::connector(),
+        Metrics::default(),
+        leads,
+        Bell::default(),
+        stop,
+    ));
+    west.expect::<Endpoints>("test", "web-east", leads_to("203.0.113.7/"))
+        .await;
+
+    // Rights that are withdrawn count like an account that is gone, although an open watch would go on.
+    let bindings: Api<ClusterRoleBinding> = Api::all(east.client.clone());
+    let binding = bindings.get("west").await.unwrap();
+    bindings.delete("west", &DeleteParams::default()).await.unwrap();
+    west.expect::<Link>(EXTENSION, "east", is_ready("False", "AccessRefused"))
+        .await;
+    let again = ClusterRoleBinding {
+        metadata: kube::core::ObjectMeta {
+            name: Some("west".into()),
+            ..Default::default()
+        },
+        ..binding
+    };
+    bindings.create(&PostParams::default(), &again).await.unwrap();
+    west.expect::<Link>(EXTENSION, "east", is_ready("True", "Mirroring"))
+        .await;
+
+    east.delete::<ServiceAccount>("test", "west").await;
+    west.expect::<Link>(EXTENSION, "east", is_ready("False", "AccessRefused"))
+        .await;
+    west.expect::<Link>(
+        EXTENSION,
+        "east",
+        has_condition("web", "Unknown", "TargetUnreachable"),
+    )
+    .await;
+    assert!(
+        west.api::<Service>("test")
+            .get_opt("web-east")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let _ = bindings.delete("west", &DeleteParams::default()).await;
+    let roles: Api<ClusterRole> = Api::all(east.client.clone());
+    let _ = roles.delete("west", &DeleteParams::default()).await;
+    let _ = east
+        .api::<Secret>("test")
+        .delete("west-token", &DeleteParams::default())
+        .await;
+    let next = account(&east, &url).await;
+    west.patch::<Secret>(
+        EXTENSION,
+        "cluster-credentials-east",
+        json!({"stringData": {"kubeconfig": next}}),
+    )
+    .await;
+    west.expect::<Link>(EXTENSION, "east", is_ready("True", "Mirroring"))
+        .await;
+    exports(&east, "late").await;
+    west.expect::<Service>("test", "late-east", |service| service.is_some())
+        .await;
+}
+
+#[tokio::test]
+async fn links_of_every_version_are_mirrored_and_stored_as_the_last() {
+    let east = Side::new("east", &["test"]).await;
+    let (west, _stop) = looked_after(&[("east", &east)]).await;
+    exports(&east, "web").await;
+    for version in ["v1alpha1", "v1alpha2"] {
+        let name = format!("east-{version}");
+        let mut secret = credentials("east");
+        secret["metadata"]["name"] = keys::credentials_secret(&name).into();
+        west.create::<Secret>(EXTENSION, secret).await;
+        let mut link = link(1);
+        link["metadata"]["name"] = name.clone().into();
+        link["spec"]["targetClusterName"] = name.clone().into();
+        link["spec"]["clusterCredentialsSecret"] = keys::credentials_secret(&name).into();
+        link["spec"]["probeSpec"] = json!({});
+        let kind = kube::core::GroupVersionKind::gvk("multicluster.linkerd.io", version, "Link");
+        let resource = kube::core::ApiResource::from_gvk(&kind);
+        link["apiVersion"] = resource.api_version.clone().into();
+        link["kind"] = "Link".into();
+        let links: Api<kube::core::DynamicObject> =
+            Api::namespaced_with(west.client.clone(), EXTENSION, &resource);
+        links.create(&PostParams::default(), &object(link)).await.unwrap();
+        west.expect::<Endpoints>("test", &format!("web-{name}"), leads_to("203.0.113.7/"))
+            .await;
+        west.expect::<Link>(EXTENSION, &name, has_condition("web", "True", "Mirrored"))
+            .await;
+    }
 }
 
 fn weighs(expected: &'static str) -> impl Fn(Option<&TrafficSplit>) -> bool + Send {

@@ -1187,9 +1187,15 @@ mod tests {
         found.unwrap_or_else(|| panic!("no {kind} {name} in {:?}", titles(objects)))
     }
 
+    fn set(settings: &str) -> Settings {
+        let mut overrides = json!({});
+        values::set(&mut overrides, settings).unwrap();
+        Settings::of(&Values::default(), overrides).unwrap()
+    }
+
     #[test]
     fn the_extension_has_what_the_documents_promise() {
-        let objects = render(&Settings::default());
+        let objects = render(&Settings::default()).unwrap();
         assert_eq!(
             titles(&objects),
             [
@@ -1207,6 +1213,21 @@ mod tests {
                 "ServiceAccount linkerd-service-mirror-remote-access-default",
                 "Secret linkerd-service-mirror-remote-access-default-token",
                 "ClusterRoleBinding linkerd-service-mirror-remote-access-default",
+                "Server linkerd-admin",
+                "AuthorizationPolicy linkerd-admin",
+                "Server service-mirror",
+                "AuthorizationPolicy service-mirror",
+                "Server controller",
+                "AuthorizationPolicy controller",
+                "Server local-service-mirror",
+                "AuthorizationPolicy local-service-mirror",
+                "ClusterRole linkerd-local-service-mirror-access-local-resources",
+                "ClusterRoleBinding linkerd-local-service-mirror-access-local-resources",
+                "Role linkerd-local-service-mirror",
+                "RoleBinding linkerd-local-service-mirror",
+                "ServiceAccount linkerd-local-service-mirror",
+                "Deployment linkerd-local-service-mirror",
+                "ClusterRole linkerd-multicluster-controller-access-local-resources",
             ]
         );
         let service = find(&objects, "Service", "linkerd-gateway");
@@ -1226,32 +1247,130 @@ mod tests {
     }
 
     #[test]
+    fn controllers_in_the_settings_come_with_the_extension() {
+        let settings = set(
+            "controllers[0].link.ref.name=east,controllers[1].link.ref.name=north,\
+             controllers[1].gateway.enabled=false,controllers[1].enableHeadlessServices=true",
+        );
+        let objects = render(&settings).unwrap();
+        let base = render(&Settings::default()).unwrap().len();
+        assert_eq!(
+            titles(&objects[base..]),
+            [
+                "ClusterRoleBinding linkerd-multicluster-controller-access-local-resources-east",
+                "Role controller-read-remote-creds-east",
+                "RoleBinding controller-read-remote-creds-east",
+                "ServiceAccount controller-east",
+                "Deployment controller-east",
+                "Service probe-east",
+                "ClusterRoleBinding linkerd-multicluster-controller-access-local-resources-north",
+                "Role controller-read-remote-creds-north",
+                "RoleBinding controller-read-remote-creds-north",
+                "ServiceAccount controller-north",
+                "Deployment controller-north",
+            ]
+        );
+        let binding = find(
+            &objects,
+            "ClusterRoleBinding",
+            "linkerd-multicluster-controller-access-local-resources-east",
+        );
+        assert_eq!(binding["roleRef"]["name"], SHARED_ACCESS);
+        let args = |name: &str| {
+            let pod = &find(&objects, "Deployment", name)["spec"]["template"]["spec"];
+            pod["containers"][0]["args"].to_string()
+        };
+        assert!(args("controller-east").contains("--probe-service=probe-east"));
+        assert!(args("controller-north").contains("--enable-headless-services"));
+        assert!(!args("controller-north").contains("--probe-service"));
+    }
+
+    #[test]
+    fn settings_that_name_no_link_or_no_kind_of_service_are_refused() {
+        assert_eq!(
+            render(&set("controllers[0].logLevel=debug")),
+            Err(SettingsError::NoLink(0))
+        );
+        assert!(matches!(
+            render(&set("controllers[0].link.ref.name=East")),
+            Err(SettingsError::Link { index: 0, .. })
+        ));
+        assert_eq!(
+            render(&set("gateway.serviceType=Balancer")),
+            Err(SettingsError::ServiceType("Balancer".into()))
+        );
+    }
+
+    #[test]
+    fn every_controller_takes_the_arguments_that_it_is_given() {
+        let mut settings = set("controllers[0].link.ref.name=east,enableHeadlessServices=true,\
+             enableNamespaceCreation=true,writeEndpointSlices=true,localServiceMirror.excludedLabels={a,b}");
+        settings.controllers[0]["replicas"] = 2.into();
+        let mut objects = render(&settings).unwrap();
+        objects.extend(controller(&settings, &Names::linked("east"), true));
+        let mut checked = 0;
+        for deployment in objects.iter().filter(|object| object["kind"] == "Deployment") {
+            let Some(args) = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array()
+            else {
+                continue;
+            };
+            let args = args.iter().map(|arg| arg.as_str().unwrap().into());
+            hawser_control::check_arguments(args).unwrap();
+            checked += 1;
+        }
+        assert_eq!(checked, 3);
+    }
+
+    #[test]
+    fn high_availability_spreads_replicas_and_lets_one_go_at_a_time() {
+        let settings = set("enablePodAntiAffinity=true,controllers[0].link.ref.name=east");
+        let objects = render(&settings).unwrap();
+        for name in [
+            "linkerd-gateway",
+            "linkerd-local-service-mirror",
+            "controller-east",
+        ] {
+            let deployment = find(&objects, "Deployment", name);
+            let budget = find(&objects, "PodDisruptionBudget", name);
+            let selector = &deployment["spec"]["selector"];
+            assert_eq!(budget["spec"], json!({"maxUnavailable": 1, "selector": selector}));
+            let affinity = &deployment["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"];
+            assert_eq!(
+                affinity["requiredDuringSchedulingIgnoredDuringExecution"],
+                json!([{"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}])
+            );
+        }
+    }
+
+    #[test]
     fn settings_are_helms() {
-        let mut overrides = json!({});
-        values::set(
-            &mut overrides,
-            "gateway.serviceType=NodePort,gateway.nodePort=31000,gateway.probe.nodePort=31001",
-        )
-        .unwrap();
-        let settings = Settings::of(&Values::default(), overrides).unwrap();
-        let objects = render(&settings);
+        let settings = set(
+            "gateway.serviceType=NodePort,gateway.nodePort=31000,gateway.probe.nodePort=31001,\
+             gateway.terminationGracePeriodSeconds=7,gateway.podLabels.team=a,gateway.deploymentAnnotations.b=c",
+        );
+        let objects = render(&settings).unwrap();
         let ports = &find(&objects, "Service", "linkerd-gateway")["spec"]["ports"];
         assert_eq!(
             (&ports[0]["nodePort"], &ports[1]["nodePort"]),
             (&json!(31000), &json!(31001))
         );
+        let pod = &find(&objects, "Deployment", "linkerd-gateway")["spec"]["template"];
+        assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 7);
+        assert_eq!(pod["metadata"]["labels"]["team"], "a");
+        assert_eq!(pod["metadata"]["annotations"]["b"], "c");
         let wrong = Settings::of(&Values::default(), json!({"gateway": {"port": "many"}}));
         assert!(wrong.is_err());
     }
 
     #[test]
     fn without_a_gateway_only_the_accounts_remain() {
-        let mut settings = Settings::default();
-        settings.gateway.enabled = false;
-        settings.remote_mirror_service_account_name = "one, two".into();
-        let titles = titles(&render(&settings));
-        assert!(!titles.iter().any(|title| title.contains("gateway")));
-        assert!(titles.contains(&"ServiceAccount two".into()));
+        for (names, value) in [("one, two", json!("one, two")), ("a list", json!(["one", "two"]))] {
+            let overrides = json!({"gateway": {"enabled": false}, "remoteMirrorServiceAccountName": value});
+            let settings = Settings::of(&Values::default(), overrides).unwrap();
+            let titles = titles(&render(&settings).unwrap());
+            assert!(!titles.iter().any(|title| title.contains("linkerd-gateway")));
+            assert!(titles.contains(&"ServiceAccount two".into()), "{names}");
+        }
     }
 
     #[test]
@@ -1269,7 +1388,7 @@ mod tests {
             spec,
         };
         let mut objects = link(&settings, &manifest);
-        objects.extend(controller(&settings, "east", true));
+        objects.extend(controller(&settings, &Names::linked("east"), true));
         assert_eq!(
             titles(&objects),
             [

@@ -10,6 +10,7 @@ use hawser_crd::link::LinkSpec;
 use hawser_crd::selector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::super::snapshot::{Instances, RemoteEndpoints};
 use super::*;
 
 /// Reads a scenario:
@@ -66,9 +67,14 @@ fn snapshot(scenario: &str) -> Snapshot {
                 let link = Link::new("linkerd-multicluster", words[1], spec);
                 snapshot.link = Some(LinkView::read(&link).unwrap());
             }
+            "headless" => snapshot.mirrors_headless = true,
+            "makes-namespaces" => snapshot.makes_namespaces = true,
             "no-remote" => snapshot.remote = None,
             "slices" => snapshot.write_slices = true,
-            "probe" => snapshot.probe_service = Some(words[1].into()),
+            "probe" => {
+                snapshot.probe_service = Some(words[1].into());
+                snapshot.makes_probe_service = has("made");
+            }
             "namespace" => {
                 snapshot.namespaces.insert(Key::new("", words[1]), Arc::new(()));
             }
@@ -126,6 +132,7 @@ fn snapshot(scenario: &str) -> Snapshot {
                 let mut labels = Map::new();
                 if has("probing") {
                     labels.insert(keys::CLUSTER_NAME.into(), snapshot.link_name.clone());
+                    labels.insert(keys::MIRRORED_GATEWAY.into(), "true".into());
                 }
                 if has("ours") {
                     labels.insert(keys::MIRRORED_SERVICE.into(), "true".into());
@@ -230,6 +237,7 @@ fn describe(plan: &Plan) -> String {
             Verdict::NameConflict { local } => format!("{key} conflicts with {local}"),
             Verdict::Unfit(why) => format!("{key} can't have a mirror: {why}"),
             Verdict::Failed(message) => format!("{key} failed: {message}"),
+            Verdict::Waiting(what) => format!("{key} waits: {what}"),
         });
     }
     lines.extend(
@@ -250,7 +258,11 @@ fn content(kind: Kind, object: &Value) -> String {
     };
     let port = |port: &Value| format!("{}:{}", text(&port["name"]), port["port"]);
     match kind {
-        Kind::Service | Kind::Federated => {
+        Kind::Namespace => format!(
+            "labels of {}",
+            text(&object["metadata"]["labels"][keys::CLUSTER_NAME])
+        ),
+        Kind::Service | Kind::Federated | Kind::Probe => {
             let ports = list(&object["spec"]["ports"], &port);
             match &object["metadata"]["labels"] {
                 labels if labels[keys::REMOTE_SERVICE].is_string() => format!(
@@ -618,5 +630,183 @@ fn slices_are_written_where_nothing_copies_endpoints() {
          create Endpoints test/podinfo-east ready [203.0.113.7] not ready [] ports http:4143
          create EndpointSlice test/podinfo-east-ipv4 203.0.113.7 ready=true
          test/podinfo is mirrored",
+    );
+}
+
+const STATEFUL: &str = "
+    link east gateway=203.0.113.7:4143
+    headless
+    namespace test
+    remote test/db ports=sql:5432 headless pods=db-0,db-1 unready-pods=db-2 annotation=config.linkerd.io/opaque-ports:5432";
+
+#[test]
+fn each_pod_of_a_headless_service_gets_a_mirror_behind_the_gateway() {
+    check(
+        STATEFUL,
+        "create Service test/db-0-east ports sql:5432
+         create Endpoints test/db-0-east ready [203.0.113.7] not ready [] ports sql:4143
+         create Service test/db-1-east ports sql:5432
+         create Endpoints test/db-1-east ready [203.0.113.7] not ready [] ports sql:4143
+         create Service test/db-2-east ports sql:5432
+         create Endpoints test/db-2-east empty
+         create Service test/db-east ports sql:5432
+         create Endpoints test/db-east empty
+         test/db is mirrored",
+    );
+}
+
+/// What a headless mirror is after its pods' mirrors have cluster IPs.
+fn settled_stateful() -> Snapshot {
+    let mut snapshot = snapshot(STATEFUL);
+    let first = plan(&snapshot);
+    carry_out(&mut snapshot, &first);
+    for (at, service) in snapshot.services.values_mut().enumerate() {
+        let service = Arc::make_mut(service);
+        if !service.is_headless() {
+            service.cluster_ip = format!("10.43.0.{at}");
+        }
+    }
+    let second = plan(&snapshot);
+    assert_eq!(
+        describe(&second),
+        "patch Endpoints test/db-east at  ready [10.43.0.0,10.43.0.1] not ready [10.43.0.2] ports http:8080\n\
+         test/db is mirrored"
+    );
+    let Write::Patch { patch, .. } = &second.writes[&Key::new("test", "db-east")][0] else {
+        panic!("{second:?}")
+    };
+    assert_eq!(
+        patch["subsets"][0]["addresses"],
+        json!([{"hostname": "db-0", "ip": "10.43.0.0"}, {"hostname": "db-1", "ip": "10.43.0.1"}])
+    );
+    carry_out(&mut snapshot, &second);
+    assert_eq!(plan(&snapshot).writes, BTreeMap::new());
+    snapshot
+}
+
+#[test]
+fn a_headless_mirror_lists_its_pods_mirrors_by_name() {
+    let snapshot = settled_stateful();
+    assert!(snapshot.services[&Key::new("test", "db-east")].is_headless());
+    let pod = &snapshot.services[&Key::new("test", "db-1-east")];
+    assert_eq!(pod.labels[keys::HEADLESS_MIRROR_SERVICE], "db-east");
+    assert_eq!(
+        pod.annotations[keys::REMOTE_SERVICE_FQ_NAME],
+        "db-1.db.test.svc.cluster.local"
+    );
+    assert_eq!(pod.annotations[keys::OPAQUE_PORTS], "5432");
+}
+
+#[test]
+fn a_pod_that_goes_takes_its_mirror_along_and_no_other() {
+    let mut snapshot = settled_stateful();
+    let remote = snapshot.remote.as_mut().unwrap();
+    let endpoints = Arc::make_mut(remote.endpoints.get_mut(&Key::new("test", "db")).unwrap());
+    endpoints.instances[0].ready.retain(|pod| pod != "db-1");
+    endpoints.resource_version = "71".into();
+    assert_eq!(
+        describe(&plan(&snapshot)),
+        "delete Service test/db-1-east at \n\
+         delete Endpoints test/db-1-east at \n\
+         patch Endpoints test/db-east at  ready [10.43.0.0] not ready [10.43.0.2] ports http:8080\n\
+         test/db is mirrored"
+    );
+}
+
+#[test]
+fn a_dead_gateway_leaves_the_names_of_pods_and_mutes_their_mirrors() {
+    let mut snapshot = settled_stateful();
+    snapshot.gateway_is_dead = true;
+    for _ in 0..2 {
+        assert_eq!(
+            plan(&snapshot)
+                .writes
+                .keys()
+                .map(|key| key.name.as_str())
+                .collect::<Vec<_>>(),
+            ["db-0-east", "db-1-east"]
+        );
+        snapshot.remote = None;
+    }
+}
+
+#[test]
+fn a_headless_service_without_named_pods_is_mirrored_as_a_whole() {
+    let scenario = |endpoints: &str| {
+        format!(
+            "link east gateway=203.0.113.7:4143
+             headless
+             namespace test
+             remote test/db ports=sql:5432 headless {endpoints}"
+        )
+    };
+    check(
+        &scenario("ready"),
+        "create Service test/db-east ports sql:5432
+         create Endpoints test/db-east ready [203.0.113.7] not ready [] ports sql:4143
+         test/db is mirrored",
+    );
+    check(
+        &scenario("empty"),
+        "test/db waits: The headless service has no endpoints yet",
+    );
+}
+
+#[test]
+fn a_cluster_ip_cannot_come_or_go_so_the_mirror_is_made_anew() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         headless
+         namespace test
+         remote test/db ports=sql:5432 headless pods=db-0
+         local service test/db-east ours ports=sql:5432",
+        "delete Service test/db-east at 3
+         test/db waits: Its mirror is made anew: a cluster IP can't come or go",
+    );
+}
+
+#[test]
+fn a_pods_mirror_never_takes_the_place_of_another_service() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         headless
+         namespace test
+         remote test/db ports=sql:5432 headless pods=db-0
+         local service test/db-0-east ours ports=http:80",
+        "delete Service test/db-0-east at 3
+         create Service test/db-east ports sql:5432
+         create Endpoints test/db-east empty
+         test/db failed: Failed to create mirror endpoints: test/db-0-east exists and does not belong to this \
+         service; it is left alone",
+    );
+}
+
+#[test]
+fn a_probe_service_is_made_where_nobody_else_makes_it_and_goes_with_its_link() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         probe probe-gateway-east made",
+        "create Probe linkerd-multicluster/probe-gateway-east ports mc-probe:4191
+         create Endpoints linkerd-multicluster/probe-gateway-east ready [203.0.113.7] not ready [] ports mc-probe:4191",
+    );
+    check(
+        "probe probe-gateway-east made
+         local service linkerd-multicluster/probe-gateway-east probing
+         local endpoints linkerd-multicluster/probe-gateway-east probing",
+        "delete Probe linkerd-multicluster/probe-gateway-east at 3
+         delete Endpoints linkerd-multicluster/probe-gateway-east at 3",
+    );
+}
+
+#[test]
+fn a_missing_namespace_is_made_if_that_is_wanted() {
+    check(
+        "link east gateway=203.0.113.7:4143
+         makes-namespaces
+         remote test/podinfo ports=http:9898 ready
+         remote test/web ports=http:80 ready",
+        "create Namespace /test labels of east
+         test/podinfo waits: Its namespace is being created
+         test/web waits: Its namespace is being created",
     );
 }
