@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::install::manifests::{Mesh, render};
 use crate::kube::is_missing;
+use crate::meshed;
 
 /// One object, by what it takes to find it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,7 +69,7 @@ pub(crate) async fn present(client: &Client, wanted: &[Reference]) -> Result<Vec
             reference.namespace.as_deref(),
         );
         if !names.contains_key(&key) {
-            names.insert(key, list(client, reference).await?);
+            names.insert(key, list(client, reference, &ListParams::default()).await?);
         }
         if names
             .get(&key)
@@ -80,14 +81,38 @@ pub(crate) async fn present(client: &Client, wanted: &[Reference]) -> Result<Vec
     Ok(found)
 }
 
-/// Names of all objects of this one's kind beside it.
-async fn list(client: &Client, reference: &Reference) -> Result<BTreeSet<String>, kube::Error> {
+/// Objects of the control plane in this namespace that `install` does not render, of the kinds that it renders.
+pub(crate) async fn left_over(client: &Client, namespace: &str) -> Result<Vec<Reference>, kube::Error> {
+    let expected = expected(namespace);
+    let ours = ListParams::default().labels(&format!("{}={namespace}", meshed::MESHED));
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for reference in &expected {
+        if !seen.insert((&reference.api_version, &reference.kind, &reference.namespace)) {
+            continue;
+        }
+        let names = list(client, reference, &ours).await?.into_iter();
+        let all = names.map(|name| Reference {
+            name,
+            ..reference.clone()
+        });
+        found.extend(all.filter(|reference| !expected.contains(reference)));
+    }
+    Ok(found)
+}
+
+/// Names of objects of this one's kind beside it.
+async fn list(
+    client: &Client,
+    reference: &Reference,
+    which: &ListParams,
+) -> Result<BTreeSet<String>, kube::Error> {
     let resource = reference.resource();
     let api: Api<DynamicObject> = match &reference.namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
     };
-    match api.list_metadata(&ListParams::default()).await {
+    match api.list_metadata(which).await {
         Ok(list) => Ok(list.items.iter().map(ResourceExt::name_any).collect()),
         Err(error) if is_missing(&error) => Ok(BTreeSet::new()),
         Err(error) => Err(error),

@@ -5,6 +5,7 @@
 //! composes; what commands do is in the modules and crates that they name.
 
 mod apply;
+mod authz;
 mod certs;
 mod check;
 mod completion;
@@ -26,6 +27,7 @@ mod sandbox;
 mod scrape;
 mod uninstall;
 mod version;
+mod workload;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -63,6 +65,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Authz(authz::AuthzArgs),
     Certs(certs::CertsArgs),
     Check(check::CheckArgs),
     Completion(completion::CompletionArgs),
@@ -74,6 +77,7 @@ enum Command {
     Install(install::InstallArgs),
     Man(completion::ManArgs),
     Multicluster(multicluster::MulticlusterArgs),
+    Prune(uninstall::PruneArgs),
     Sandbox(sandbox::SandboxArgs),
     Uninject(inject::UninjectArgs),
     Uninstall(uninstall::UninstallArgs),
@@ -103,6 +107,7 @@ fn run(cli: Cli) -> Result<ExitCode, Problem> {
     }
     let cluster = &cli.cluster;
     match cli.command {
+        Command::Authz(args) => block_on(authz::run(cluster, args)),
         Command::Certs(args) => certs::run(args),
         Command::Check(args) => block_on(check::run(cluster, args)),
         Command::Completion(args) => completion::run(args, Cli::command()),
@@ -114,6 +119,7 @@ fn run(cli: Cli) -> Result<ExitCode, Problem> {
         Command::Install(args) => install::run(args),
         Command::Man(args) => completion::man(args, Cli::command()),
         Command::Multicluster(args) => block_on(multicluster::run(cluster, args)),
+        Command::Prune(args) => block_on(uninstall::prune(cluster, args)),
         Command::Sandbox(args) => sandbox::run(args),
         Command::Uninject(args) => inject::uninject(args),
         Command::Uninstall(args) => block_on(uninstall::run(cluster, args)),
@@ -210,6 +216,8 @@ mod tests {
             "hawser diagnostics endpoints web-svc.emojivoto.svc.cluster.local:80",
             "hawser diagnostics proxy-metrics -n emojivoto deploy/web",
             "hawser completion bash",
+            "hawser authz -n emojivoto deploy/web",
+            "hawser prune",
         ] {
             let words = line.split(' ').filter(|word| !word.is_empty());
             let parsed = Cli::try_parse_from(words);

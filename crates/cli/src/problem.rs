@@ -85,6 +85,7 @@ fn one_line(text: &str) -> String {
         .filter(|line| !line.is_empty())
         .collect::<Vec<_>>()
         .join("; ")
+        .replace(":; ", ": ")
 }
 
 #[cfg(test)]
@@ -93,10 +94,10 @@ mod tests {
 
     #[test]
     fn a_problem_is_three_lines_whatever_servers_say() {
-        let problem = Problem::new("cannot link", "first\nsecond\n", "hawser check");
+        let problem = Problem::new("cannot link", "first\nsecond:\n* third\n", "hawser check");
         assert_eq!(
             problem.to_string(),
-            "error: cannot link\n  why: first; second\n  try: hawser check"
+            "error: cannot link\n  why: first; second: * third\n  try: hawser check"
         );
     }
 }

@@ -1,6 +1,7 @@
-//! `hawser uninstall`: prints what the control plane consists of, for `kubectl delete -f -`.
+//! `hawser uninstall` and `hawser prune`: print what the control plane consists of, or no longer consists of, for
+//! `kubectl delete -f -`.
 //!
-//! Changes nothing. Refuses while something depends on the control plane, because a proxy without one keeps its
+//! They change nothing. `uninstall` refuses while something depends on the control plane, because a proxy without one keeps its
 //! certificate for a day and then stops.
 
 use std::process::ExitCode;
@@ -27,6 +28,23 @@ pub(crate) struct UninstallArgs {
     force: bool,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// Print objects of the control plane that this version has no more, to delete them
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  hawser prune | kubectl delete -f -")]
+pub(crate) struct PruneArgs {
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn prune(cluster: &ClusterArgs, args: PruneArgs) -> Result<ExitCode, Problem> {
+    let client = cluster.connect().await?.client;
+    let found = inventory::left_over(&client, &cluster.linkerd_namespace).await;
+    let found = found.map_err(|error| problem("cannot tell what is left over", error))?;
+    let objects: Vec<Value> = found.iter().map(Reference::to_object).collect();
+    print(&objects, args.output.output)
 }
 
 const WHAT: &str = "cannot uninstall the control plane";
@@ -157,7 +175,7 @@ mod tests {
         Applier::new(client.clone()).apply(&pod).await.unwrap();
         let problem = objects(&client, "linkerd", false).await.unwrap_err().to_string();
         assert!(
-            problem.contains("these pods have its proxy:; * default/web"),
+            problem.contains("these pods have its proxy: * default/web"),
             "{problem}"
         );
         assert!(objects(&client, "linkerd", true).await.is_ok());
@@ -170,6 +188,25 @@ mod tests {
         Applier::new(client.clone()).apply_yaml(&extension).await.unwrap();
         let problem = objects(&client, "linkerd", false).await.unwrap_err().to_string();
         assert!(problem.contains("* multicluster"), "{problem}");
+    }
+
+    #[tokio::test]
+    async fn prune_finds_what_another_version_left_and_nothing_of_this_one() {
+        let client = installed().await;
+        let left_over = async || inventory::left_over(&client, "linkerd").await.unwrap();
+        assert_eq!(left_over().await, []);
+        let old = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "linkerd-sp-validator", "namespace": "linkerd", "labels": {meshed::MESHED: "linkerd"}},
+            "spec": {"ports": [{"port": 443}]},
+        });
+        let mut others = old.clone();
+        others["metadata"] = json!({"name": "mine", "namespace": "linkerd"});
+        let mut applier = Applier::new(client.clone());
+        applier.apply(&old).await.unwrap();
+        applier.apply(&others).await.unwrap();
+        let found: Vec<Value> = left_over().await.iter().map(Reference::to_object).collect();
+        assert_eq!(names(&found), ["Service linkerd-sp-validator"]);
     }
 
     #[tokio::test]

@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, version};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -33,15 +32,12 @@ pub struct Description {
     pub key: String,
     /// Such as `ECDSA-SHA256`.
     pub signature: String,
-    /// Digest of the whole certificate, in lower-case hexadecimal: what tells it from every other.
-    pub sha256: String,
     /// All of it, as `openssl x509 -text` lays it out.
     pub text: String,
 }
 
 impl Description {
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, Error> {
-        let digest = digest(&SHA256, certificate);
         let (_, certificate) = X509Certificate::from_der(certificate)
             .map_err(|_| Error::Certificate("not an X.509 certificate"))?;
         Ok(Self {
@@ -53,7 +49,6 @@ impl Description {
             is_authority: is_authority(&certificate),
             key: key(&certificate),
             signature: signature(&certificate),
-            sha256: digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
             text: text(&certificate),
         })
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use hawser_control::values::{VERSION, Values};
-use hawser_tls::{Description, Issuer, TrustAnchors};
+use hawser_tls::{Description, Fault, Issuer, TrustAnchors};
 use ipnet::IpNet;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -419,7 +419,7 @@ impl Checks {
         }
     }
 
-    pub(super) async fn control_plane_proxies(&self, report: &mut Report) {
+    pub(super) async fn control_plane_proxies(&self, report: &mut Report, anchors: Option<&TrustAnchors>) {
         let mut category = Category::new("linkerd-control-plane-proxy");
         let healthy = until(self.deadline, "the control plane's proxies", async || match self
             .control_plane_pods()
@@ -434,15 +434,31 @@ impl Checks {
             format!("kubectl -n {} get pods", self.linkerd),
             healthy.await,
         );
+        let pods = self.control_plane_pods().await;
+        let restart = format!("kubectl -n {} rollout restart deploy", self.linkerd);
         category.row(
             "control plane proxies and cli versions match",
             "l5d-cp-proxy-cli-version",
-            format!("kubectl -n {} rollout restart deploy", self.linkerd),
-            match self.control_plane_pods().await {
-                Ok(pods) => versions_match(&pods).warn(),
-                Err(why) => Outcome::Error(why),
+            restart.clone(),
+            match &pods {
+                Ok(pods) => versions_match(pods).warn(),
+                Err(why) => Outcome::Error(why.clone()),
             },
         );
+        if let (Ok(pods), Some(anchors)) = (&pods, anchors) {
+            category.row(
+                "control plane proxies certificate match CA",
+                "",
+                restart.clone(),
+                self.anchors_in_use(pods, anchors).await,
+            );
+            category.row(
+                "control plane proxies present certificates of this mesh",
+                "",
+                restart,
+                self.certificates_presented(pods, anchors).await,
+            );
+        }
         report.push(category);
     }
 }
@@ -462,7 +478,7 @@ fn certificates(category: &mut Category, credentials: &Credentials, now: SystemT
         "trust anchors are using supported crypto algorithm",
         "l5d-identity-trustAnchors-use-supported-crypto",
         upgrade,
-        supported(&anchors),
+        supported(&anchors, Description::fault_as_anchor),
     );
     let valid = category.row(
         "trust anchors are within their validity period",
@@ -482,7 +498,7 @@ fn certificates(category: &mut Category, credentials: &Credentials, now: SystemT
         "issuer cert is using supported crypto algorithm",
         "l5d-identity-issuer-cert-uses-supported-crypto",
         upgrade,
-        supported(&issuer),
+        supported(&issuer, Description::fault_as_issuer),
     );
     let valid = category.row(
         "issuer cert is within its validity period",
@@ -507,20 +523,13 @@ fn certificates(category: &mut Category, credentials: &Credentials, now: SystemT
     );
 }
 
-fn supported(certificates: &[&Description]) -> Outcome {
-    let is_supported = |description: &&Description| {
-        let key = description.key.as_str();
-        let is_ecdsa = key == "ECDSA P-256" && description.signature == "ECDSA-SHA256";
-        is_ecdsa || (matches!(key, "RSA 2048" | "RSA 4096") && description.signature == "SHA256-RSA")
-    };
-    let others = certificates
-        .iter()
-        .copied()
-        .filter(|description| !is_supported(description));
-    Outcome::none(
-        "neither ECDSA P-256 with SHA-256 nor RSA 2048 or 4096 with SHA-256",
-        others.map(|other| format!("{}: {}, {}", other.subject, other.key, other.signature)),
-    )
+/// What is wrong with them whatever the time: asked for the first moment of their lives.
+fn supported(certificates: &[&Description], fault: fn(&Description, SystemTime) -> Option<Fault>) -> Outcome {
+    let wrong = certificates.iter().filter_map(|description| {
+        let fault = fault(description, description.not_before)?;
+        Some(format!("{}: {fault}", description.subject))
+    });
+    Outcome::none("not usable", wrong)
 }
 
 fn within(certificates: &[&Description], now: SystemTime) -> Outcome {
@@ -656,7 +665,6 @@ mod tests {
             is_authority: true,
             key: "ECDSA P-256".into(),
             signature: "ECDSA-SHA256".into(),
-            sha256: String::new(),
             text: String::new(),
         }
     }
@@ -682,12 +690,15 @@ mod tests {
     #[test]
     fn other_algorithms_are_named_with_their_certificate() {
         let mut other = certificate();
-        assert_eq!(supported(&[&other]), Outcome::fine());
+        assert_eq!(
+            supported(&[&other], Description::fault_as_anchor),
+            Outcome::fine()
+        );
         other.key = "ECDSA P-384".into();
-        let Outcome::Error(why) = supported(&[&other]) else {
+        let Outcome::Error(why) = supported(&[&other], Description::fault_as_anchor) else {
             panic!("P-384 is not supported by Linkerd's proxies");
         };
-        assert!(why.ends_with("* CN=root: ECDSA P-384, ECDSA-SHA256"), "{why}");
+        assert!(why.contains("* CN=root: its key is ECDSA P-384"), "{why}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use futures::StreamExt as _;
 use hawser_core::Identity;
 use hawser_runtime::exposition;
-use hawser_tls::{Description, TrustAnchors};
+use hawser_tls::{Fingerprint, TrustAnchors};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -115,17 +115,20 @@ impl Checks {
 
     /// Proxies that use other anchors than those configured. They can still talk to those that share one with them,
     /// so it is a warning.
-    async fn anchors_in_use(&self, pods: &[Pod], anchors: &TrustAnchors) -> Outcome {
-        let Some(configured) = fingerprints(anchors) else {
-            return Outcome::Skipped;
-        };
-        let configured = &configured;
+    pub(super) async fn anchors_in_use(&self, pods: &[Pod], anchors: &TrustAnchors) -> Outcome {
+        let configured = &anchors.fingerprints();
         let lagging = self.ask(pods, async |api, pod| {
             let text = scrape::metrics(api, &pod.name_any(), meshed::admin_port(pod)).await;
             let text = text.map_err(|error| error.to_string())?;
-            let used = used_anchors(&text)
-                .or_else(|| fingerprints(&TrustAnchors::from_pem(meshed::trust_anchors(pod)?).ok()?));
-            differ(configured, &used.ok_or("it does not say which anchors it uses")?)
+            let used = used_anchors(&text).or_else(|| {
+                Some(
+                    TrustAnchors::from_pem(meshed::trust_anchors(pod)?)
+                        .ok()?
+                        .fingerprints(),
+                )
+            });
+            // Proxies of others say nothing, and may have their bundle from elsewhere.
+            used.map_or(Ok(()), |used| differ(configured, &used))
         });
         Outcome::none(
             "some proxies do not use the trust anchors that are configured",
@@ -135,7 +138,7 @@ impl Checks {
     }
 
     /// A real handshake with every proxy, as a client of the mesh would have it.
-    async fn certificates_presented(&self, pods: &[Pod], anchors: &TrustAnchors) -> Outcome {
+    pub(super) async fn certificates_presented(&self, pods: &[Pod], anchors: &TrustAnchors) -> Outcome {
         let wrong = self.ask(pods, async |api, pod| {
             let name = meshed::identity(pod).ok_or("its pod names no identity")?;
             let expected: Identity = name.parse().map_err(|_| format!("{name:?} is no identity"))?;
@@ -213,23 +216,17 @@ fn misplaced_labels(pods: &[Pod]) -> Outcome {
     Outcome::none("these are labels and have no effect", wrong).warn()
 }
 
-/// SHA-256 of each certificate.
-fn fingerprints(anchors: &TrustAnchors) -> Option<BTreeSet<String>> {
-    let described = anchors.certificates().iter().map(Description::of);
-    described.map(|described| Some(described.ok()?.sha256)).collect()
-}
-
 /// The anchors that a proxy says it uses; none if it is one that doesn't say.
-fn used_anchors(exposition: &str) -> Option<BTreeSet<String>> {
+fn used_anchors(exposition: &str) -> Option<BTreeSet<Fingerprint>> {
     let samples = exposition::samples(exposition).filter_map(Result::ok);
-    let used: BTreeSet<String> = samples
+    let used: BTreeSet<Fingerprint> = samples
         .filter(|sample| sample.name == ANCHORS_IN_USE && sample.value > 0.0)
-        .filter_map(|sample| Some(sample.labels.get("sha256")?.to_ascii_lowercase()))
+        .filter_map(|sample| Fingerprint::from_hex(&sample.labels.get("sha256")?))
         .collect();
     (!used.is_empty()).then_some(used)
 }
 
-fn differ(configured: &BTreeSet<String>, used: &BTreeSet<String>) -> Result<(), String> {
+fn differ(configured: &BTreeSet<Fingerprint>, used: &BTreeSet<Fingerprint>) -> Result<(), String> {
     let missing = configured.difference(used).count();
     let old = used.difference(configured).count();
     match (missing, old) {
@@ -247,8 +244,12 @@ fn differ(configured: &BTreeSet<String>, used: &BTreeSet<String>) -> Result<(), 
 mod tests {
     use super::*;
 
-    fn set(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
+    /// Fingerprints that are one digit repeated.
+    fn set(names: &[&str]) -> BTreeSet<Fingerprint> {
+        names
+            .iter()
+            .filter_map(|name| Fingerprint::from_hex(&name.repeat(64)))
+            .collect()
     }
 
     #[test]
@@ -276,12 +277,15 @@ mod tests {
 
     #[test]
     fn anchors_in_use_are_read_from_metrics() {
-        let exposition = "# TYPE identity_trust_anchors_info gauge\n\
-            identity_trust_anchors_info{sha256=\"AB\"} 1\n\
-            identity_trust_anchors_info{sha256=\"cd\"} 1\n\
-            identity_trust_anchors_info{sha256=\"old\"} 0\n\
-            process_open_fds 7\n";
-        assert_eq!(used_anchors(exposition), Some(set(&["ab", "cd"])));
+        let line =
+            |digit: &str, value: u8| format!("{ANCHORS_IN_USE}{{sha256=\"{}\"}} {value}\n", digit.repeat(64));
+        let exposition = format!(
+            "# TYPE {ANCHORS_IN_USE} gauge\n{}{}{}process_open_fds 7\n",
+            line("a", 1),
+            line("b", 1),
+            line("c", 0)
+        );
+        assert_eq!(used_anchors(&exposition), Some(set(&["a", "b"])));
         assert_eq!(used_anchors("process_open_fds 7\n"), None);
     }
 }

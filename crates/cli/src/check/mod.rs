@@ -135,7 +135,7 @@ impl Checks {
         self.webhooks(report).await;
         self.control_plane_version(report).await;
         self.control_plane_answers(report).await;
-        self.control_plane_proxies(report).await;
+        self.control_plane_proxies(report, anchors.as_ref()).await;
         if scope == Scope::Proxies {
             self.data_plane(report, anchors).await;
         }

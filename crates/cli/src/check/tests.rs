@@ -243,11 +243,10 @@ async fn the_proxy_whose_trust_lags_behind_is_named() {
     let world = World::installed().await;
     let mut report = Report::default();
     let anchors = world.checks().identity(&mut report).await.unwrap();
-    let current = hawser_tls::Description::of(&anchors.certificates()[0])
-        .unwrap()
-        .sha256;
+    let current = anchors.fingerprints().first().unwrap().to_string();
+    let foreign = "0".repeat(64);
     let labels = json!({meshed::MESHED: "linkerd"});
-    for (name, used) in [("current", current.as_str()), ("lagging", "0123")] {
+    for (name, used) in [("current", current.as_str()), ("lagging", foreign.as_str())] {
         world.pod(name, labels.clone(), true).await;
         let metrics = format!("identity_trust_anchors_info{{sha256=\"{used}\"}} 1\n");
         world.node.metrics(name, &metrics);

@@ -5,7 +5,7 @@
 
 pub(crate) mod endpoints;
 mod metrics;
-mod policy;
+pub(crate) mod policy;
 
 use std::process::ExitCode;
 use std::time::Duration;

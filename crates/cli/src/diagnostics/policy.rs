@@ -19,6 +19,7 @@ use linkerd2_proxy_api::outbound::proxy_protocol::Kind as Outbound;
 use linkerd2_proxy_api::outbound::{self, Backend, OutboundPolicy, TrafficSpec, traffic_spec};
 use serde_json::{Map, Value, json};
 use tonic::Status;
+use tonic::transport::Channel;
 
 use super::{DEADLINE, POLICY_PORT, destination};
 use crate::multicluster::{Output, mesh_values, write_out};
@@ -69,15 +70,8 @@ pub(super) async fn run(client: &Client, linkerd: &str, args: PolicyArgs) -> Res
     let asking = async {
         match subject {
             Subject::Pod(name) => {
-                let spec = PortSpec {
-                    workload: json!({"ns": args.namespace, "pod": name}).to_string(),
-                    port: args.port.into(),
-                };
-                let mut policies = InboundServerPoliciesClient::new(channel);
-                policies
-                    .get_port(spec)
-                    .await
-                    .map(|answer| inbound(&answer.into_inner()))
+                let server = of_port(channel, &args.namespace, name, args.port).await;
+                server.map(|server| inbound(&server))
             }
             Subject::Service(name) => {
                 let authority = format!("{name}.{}.svc.{domain}:{}", args.namespace, args.port);
@@ -105,6 +99,21 @@ pub(super) async fn run(client: &Client, linkerd: &str, args: PolicyArgs) -> Res
         Output::Json => format!("{answer:#}\n"),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the pod's proxy is told of one of its ports.
+pub(crate) async fn of_port(
+    channel: Channel,
+    namespace: &str,
+    pod: &str,
+    port: u16,
+) -> Result<Server, Status> {
+    let spec = PortSpec {
+        workload: json!({"ns": namespace, "pod": pod}).to_string(),
+        port: port.into(),
+    };
+    let mut policies = InboundServerPoliciesClient::new(channel);
+    policies.get_port(spec).await.map(tonic::Response::into_inner)
 }
 
 fn inbound(server: &Server) -> Value {

@@ -5,6 +5,7 @@
 //! its claim. Where the machine can't run a sandbox, every test is ignored, with the reason.
 
 mod bad_input;
+mod check;
 mod demo;
 mod entry;
 mod host;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let tests: Vec<Test> = [
         demo::TESTS,
         kubectl::TESTS,
+        check::TESTS,
         entry::TESTS,
         isolation::TESTS,
         split::TESTS,

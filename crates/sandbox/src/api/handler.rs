@@ -18,7 +18,7 @@ use super::registry::{Resource, meta};
 use super::request::{Query, Route, Target, Verb};
 use super::tokens::Bearer;
 use super::watch::Watch;
-use super::{Cluster, discovery, kinds, shape};
+use super::{Cluster, discovery, kinds, openapi, shape};
 use crate::schema::apply::{Conflicts, Manager};
 use crate::store::Key;
 
@@ -496,6 +496,7 @@ impl Cluster {
         }
         match path.trim_end_matches('/') {
             "/version" => Ok(body::value(StatusCode::OK, &discovery::version())),
+            "/openapi/v2" => Ok(openapi::version_2(headers)),
             "/healthz" | "/livez" | "/readyz" => {
                 Ok(body::text(StatusCode::OK, discovery::health(path, query)))
             }

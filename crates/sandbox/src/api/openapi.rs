@@ -11,6 +11,25 @@ use super::registry::{Resource, Table};
 use super::request::Query;
 use crate::schema::openapi::{self, Served};
 
+/// An OpenAPI v2 document that describes nothing, in JSON and in the protobuf form that kubectl asks for: `swagger`
+/// (1), `info` (2) with title (1) and version (2), `paths` (8). kubectl looks here when a `List` is applied, because
+/// v3 has no such kind, and takes what is not described for valid; the server judges.
+const V2_JSON: &str = r#"{"swagger":"2.0","info":{"title":"Kubernetes","version":"v1"},"paths":{}}"#;
+const V2_PROTOBUF: &[u8] = b"\x0a\x032.0\x12\x10\x0a\x0aKubernetes\x12\x02v1\x42\x00";
+const V2_PROTOBUF_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// Answers `/openapi/v2`.
+pub(crate) fn version_2(headers: &HeaderMap) -> Response {
+    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    if !accepted.is_some_and(|accepted| accepted.contains("protobuf")) {
+        return body::json(StatusCode::OK, V2_JSON);
+    }
+    let mut response = body::json(StatusCode::OK, V2_PROTOBUF);
+    let kind = HeaderValue::from_static(V2_PROTOBUF_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
 /// The documents of one table by path, each with its hash.
 type Documents = BTreeMap<String, (String, Bytes)>;
 
