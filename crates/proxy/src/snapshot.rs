@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -221,11 +222,22 @@ pub(crate) struct Outbound {
     pub(crate) breaker: Option<Breaker>,
 }
 
+/// How many of the latest answers must be good.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct SuccessRate {
+    /// Up to 1.
+    pub(crate) threshold: f64,
+    pub(crate) window: Duration,
+    /// Fewer say nothing.
+    pub(crate) requests_min: u32,
+}
+
 /// When an endpoint that answers with failures is left alone, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Breaker {
-    /// In a row; at least 1.
-    pub(crate) failures_max: u32,
+    /// In a row.
+    pub(crate) failures_max: Option<NonZeroU32>,
+    pub(crate) rate: Option<SuccessRate>,
     backoff_min: Duration,
     backoff_max: Duration,
     jitter: f32,
@@ -234,19 +246,44 @@ pub(crate) struct Breaker {
 impl Breaker {
     fn from_proto(accrual: Option<&outbound::FailureAccrual>) -> Option<Self> {
         use outbound::failure_accrual::Kind;
-        let (failures_max, backoff) = match accrual?.kind.as_ref()? {
-            Kind::ConsecutiveFailures(c) => (c.max_failures, c.backoff),
-            Kind::Unified(u) => (u.max_consecutive_failures, u.backoff),
+        let (failures_max, backoff, rate) = match accrual?.kind.as_ref()? {
+            Kind::ConsecutiveFailures(c) => (c.max_failures, c.backoff, None),
+            Kind::Unified(u) => {
+                let rate = SuccessRate {
+                    threshold: u.success_rate_threshold,
+                    window: span(u.decay).unwrap_or(Duration::from_secs(10)),
+                    requests_min: u.min_requests,
+                };
+                let counts = rate.threshold > 0.0 && rate.threshold <= 1.0;
+                (
+                    u.max_consecutive_failures,
+                    u.backoff,
+                    Some(rate).filter(|_| counts),
+                )
+            }
         };
-        let backoff = backoff?;
+        let (backoff, failures_max) = (backoff?, NonZeroU32::new(failures_max));
         let (backoff_min, backoff_max) = (span(backoff.min_backoff)?, span(backoff.max_backoff)?);
-        let valid = failures_max > 0 && backoff_min <= backoff_max && backoff.jitter_ratio >= 0.0;
+        let watches = failures_max.is_some() || rate.is_some();
+        let valid = watches && backoff_min <= backoff_max && backoff.jitter_ratio >= 0.0;
         valid.then_some(Self {
             failures_max,
+            rate,
             backoff_min,
             backoff_max,
             jitter: backoff.jitter_ratio.min(1.0),
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(failures_max: Option<u32>, rate: Option<SuccessRate>, pause: Duration) -> Self {
+        Self {
+            failures_max: failures_max.and_then(NonZeroU32::new),
+            rate,
+            backoff_min: pause,
+            backoff_max: pause * 2,
+            jitter: 0.0,
+        }
     }
 
     /// After having been opened `before` times in a row.

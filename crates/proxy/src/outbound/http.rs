@@ -28,7 +28,8 @@ use crate::transport::Conn;
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
 use super::balancer::Patience;
-use super::peer::{Attempt, Busy, H1Sender, Peer, Sender};
+use super::circuit::{Attempt, Outcome};
+use super::peer::{Busy, H1Sender, Peer, Sender};
 use super::replay::{Replay, RequestBody};
 use super::retry::{Attempts, Fate, Retries};
 use super::telemetry::{End, Finish, Grpc, ResponseEnd};
@@ -50,15 +51,15 @@ pub(crate) type Kept = (H1Sender, HeaderValue);
 impl Finish for Done {
     fn finish(mut self, end: End) {
         // What was cut short says nothing about the connection's state.
-        if matches!(end, End::Complete { .. })
+        if matches!(end, End::Complete(_))
             && let Some((sender, host)) = self.h1.take()
         {
             self.busy.peer().keep_h1(sender, host, self.idle_max);
         }
         if let Some(attempt) = self.attempt.take() {
             match end {
-                End::Complete { success } => attempt.ended(success),
-                End::Broken => attempt.ended(false),
+                End::Complete(outcome) => attempt.ended(outcome),
+                End::Broken => attempt.ended(Outcome::Bad),
                 End::Abandoned => {}
             }
         }
@@ -349,7 +350,7 @@ async fn send(
                 return Err(Why::IdentityRequired);
             }
         }
-        let attempt = outbound.breaker.map(|breaker| peer.attempt(breaker));
+        let attempt = outbound.breaker.map(|breaker| Attempt::new(&peer, breaker));
         let metrics = peer.http_metrics(worker);
         let h2 = matches!(sender, Sender::H2(_));
         let mut sending = request.take(last, !h2).ok_or(Why::Internal("unexpected error"))?;
@@ -376,7 +377,7 @@ async fn send(
             metrics.requests.inc();
             metrics.response(StatusCode::GATEWAY_TIMEOUT, Grpc::No, false, started_at.elapsed());
             if let Some(attempt) = attempt {
-                attempt.ended(false);
+                attempt.ended(Outcome::Bad);
             }
             let pause = retries.again(&request).ok_or(Why::RequestTimeout)?;
             tokio::time::sleep(pause).await;
@@ -407,7 +408,7 @@ async fn send(
                     let grpc = if is_grpc { Grpc::Status(code) } else { Grpc::No };
                     let success = metrics.response(status, grpc, true, started_at.elapsed());
                     if let Some(attempt) = attempt {
-                        attempt.ended(success);
+                        attempt.ended(Outcome::of(success, status, code));
                     }
                     drop(response);
                     tokio::time::sleep(pause).await;
@@ -442,7 +443,7 @@ async fn send(
             metrics.requests.inc();
             metrics.response(StatusCode::BAD_GATEWAY, Grpc::No, false, started_at.elapsed());
             if let Some(attempt) = attempt {
-                attempt.ended(false);
+                attempt.ended(Outcome::Bad);
             }
         }
         if !attempts.again(fate, &request, &peer, &worker.metrics, Instant::now()) {

@@ -4,6 +4,7 @@
 //! [`balancer`] and reached by [`peer`]; HTTP is in [`http`], bytes are in [`tcp`].
 
 pub(crate) mod balancer;
+pub(crate) mod circuit;
 pub(crate) mod http;
 pub(crate) mod peer;
 pub(crate) mod replay;

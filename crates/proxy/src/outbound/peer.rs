@@ -26,10 +26,11 @@ use crate::balance::Load;
 use crate::bond::Bond;
 use crate::header::{Header, Session};
 use crate::metrics::{Labels, Shard};
-use crate::snapshot::{Breaker, Endpoint, EndpointTls, Hint};
+use crate::snapshot::{Endpoint, EndpointTls, Hint};
 use crate::transport::{self, Conn, TcpMetrics};
 use crate::worker::{HEAD_MAX, LocalExecutor, Worker};
 
+use super::circuit::Circuit;
 use super::replay::RequestBody;
 use super::retry::Budget;
 use super::telemetry::HttpMetrics;
@@ -104,7 +105,7 @@ pub(crate) struct Peer {
     backoff: Cell<Duration>,
     h2: RefCell<H2>,
     h1: RefCell<Vec<Idle>>,
-    circuit: Circuit,
+    pub(crate) circuit: Circuit,
     pub(crate) budget: Budget,
     /// What a gateway calls the service, as requests say it.
     pub(crate) overridden: OnceCell<Option<Authority>>,
@@ -118,65 +119,6 @@ struct Idle {
     sender: H1Sender,
     host: HeaderValue,
     since: Instant,
-}
-
-/// Consecutive failures of answers; connections that fail are [`Peer::failed`].
-#[derive(Default)]
-struct Circuit {
-    failures: Cell<u32>,
-    /// How often in a row it was opened.
-    opened: Cell<u32>,
-    open_until: Cell<Option<Instant>>,
-    /// Somebody is finding out whether it may close.
-    probing: Cell<bool>,
-}
-
-impl Circuit {
-    fn blocked_until(&self, now: Instant) -> Option<Instant> {
-        let until = self.open_until.get()?;
-        if until > now {
-            return Some(until);
-        }
-        // Looked at again soon: the probe's end isn't known.
-        self.probing.get().then(|| now + PROBE_POLL)
-    }
-
-    fn ended(&self, breaker: Breaker, success: bool, now: Instant) {
-        if success {
-            self.failures.set(0);
-            self.opened.set(0);
-            self.open_until.set(None);
-            return;
-        }
-        let failures = self.failures.get().saturating_add(1);
-        self.failures.set(failures);
-        if failures >= breaker.failures_max && self.open_until.get().is_none_or(|until| until <= now) {
-            let opened = self.opened.get();
-            self.opened.set(opened.saturating_add(1));
-            self.open_until.set(Some(now + breaker.backoff(opened)));
-        }
-    }
-}
-
-/// One request under a circuit breaker. Dropped without an end, it says nothing about the endpoint.
-pub(crate) struct Attempt {
-    peer: Rc<Peer>,
-    breaker: Breaker,
-    probe: bool,
-}
-
-impl Attempt {
-    pub(crate) fn ended(self, success: bool) {
-        self.peer.circuit.ended(self.breaker, success, Instant::now());
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if self.probe {
-            self.peer.circuit.probing.set(false);
-        }
-    }
 }
 
 /// Counts as something to do for its peer until dropped.
@@ -196,9 +138,6 @@ impl Busy {
         &self.peer
     }
 }
-
-/// How soon a request that waits looks again at an endpoint under probe.
-const PROBE_POLL: Duration = Duration::from_millis(20);
 
 /// Would connecting there reach the pod's own private ports? The unspecified address does too.
 fn is_own_host(ip: IpAddr) -> bool {
@@ -232,7 +171,7 @@ impl Peer {
             backoff: Cell::default(),
             h2: RefCell::default(),
             h1: RefCell::default(),
-            circuit: Circuit::default(),
+            circuit: Circuit::new(Instant::now()),
             budget: Budget::new(Instant::now()),
             overridden: OnceCell::new(),
             http: OnceCell::new(),
@@ -257,16 +196,6 @@ impl Peer {
     /// Does its circuit breaker keep requests away?
     pub(crate) fn ejected(&self, now: Instant) -> bool {
         self.circuit.blocked_until(now).is_some()
-    }
-
-    /// A request that the circuit breaker watches; the first one after an ejection decides.
-    pub(crate) fn attempt(self: &Rc<Self>, breaker: Breaker) -> Attempt {
-        let probe = self.circuit.open_until.get().is_some() && !self.circuit.probing.replace(true);
-        Attempt {
-            peer: self.clone(),
-            breaker,
-            probe,
-        }
     }
 
     pub(crate) fn failed(&self, (min, max): (Duration, Duration)) {

@@ -10,8 +10,10 @@ use http::StatusCode;
 use crate::body::OnEnd;
 use crate::metrics::{Counter, Labels, Latency, Shard};
 
+use super::circuit::Outcome;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Outcome {
+struct Kind {
     status: u16,
     grpc: Option<u32>,
     success: bool,
@@ -29,7 +31,7 @@ pub(crate) struct HttpMetrics {
     pub(crate) requests: Arc<Counter>,
     shard: Shard,
     labels: Labels,
-    responses: RefCell<Vec<(Outcome, Arc<Counter>)>>,
+    responses: RefCell<Vec<(Kind, Arc<Counter>)>>,
     latencies: RefCell<Vec<(u16, Arc<Latency>)>>,
 }
 
@@ -54,7 +56,7 @@ impl HttpMetrics {
             Grpc::Status(code) => Some(code.unwrap_or(2)),
             Grpc::No => None,
         };
-        let outcome = Outcome {
+        let outcome = Kind {
             status: status.as_u16(),
             grpc,
             success: !failed && complete,
@@ -94,9 +96,7 @@ impl HttpMetrics {
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    Complete {
-        success: bool,
-    },
+    Complete(Outcome),
     /// The server's side broke.
     Broken,
     /// The client went away.
@@ -120,36 +120,36 @@ pub(crate) struct ResponseEnd<F: Finish> {
 }
 
 impl<F: Finish> ResponseEnd<F> {
-    fn over(&mut self, trailers: Option<u32>, mut end: End) {
+    /// `broken`: how it ended, if not by itself.
+    fn over(&mut self, trailers: Option<u32>, broken: Option<End>) {
         let Some(finish) = self.finish.take() else { return };
         let elapsed = self.started_at.elapsed();
+        let code = self.grpc.or(trailers).filter(|_| self.is_grpc);
         let grpc = if self.is_grpc {
-            Grpc::Status(self.grpc.or(trailers))
+            Grpc::Status(code)
         } else {
             Grpc::No
         };
-        let complete = matches!(end, End::Complete { .. });
-        let success = self.metrics.response(self.status, grpc, complete, elapsed);
-        if complete {
-            end = End::Complete { success };
-        }
-        finish.finish(end);
+        let success = self
+            .metrics
+            .response(self.status, grpc, broken.is_none(), elapsed);
+        finish.finish(broken.unwrap_or_else(|| End::Complete(Outcome::of(success, self.status, code))));
     }
 }
 
 impl<F: Finish> OnEnd for ResponseEnd<F> {
     fn end(mut self, grpc_status: Option<u32>) {
-        self.over(grpc_status, End::Complete { success: true });
+        self.over(grpc_status, None);
     }
 
     fn fail(mut self) {
-        self.over(None, End::Broken);
+        self.over(None, Some(End::Broken));
     }
 }
 
 impl<F: Finish> Drop for ResponseEnd<F> {
     /// The client went away.
     fn drop(&mut self) {
-        self.over(None, End::Abandoned);
+        self.over(None, Some(End::Abandoned));
     }
 }

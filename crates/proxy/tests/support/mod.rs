@@ -65,7 +65,6 @@ pub struct Authority {
 }
 
 impl Authority {
-    #[expect(clippy::new_without_default, reason = "each is another")]
     pub fn new() -> Self {
         let now = SystemTime::now();
         let day = Duration::from_secs(86_400);
