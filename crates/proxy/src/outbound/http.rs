@@ -17,13 +17,13 @@ use rand::Rng as _;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::{RequestKind, Why};
-use crate::body::{Body, grpc_status};
+use crate::body::{Body, First, grpc_status};
 use crate::http_rules as rules;
 use crate::late::Late;
 use crate::limits::BODY_MAX;
 use crate::metrics::Labels;
 use crate::route::{self, Filter, HttpRoute, Matches, PathChange};
-use crate::snapshot::{Distribution, EndpointTls, Hint, Outbound, Protocol};
+use crate::snapshot::{Breaker, Distribution, EndpointTls, Hint, Outbound, Protocol};
 use crate::transport::Conn;
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
@@ -32,7 +32,7 @@ use super::circuit::{Attempt, Outcome};
 use super::peer::{Busy, H1Sender, Peer, Sender};
 use super::replay::{Replay, RequestBody};
 use super::retry::{Attempts, Fate, Retries};
-use super::telemetry::{End, Finish, Grpc, ResponseEnd};
+use super::telemetry::{End, Finish, Grpc, HttpMetrics, ResponseEnd};
 use super::{Chosen, KnownTarget};
 
 pub(crate) type ResponseBody = Body<ResponseEnd<Done>>;
@@ -285,6 +285,50 @@ fn apply<B>(filter: &Filter, matches: &Matches, request: &mut Request<B>) -> Res
     Ok(())
 }
 
+/// One sending of a request, until its answer's head: what is told of it afterwards.
+struct Sending {
+    metrics: Rc<HttpMetrics>,
+    attempt: Option<Attempt>,
+    busy: Busy,
+    started_at: Instant,
+}
+
+impl Sending {
+    fn to(worker: &Worker, peer: &Rc<Peer>, breaker: Option<Breaker>) -> Self {
+        Self {
+            metrics: peer.http_metrics(worker),
+            attempt: breaker.map(|breaker| Attempt::new(peer, breaker)),
+            busy: peer.busy(),
+            started_at: Instant::now(),
+        }
+    }
+
+    /// It has no answer that is passed on.
+    fn ended(self, status: StatusCode, grpc: Grpc, complete: bool) {
+        self.metrics.requests.inc();
+        let success = self
+            .metrics
+            .response(status, grpc, complete, self.started_at.elapsed());
+        let code = match grpc {
+            Grpc::Status(code) => code,
+            Grpc::No => None,
+        };
+        if let Some(attempt) = self.attempt {
+            attempt.ended(Outcome::of(success, status, code));
+        }
+    }
+}
+
+/// Reads a call's status if it comes first. What begins with a message isn't held back.
+async fn peek(response: &mut Response<Incoming>) -> (First, Option<u32>) {
+    let first = response.body_mut().frame().await;
+    let trailers = first
+        .as_ref()
+        .and_then(|frame| frame.as_ref().ok()?.trailers_ref());
+    let code = trailers.and_then(grpc_status);
+    (first, code)
+}
+
 async fn send(
     worker: &Rc<Worker>,
     outbound: &Outbound,
@@ -350,22 +394,19 @@ async fn send(
                 return Err(Why::IdentityRequired);
             }
         }
-        let attempt = outbound.breaker.map(|breaker| Attempt::new(&peer, breaker));
-        let metrics = peer.http_metrics(worker);
         let h2 = matches!(sender, Sender::H2(_));
-        let mut sending = request.take(last, !h2).ok_or(Why::Internal("unexpected error"))?;
+        let mut sent = request.take(last, !h2).ok_or(Why::Internal("unexpected error"))?;
         for filter in filters.iter().flat_map(|backend| &backend.filters) {
-            apply(filter, &route.matches, &mut sending)?;
+            apply(filter, &route.matches, &mut sent)?;
         }
-        prepare(&mut sending, &peer, h2);
-        let started_at = Instant::now();
-        let mut busy = peer.busy();
+        prepare(&mut sent, &peer, h2);
+        let mut sending = Sending::to(worker, &peer, outbound.breaker);
         let answer = async {
             match sender {
-                Sender::H2(mut sender) => (sender.try_send_request(sending).await, None),
+                Sender::H2(mut sender) => (sender.try_send_request(sent).await, None),
                 Sender::H1(mut sender) => {
-                    let sent = sender.try_send_request(sending).await;
-                    (sent, host.clone().map(|host| (sender, host)))
+                    let answer = sender.try_send_request(sent).await;
+                    (answer, host.clone().map(|host| (sender, host)))
                 }
             }
         };
@@ -373,87 +414,74 @@ async fn send(
             None => Some(answer.await),
             Some(limit) => tokio::time::timeout(limit, answer).await.ok(),
         };
-        let Some((sent, h1)) = answer else {
-            metrics.requests.inc();
-            metrics.response(StatusCode::GATEWAY_TIMEOUT, Grpc::No, false, started_at.elapsed());
-            if let Some(attempt) = attempt {
-                attempt.ended(Outcome::Bad);
-            }
+        let Some((answer, h1)) = answer else {
+            sending.ended(StatusCode::GATEWAY_TIMEOUT, Grpc::No, false);
             let pause = retries.again(&request).ok_or(Why::RequestTimeout)?;
             tokio::time::sleep(pause).await;
             continue;
         };
-        let error = match sent {
-            Ok(mut response) => {
-                metrics.requests.inc();
-                peer.budget.request();
-                busy.rtt = Some(started_at.elapsed());
-                let is_grpc = RequestKind::of(response.headers()).grpc;
-                let mut code = grpc_status(response.headers());
-                let mut first = None;
-                if retries.asks_for_codes() && is_grpc && code.is_none() && !response.body().is_end_stream() {
-                    // What begins with a message isn't held back.
-                    let frame = response.body_mut().frame().await;
-                    let trailers = frame
-                        .as_ref()
-                        .and_then(|frame| frame.as_ref().ok()?.trailers_ref());
-                    code = trailers.and_then(grpc_status);
-                    first = Some(frame);
+        let mut response = match answer {
+            Ok(response) => response,
+            Err(error) => {
+                let fate = Fate::of_sending(&error);
+                let error = error.into_error();
+                tracing::debug!(endpoint = %peer.endpoint.addr, %error, "Request failed");
+                match fate {
+                    Fate::Broken | Fate::Failed => sending.ended(StatusCode::BAD_GATEWAY, Grpc::No, false),
+                    // It is there and wants nothing now.
+                    Fate::Refused => peer.failed(config.backoff),
+                    Fate::Unsent | Fate::GoneAway => {}
                 }
-                let status = response.status();
-                if retries.wants(status, code)
-                    && !last
-                    && let Some(pause) = retries.again(&request)
-                {
-                    let grpc = if is_grpc { Grpc::Status(code) } else { Grpc::No };
-                    let success = metrics.response(status, grpc, true, started_at.elapsed());
-                    if let Some(attempt) = attempt {
-                        attempt.ended(Outcome::of(success, status, code));
-                    }
-                    drop(response);
-                    tokio::time::sleep(pause).await;
-                    continue;
+                if !attempts.again(fate, &request, &peer, &worker.metrics, Instant::now()) {
+                    return Err(Why::of_sending(&error));
                 }
-                retries.answered(status, code);
-                if version < Version::HTTP_2 {
-                    rules::answer_from_http2(&mut response, version);
-                }
-                tidy(response.headers_mut(), &peer);
-                for filter in filters.iter().flat_map(|backend| &backend.filters) {
-                    if let Filter::ResponseHeaders(change) = filter {
-                        change.apply(response.headers_mut());
-                    }
-                }
-                let end = ResponseEnd {
-                    metrics,
-                    status: response.status(),
-                    grpc: grpc_status(response.headers()),
-                    is_grpc,
-                    started_at,
-                    finish: Some(Done::new(busy, h1, attempt, config.idle_max)),
-                };
-                return Ok(response.map(|body| Body::observed(body, first, end)));
+                fresh = true;
+                continue;
             }
-            Err(error) => error,
         };
-        let fate = Fate::of_sending(&error);
-        let error = error.into_error();
-        tracing::debug!(endpoint = %peer.endpoint.addr, %error, "Request failed");
-        if matches!(fate, Fate::Broken | Fate::Failed) {
-            metrics.requests.inc();
-            metrics.response(StatusCode::BAD_GATEWAY, Grpc::No, false, started_at.elapsed());
-            if let Some(attempt) = attempt {
-                attempt.ended(Outcome::Bad);
+        peer.budget.request();
+        sending.busy.rtt = Some(sending.started_at.elapsed());
+        let (status, is_grpc) = (response.status(), RequestKind::of(response.headers()).grpc);
+        let (mut first, mut code) = (None, grpc_status(response.headers()));
+        if retries.asks_for_codes() && is_grpc && code.is_none() && !response.body().is_end_stream() {
+            let (frame, told) = peek(&mut response).await;
+            (first, code) = (Some(frame), told);
+        }
+        if retries.wants(status, code)
+            && !last
+            && let Some(pause) = retries.again(&request)
+        {
+            drop(response);
+            sending.ended(status, if is_grpc { Grpc::Status(code) } else { Grpc::No }, true);
+            tokio::time::sleep(pause).await;
+            continue;
+        }
+        retries.answered(status, code);
+        if version < Version::HTTP_2 {
+            rules::answer_from_http2(&mut response, version);
+        }
+        tidy(response.headers_mut(), &peer);
+        for filter in filters.iter().flat_map(|backend| &backend.filters) {
+            if let Filter::ResponseHeaders(change) = filter {
+                change.apply(response.headers_mut());
             }
         }
-        if !attempts.again(fate, &request, &peer, &worker.metrics, Instant::now()) {
-            return Err(Why::of_sending(&error));
-        }
-        if fate == Fate::Refused {
-            // It is there and wants nothing now.
-            peer.failed(config.backoff);
-        }
-        fresh = true;
+        let Sending {
+            metrics,
+            attempt,
+            busy,
+            started_at,
+        } = sending;
+        metrics.requests.inc();
+        let end = ResponseEnd {
+            metrics,
+            status,
+            grpc: grpc_status(response.headers()),
+            is_grpc,
+            started_at,
+            finish: Some(Done::new(busy, h1, attempt, config.idle_max)),
+        };
+        return Ok(response.map(|body| Body::observed(body, first, end)));
     }
 }
 
