@@ -269,8 +269,7 @@ impl World {
         let config = mirror::Config {
             namespace: EXTENSION.into(),
             link: cluster.into(),
-            probe_service: None,
-            write_endpoint_slices: false,
+            ..Default::default()
         };
         let (_, leads) = tokio::sync::watch::channel(true);
         tokio::spawn(mirror::mirror(

@@ -521,7 +521,11 @@ impl Subject {
         let mut mirrors = bounded(services.list(&ListParams::default().labels(&query)))
             .await?
             .items;
-        mirrors.retain(|mirror| !mirror.annotations().contains_key(keys::REMOTE_DISCOVERY));
+        let is_federated = |mirror: &Service| {
+            let found = mirror.annotations();
+            found.contains_key(keys::REMOTE_DISCOVERY) || found.contains_key(keys::LOCAL_DISCOVERY)
+        };
+        mirrors.retain(|mirror| !is_federated(mirror));
         Ok(mirrors)
     }
 

@@ -117,7 +117,7 @@ fn snapshot(scenario: &str) -> Snapshot {
                     not_ready: instances("unready-pods"),
                     ports: vec![endpoint_port("http", "TCP", 8080)],
                 };
-                let has_instances = value("pods").or(value("unready-pods")).is_some();
+                let has_instances = value("pods").or_else(|| value("unready-pods")).is_some();
                 let endpoints = RemoteEndpoints {
                     is_ready: has("ready") || !subset.ready.is_empty(),
                     has_addresses: has("ready") || has_instances,

@@ -208,7 +208,7 @@ struct Context<'a> {
 
 /// Where the requests of a rule go, or what they are answered because they can't.
 enum Fate {
-    To(Backend, Vec<Filter>),
+    To(Box<Backend>, Vec<Filter>),
     Error(String),
 }
 
@@ -230,7 +230,7 @@ impl Context<'_> {
         let matches = said(route, routes::http_matches(&rule.matches))?;
         let route_backend = |fate| match fate {
             Fate::To(backend, filters) => http_route::RouteBackend {
-                backend: Some(backend),
+                backend: Some(*backend),
                 filters: http_filters(&filters),
                 ..Default::default()
             },
@@ -243,7 +243,7 @@ impl Context<'_> {
         let fates = self.fates(route, rule);
         let kind = if fates.is_empty() {
             Kind::FirstAvailable(FirstAvailable {
-                backends: vec![route_backend(Fate::To(parent.clone(), vec![]))],
+                backends: vec![route_backend(Fate::To(parent.clone().into(), vec![]))],
             })
         } else {
             let weighted = |(fate, weight)| http_route::WeightedRouteBackend {
@@ -282,7 +282,7 @@ impl Context<'_> {
         let matches = said(route, routes::grpc_matches(&rule.matches))?;
         let route_backend = |fate| match fate {
             Fate::To(backend, filters) => grpc_route::RouteBackend {
-                backend: Some(backend),
+                backend: Some(*backend),
                 filters: grpc_filters(&filters),
                 ..Default::default()
             },
@@ -295,7 +295,7 @@ impl Context<'_> {
         let fates = self.fates(route, rule);
         let kind = if fates.is_empty() {
             Kind::FirstAvailable(FirstAvailable {
-                backends: vec![route_backend(Fate::To(parent.clone(), vec![]))],
+                backends: vec![route_backend(Fate::To(parent.clone().into(), vec![]))],
             })
         } else {
             let weighted = |(fate, weight)| grpc_route::WeightedRouteBackend {
@@ -347,9 +347,10 @@ impl Context<'_> {
         let Some(service) = found else {
             return Fate::Error(format!("Service not found {}", backend.name));
         };
-        let port = backend.port.or((key == self.service.key()).then_some(self.port));
+        let is_parent = key == self.service.key();
+        let port = backend.port.or_else(|| is_parent.then_some(self.port));
         match port.filter(|port| service.headless || service.port(*port).is_some()) {
-            Some(port) => Fate::To(balancer(self.mesh, &key, port), backend.filters.clone()),
+            Some(port) => Fate::To(balancer(self.mesh, &key, port).into(), backend.filters.clone()),
             None => Fate::Error(format!("Service has no such port {}", backend.name)),
         }
     }

@@ -37,7 +37,7 @@ pub enum Topic {
     /// Whether another cluster is known, and how it names its pods.
     Cluster(String),
     /// Something in another cluster.
-    Remote(String, Box<Topic>),
+    Remote(String, Box<Self>),
 }
 
 /// The topics that an answer turned out to rest on.

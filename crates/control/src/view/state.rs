@@ -34,7 +34,7 @@ pub enum Change {
     /// Another cluster became known, or is forgotten with all that it has.
     Cluster(String, Option<TrustDomain>),
     /// Something happened in another cluster; of no effect while that is not known.
-    Remote(String, Box<Change>),
+    Remote(String, Box<Self>),
 }
 
 /// Another cluster, as far as its API server let us see it.
