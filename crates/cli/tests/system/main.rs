@@ -8,6 +8,7 @@ mod bad_input;
 mod check;
 mod demo;
 mod entry;
+mod flat;
 mod host;
 mod isolation;
 mod kubectl;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         bad_input::TESTS,
         sandbox::TESTS,
         workshop::TESTS,
+        flat::TESTS,
         user::TESTS,
         traces::TESTS,
     ]

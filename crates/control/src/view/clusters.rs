@@ -182,6 +182,7 @@ impl Cluster {
             Access::read(secret, &name)
         });
         let mut session: Option<Session> = None;
+        let mut is_away = false;
         loop {
             bell.rung().await;
             let Some(found) = access.view() else {
@@ -205,6 +206,16 @@ impl Cluster {
                 continue;
             };
             let reach = session.as_ref().map(|session| session.heartbeat.reach());
+            if let Some(Reach::Down(error)) = &reach
+                && !is_away
+            {
+                tracing::warn!(
+                    cluster = self.name,
+                    error,
+                    "a cluster does not answer; its last state is kept"
+                );
+            }
+            is_away = matches!(reach, Some(Reach::Down(_)));
             let is_current = session.as_ref().is_some_and(|session| session.access == *access)
                 && reach != Some(Reach::Recovered);
             if !is_current {
@@ -213,7 +224,7 @@ impl Cluster {
                 drop(session.take());
                 session = self.connect(&access, &bell).await;
             }
-            self.settle(!matches!(reach, Some(Reach::Down(_))) && session.is_some());
+            self.settle(!is_away && session.is_some());
         }
     }
 
