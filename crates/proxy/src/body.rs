@@ -10,6 +10,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::head::Serving;
+use crate::http_rules::GRPC_STATUS;
 use crate::late::Late;
 
 /// What is told when a body has ended; dropping it without [`OnEnd::end`] means that the body was cut short.
@@ -169,7 +170,7 @@ impl<E: OnEnd> Body<E> {
         match self.limit.take() {
             Some(limit) if limit.grpc => {
                 let mut trailers = http::HeaderMap::new();
-                trailers.insert("grpc-status", http::HeaderValue::from_static("4"));
+                trailers.insert(GRPC_STATUS, http::HeaderValue::from_static("4"));
                 trailers.insert(
                     "grpc-message",
                     http::HeaderValue::from_static("request timed out"),
@@ -182,5 +183,5 @@ impl<E: OnEnd> Body<E> {
 }
 
 pub(crate) fn grpc_status(headers: &http::HeaderMap) -> Option<u32> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }

@@ -12,6 +12,11 @@ pub(crate) const DST_OVERRIDE: HeaderName = HeaderName::from_static("l5d-dst-ove
 pub(crate) const DST_CANONICAL: HeaderName = HeaderName::from_static("l5d-dst-canonical");
 pub(crate) const PROXY_ERROR: HeaderName = HeaderName::from_static("l5d-proxy-error");
 pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("l5d-proxy-connection");
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+// Looked for in every message: as text they would be parsed each time, which costs as much again.
+const HOP_PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// What is wrong with a request so that nothing may be forwarded; two readers could understand it differently.
 pub(crate) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
@@ -19,8 +24,9 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
     if headers.get_all(header::HOST).iter().count() > 1 {
         return Err("more than one host header");
     }
-    let lengths: Vec<_> = headers.get_all(header::CONTENT_LENGTH).iter().collect();
-    if lengths.windows(2).any(|pair| pair[0] != pair[1]) {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if lengths.any(|other| Some(other) != length) {
         return Err("conflicting content-length headers");
     }
     if request.version() >= Version::HTTP_2 {
@@ -36,7 +42,7 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
         return Err("transfer-encoding is not a single chunked");
     }
     if headers.contains_key(header::TRANSFER_ENCODING)
-        && (!lengths.is_empty() || request.version() == Version::HTTP_10)
+        && (length.is_some() || request.version() == Version::HTTP_10)
     {
         return Err("transfer-encoding with content-length or HTTP/1.0");
     }
@@ -99,9 +105,9 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         headers.remove(header::CONNECTION);
     }
     headers.remove(header::UPGRADE);
-    headers.remove("proxy-connection");
-    headers.remove("keep-alive");
-    headers.remove("http2-settings");
+    headers.remove(HOP_PROXY_CONNECTION);
+    headers.remove(KEEP_ALIVE);
+    headers.remove(HTTP2_SETTINGS);
 }
 
 /// What of a request decides who may send it.
