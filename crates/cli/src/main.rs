@@ -27,6 +27,7 @@ mod sandbox;
 mod scrape;
 mod uninstall;
 mod version;
+mod viz;
 mod workload;
 
 use std::ffi::OsString;
@@ -83,6 +84,7 @@ enum Command {
     Uninstall(uninstall::UninstallArgs),
     Upgrade(install::UpgradeArgs),
     Version(version::VersionArgs),
+    Viz(viz::VizArgs),
 }
 
 fn main() -> ExitCode {
@@ -125,6 +127,7 @@ fn run(cli: Cli) -> Result<ExitCode, Problem> {
         Command::Uninstall(args) => block_on(uninstall::run(cluster, args)),
         Command::Upgrade(args) => install::upgrade(args),
         Command::Version(args) => block_on(version::run(cluster, args)),
+        Command::Viz(args) => block_on(viz::run(cluster, args)),
     }
 }
 
@@ -218,6 +221,10 @@ mod tests {
             "hawser completion bash",
             "hawser authz -n emojivoto deploy/web",
             "hawser prune",
+            "hawser viz install",
+            "hawser viz stat deploy -n emojivoto",
+            "hawser --context=west viz stat --from deploy/vote-bot svc -n emojivoto -t 30s -o wide",
+            "hawser viz edges po -A -o json",
         ] {
             let words = line.split(' ').filter(|word| !word.is_empty());
             let parsed = Cli::try_parse_from(words);

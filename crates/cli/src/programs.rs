@@ -21,6 +21,7 @@ const PROGRAMS: &[(&str, Program)] = &[
     ("hawser-proxy-init", hawser_proxy::init::main),
     ("pause", pause),
     ("hawser-control", hawser_control::main),
+    ("hawser-viz", hawser_viz::main),
     ("emojivoto-web", hawser_emojivoto::web::main),
     ("emojivoto-emoji-svc", hawser_emojivoto::emoji_svc::main),
     ("emojivoto-voting-svc", hawser_emojivoto::voting_svc::main),
@@ -63,6 +64,7 @@ fn images() -> Images {
         declared: vec![
             image("cr.hawser.dev/hawser/proxy", &["hawser-proxy"]),
             image("cr.hawser.dev/hawser/controller", &["hawser-control"]),
+            image("cr.hawser.dev/hawser/viz", &["hawser-viz"]),
             image("registry.k8s.io/pause", &["pause"]),
             image("docker.l5d.io/buoyantio/emojivoto-web", &["emojivoto-web"]),
             image(

@@ -1,57 +1,39 @@
-//! Reads a pod's metrics through the API server's port-forward, so that it works wherever kubectl works.
+//! Reads what a pod serves through the API server's port-forward, so that it works wherever kubectl works.
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use hawser_viz::fetch::{self, FetchError};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 
 use crate::forward::{self, ForwardError};
 
-/// An exposition larger than this is not read.
-const EXPOSITION_BYTES_MAX: usize = 16 << 20;
 /// A pod that does not answer in this time is not there.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Why a pod's metrics could not be read.
+/// Why a pod could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ScrapeError {
     #[error(transparent)]
     Forward(#[from] ForwardError),
-    #[error("reading the pod's metrics: {0}")]
-    Http(String),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     #[error("the pod did not answer within {} s", DEADLINE.as_secs())]
     Silent,
 }
 
 /// `GET /metrics` on a port of a pod.
 pub(crate) async fn metrics(pods: &Api<Pod>, pod: &str, port: u16) -> Result<String, ScrapeError> {
-    tokio::time::timeout(DEADLINE, get(pods, pod, port))
-        .await
-        .unwrap_or(Err(ScrapeError::Silent))
+    get(pods, pod, port, "/metrics").await
 }
 
-async fn get(pods: &Api<Pod>, pod: &str, port: u16) -> Result<String, ScrapeError> {
-    let http = |error: &dyn std::fmt::Display| ScrapeError::Http(error.to_string());
-    let stream = forward::connect(pods, pod, port).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+/// `GET` of some path on a port of a pod.
+pub(crate) async fn get(pods: &Api<Pod>, pod: &str, port: u16, path: &str) -> Result<String, ScrapeError> {
+    let getting = async {
+        let stream = forward::connect(pods, pod, port).await?;
+        Ok(fetch::get(stream, path).await?)
+    };
+    tokio::time::timeout(DEADLINE, getting)
         .await
-        .map_err(|error| http(&error))?;
-    let connection = tokio::spawn(connection);
-    let request = http::Request::get("/metrics")
-        .header(http::header::HOST, "localhost")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| http(&error))?;
-    let response = sender.send_request(request).await.map_err(|error| http(&error))?;
-    if !response.status().is_success() {
-        return Err(http(&response.status()));
-    }
-    let body = Limited::new(response.into_body(), EXPOSITION_BYTES_MAX)
-        .collect()
-        .await
-        .map_err(|error| http(&error))?;
-    connection.abort();
-    String::from_utf8(body.to_bytes().into()).map_err(|error| http(&error))
+        .unwrap_or(Err(ScrapeError::Silent))
 }

@@ -35,6 +35,7 @@ pub const SECRET_CLUSTER_DOMAIN: &str = "multicluster.linkerd.io/cluster-domain"
 pub const EXTENSION: &str = "linkerd.io/extension";
 pub const EXTENSION_MULTICLUSTER: &str = "multicluster";
 pub const EXTENSION_MULTICLUSTER_LEGACY: &str = "linkerd-multicluster";
+pub const EXTENSION_VIZ: &str = "viz";
 pub const EXTENSION_FAILOVER: &str = "failover";
 pub const CREATED_BY: &str = "linkerd.io/created-by";
 pub const INJECT: &str = "linkerd.io/inject";
@@ -64,6 +65,7 @@ pub const CONTROLLER_ADMIN_PORT: u16 = 9999;
 
 pub const CONTROL_PLANE_NAMESPACE: &str = "linkerd";
 pub const MULTICLUSTER_NAMESPACE: &str = "linkerd-multicluster";
+pub const VIZ_NAMESPACE: &str = "linkerd-viz";
 pub const FAILOVER_NAMESPACE: &str = "linkerd-failover";
 pub const GATEWAY_NAME: &str = "linkerd-gateway";
 pub const REMOTE_ACCESS_DEFAULT: &str = "linkerd-service-mirror-remote-access-default";

@@ -9,6 +9,8 @@ mod link;
 pub(crate) mod manifests;
 mod removal;
 
+pub(crate) use removal::extension;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;

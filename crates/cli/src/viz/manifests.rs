@@ -1,0 +1,198 @@
+//! The objects of the viz extension. Pure; names are Linkerd's where it has the same thing.
+
+use hawser_control::values::VERSION;
+use hawser_crd::keys;
+use hawser_viz::ADMIN_PORT;
+use serde_json::{Value, json};
+
+use crate::multicluster::manifests::{Settings, Workload, workload};
+
+pub(super) const COLLECTOR: &str = "metrics-api";
+
+/// A scrape configuration with the names of namespaces left open.
+const PROMETHEUS: &str = include_str!("prometheus.yml");
+
+/// Everything, ready for `kubectl apply`. Of the settings only namespaces, image and replicas matter here.
+pub(crate) fn render(settings: &Settings) -> Vec<Value> {
+    let namespace = &settings.namespace;
+    let labels = json!({keys::EXTENSION: keys::EXTENSION_VIZ});
+    let annotations = json!({keys::CREATED_BY: format!("linkerd/cli {VERSION}")});
+    let metadata = |name: &str| json!({"name": name, "namespace": namespace, "labels": labels, "annotations": annotations});
+    let role = role_name(settings);
+    let cluster_metadata = json!({"name": role, "labels": labels, "annotations": annotations});
+    let rbac = "rbac.authorization.k8s.io";
+    let collector = Settings {
+        controller_image: image(&settings.controller_image),
+        ..settings.clone()
+    };
+    let mut deployment_metadata = metadata(COLLECTOR);
+    deployment_metadata["labels"][keys::COMPONENT] = COLLECTOR.into();
+    let mut objects = vec![
+        json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": namespace, "labels": labels, "annotations": annotations},
+        }),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(COLLECTOR)}),
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": cluster_metadata,
+            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}],
+        }),
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": cluster_metadata,
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": COLLECTOR, "namespace": namespace}],
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("prometheus-config"),
+            "data": {"prometheus.yml": prometheus(&settings.linkerd_namespace, namespace)},
+        }),
+    ];
+    objects.extend(workload(&Workload {
+        settings: &collector,
+        name: COLLECTOR,
+        metadata: deployment_metadata,
+        selector: json!({keys::COMPONENT: COLLECTOR, keys::EXTENSION: keys::EXTENSION_VIZ}),
+        container: COLLECTOR,
+        args: vec![
+            format!("--log-level={}", settings.log_level),
+            format!("--metrics-addr=0.0.0.0:{ADMIN_PORT}"),
+        ],
+        admin_port: (ADMIN_PORT, "admin-http"),
+        replicas: 1,
+    }));
+    objects
+}
+
+pub(super) fn role_name(settings: &Settings) -> String {
+    format!("linkerd-{}-{COLLECTOR}", settings.namespace)
+}
+
+fn prometheus(linkerd_namespace: &str, viz_namespace: &str) -> String {
+    PROMETHEUS
+        .replace("LINKERD_NAMESPACE", linkerd_namespace)
+        .replace("VIZ_NAMESPACE", viz_namespace)
+}
+
+/// The image beside the controllers' own.
+fn image(controllers: &str) -> String {
+    let beside = || {
+        let (registry, name) = controllers.rsplit_once('/')?;
+        Some(format!("{registry}/viz{}", name.strip_prefix("controller")?))
+    };
+    beside().unwrap_or_else(|| controllers.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            namespace: "linkerd-viz".into(),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn the_extension_reads_and_never_writes() {
+        let objects = render(&settings());
+        let titles: Vec<String> = objects
+            .iter()
+            .map(|object| {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                format!("{} {}", text(&object["kind"]), text(&object["metadata"]["name"]))
+            })
+            .collect();
+        assert_eq!(
+            titles,
+            [
+                "Namespace linkerd-viz",
+                "ServiceAccount metrics-api",
+                "ClusterRole linkerd-linkerd-viz-metrics-api",
+                "ClusterRoleBinding linkerd-linkerd-viz-metrics-api",
+                "ConfigMap prometheus-config",
+                "Deployment metrics-api",
+            ]
+        );
+        let rules = &objects[2]["rules"];
+        assert_eq!(
+            *rules,
+            json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}])
+        );
+        for object in &objects {
+            assert_eq!(
+                object["metadata"]["labels"][keys::EXTENSION],
+                "viz",
+                "{}",
+                object["kind"]
+            );
+        }
+    }
+
+    #[test]
+    fn the_collector_is_found_and_started_as_it_was_rendered() {
+        let objects = render(&settings());
+        let pod = &objects[5]["spec"]["template"];
+        let labels = [keys::EXTENSION, keys::COMPONENT].map(|key| {
+            format!(
+                "{key}={}",
+                pod["metadata"]["labels"][key].as_str().unwrap_or_default()
+            )
+        });
+        assert_eq!(labels.join(","), super::super::source::COLLECTOR);
+        let container = &pod["spec"]["containers"][0];
+        let args = container["args"].as_array().into_iter().flatten();
+        let args = args.filter_map(Value::as_str).map(Into::into);
+        assert_eq!(hawser_viz::check_arguments(args), Ok(()));
+        assert!(
+            container["image"]
+                .as_str()
+                .is_some_and(|image| image.starts_with("cr.hawser.dev/hawser/viz:"))
+        );
+    }
+
+    #[test]
+    fn kubernetes_knows_every_field_and_accepts_every_value() {
+        use hawser_sandbox::schema::Schema;
+        for mut object in render(&settings()) {
+            let api_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
+            let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+            let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+            let schema = Schema::for_kind(group, version, &kind).expect("only built-in kinds are rendered");
+            schema.default_(&mut object);
+            assert_eq!(schema.prune(&mut object), [""; 0], "{kind}");
+            let causes = schema.validate(&object, None);
+            assert!(causes.is_empty(), "{kind}: {causes:?}");
+        }
+    }
+
+    #[test]
+    fn the_scrape_configuration_is_yaml_and_names_the_mesh() {
+        let text = prometheus("mesh", "metrics");
+        let config: Value = serde_saphyr::from_str(&text).expect("YAML");
+        let jobs: Vec<&str> = config["scrape_configs"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|job| job["job_name"].as_str())
+            .collect();
+        assert_eq!(
+            jobs,
+            ["linkerd-controller", "linkerd-service-mirror", "linkerd-proxy"]
+        );
+        assert!(
+            text.contains("^linkerd-proxy;linkerd-admin;mesh$")
+                && text.contains("[mesh, linkerd-failover, metrics]")
+        );
+        assert!(!text.contains("_NAMESPACE"));
+    }
+
+    #[test]
+    fn the_image_lies_beside_the_controllers() {
+        assert_eq!(
+            image("cr.hawser.dev/hawser/controller:1"),
+            "cr.hawser.dev/hawser/viz:1"
+        );
+        assert_eq!(image("localhost:5000/own"), "localhost:5000/own");
+    }
+}

@@ -1,0 +1,163 @@
+//! What the mesh is doing: rates, success, latency, and who speaks to whom.
+//!
+//! `hawser-viz` ([`main`]) reads every proxy's metrics every ten seconds, keeps an hour of them in memory and answers
+//! questions as JSON. [`Reading`] (text to numbers), [`Window`] (numbers over time) and [`Known`] (answers) are pure;
+//! the command line uses the same three where no collector is installed. It writes nothing to the cluster, stores
+//! nothing, and takes no alerts: that is Prometheus' work, for which `hawser viz install` ships a configuration.
+
+pub mod api;
+mod collect;
+pub mod fetch;
+mod kinds;
+mod pods;
+mod query;
+mod reading;
+mod serve;
+mod tape;
+mod watch;
+mod window;
+pub mod wire;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use hawser_crd::link::parse_duration;
+use hawser_runtime::{Metrics, Readiness, admin, logging, shutdown};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::net::{TcpListener, TcpStream};
+
+pub use kinds::{Kind, UnknownKind};
+pub use pods::{Pod, PodName, Pods};
+pub use query::Known;
+pub use reading::Reading;
+pub use window::{At, Window};
+
+/// Where the API listens: see [`serve`].
+pub const API_PORT: u16 = 8085;
+pub const ADMIN_PORT: u16 = 9995;
+
+/// Reads the metrics of all proxies and answers questions about them.
+#[derive(Debug, Parser)]
+#[command(name = "hawser-viz", version)]
+struct Args {
+    /// Credentials of the cluster; the pod's own if absent
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Where questions are answered; anyone who reaches it may ask
+    #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], API_PORT)))]
+    addr: SocketAddr,
+    /// Where /live, /ready and /metrics are answered
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ADMIN_PORT)))]
+    metrics_addr: SocketAddr,
+    /// How often proxies are read
+    #[arg(long, value_parser = duration, default_value = "10s")]
+    every: Duration,
+    /// How much is kept
+    #[arg(long, value_parser = duration, default_value = "1h")]
+    window: Duration,
+    #[arg(long, default_value = "info")]
+    log_level: String,
+    #[arg(long, default_value = "plain")]
+    log_format: logging::Format,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .filter(|duration| *duration >= Duration::from_secs(1))
+        .ok_or_else(|| format!("{text:?} is not a duration of a second or more"))
+}
+
+/// Whether the program would accept these arguments (without its own name), so that whoever renders a manifest can
+/// test it.
+pub fn check_arguments(args: impl Iterator<Item = OsString>) -> Result<(), String> {
+    let args = std::iter::once(OsString::from("hawser-viz")).chain(args);
+    Args::try_parse_from(args)
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// Runs the collector to its end; `args` begins with the program's own name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help goes to stdout, mistakes to stderr; if neither can be written, the code still says it.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let outcome = runtime.context("starting the runtime").and_then(|runtime| {
+        let outcome = runtime.block_on(run(args));
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "hawser-viz: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    logging::start(&args.log_level, args.log_format)?;
+    let drain = shutdown::on_signals().context("listening for signals")?;
+    let (readiness, metrics) = (Readiness::default(), Metrics::default());
+    let first_round = readiness.guard("a first look at every proxy");
+    let admin_listener = bind(args.metrics_addr).await?;
+    let api_listener = bind(args.addr).await?;
+    let client = client(args.kubeconfig.as_deref()).await?;
+    let (list, pods) = tokio::sync::watch::channel(None);
+    let (questions, asked) = tokio::sync::mpsc::channel(16);
+    let pace = collect::Pace {
+        every: args.every,
+        span: args.window,
+    };
+    let read = |addr| async move {
+        let socket = TcpStream::connect(addr)
+            .await
+            .map_err(fetch::FetchError::Connect)?;
+        fetch::get(socket, "/metrics").await
+    };
+    let collector = collect::Collector::new(pace, pods, read, metrics.clone(), first_round);
+    tracing::info!(addr = %args.addr, every = ?args.every, window = ?args.window, "collecting");
+    // These share nothing but channels; whichever ends, ends the process.
+    tokio::select! {
+        () = watch::pods(client, list) => anyhow::bail!("the watch on pods ended"),
+        () = collector.run(asked) => anyhow::bail!("the collector ended"),
+        () = serve::serve(api_listener, questions) => anyhow::bail!("the API ended"),
+        outcome = admin::serve(admin_listener, readiness, metrics, drain.clone()) => outcome.context("serving the admin port"),
+        () = drain.cancelled() => Ok(()),
+    }
+}
+
+async fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("listening on {addr}"))
+}
+
+async fn client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let kubeconfig =
+                Kubeconfig::read_from(path).with_context(|| format!("reading {}", path.display()))?;
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
+        }
+        None => Config::incluster()
+            .context("finding the cluster of this pod (outside of a pod give --kubeconfig)")?,
+    };
+    Client::try_from(config).context("making a Kubernetes client")
+}
