@@ -18,6 +18,7 @@ mod sandbox;
 mod split;
 mod traces;
 mod user;
+mod viz;
 mod workshop;
 mod world;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         split::TESTS,
         recovery::TESTS,
         bad_input::TESTS,
+        viz::TESTS,
         sandbox::TESTS,
         workshop::TESTS,
         flat::TESTS,

@@ -1,0 +1,332 @@
+//! What `hawser viz` says about the demo's traffic, and whether a real Prometheus says the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::demo::report;
+use crate::host::{self, Said, eventually};
+use crate::runner::{Test, linked};
+use crate::world::{A_ROLLOUT, SOON, World};
+
+pub(crate) const TESTS: &[Test] = &[
+    linked(
+        "viz_shows_plausible_traffic_and_secured_edges_without_any_extension",
+        &["kubectl"],
+        viz_shows_plausible_traffic_and_secured_edges_without_any_extension,
+    ),
+    linked(
+        "the_collector_and_prometheus_see_the_same_and_every_target_is_up",
+        &["kubectl", "curl", "prometheus", "promtool"],
+        the_collector_and_prometheus_see_the_same_and_every_target_is_up,
+    ),
+];
+
+const NAMESPACE: &str = "linkerd-viz";
+
+fn viz_shows_plausible_traffic_and_secured_edges_without_any_extension(world: &World) {
+    let rows = rows(world, "west", "stat deploy -n emojivoto");
+    let web = rows.get("web").expect("web is shown");
+    assert_eq!(web["meshed"], "1/1");
+    let number = |field: &str| web[field].as_f64().unwrap_or_else(|| panic!("{field} in {web}"));
+    // The vote-bot asks ten times a second, and one answer in twenty or so is a failure by design.
+    assert!((4.0..40.0).contains(&number("rps")), "{web}");
+    assert!((0.5..=1.0).contains(&number("success")), "{web}");
+    let latencies = ["latency_ms_p50", "latency_ms_p95", "latency_ms_p99"].map(number);
+    assert!(latencies.is_sorted() && latencies[2] < 5_000.0, "{web}");
+    assert!(rows.contains_key("vote-bot") && rows["vote-bot"]["rps"].is_null());
+    let callers = self::rows(world, "west", "stat deploy -n emojivoto --to svc/web-svc");
+    assert_eq!(callers.keys().collect::<Vec<_>>(), ["vote-bot"]);
+
+    // Without its web, west votes through the gateway.
+    world.kubectl("west", "-n emojivoto scale deployment web --replicas=0");
+    let votes = eventually("votes go through the gateway", SOON, || {
+        let edges = world.hawser("west", "viz edges deploy -n emojivoto", "");
+        let line = edge(&edges, "vote-bot", "linkerd-gateway");
+        line.ok_or(edges)
+    });
+    assert_eq!(
+        votes,
+        "vote-bot linkerd-gateway emojivoto linkerd-multicluster east √"
+    );
+    let edges = world.hawser("east", "viz edges deploy -n linkerd-multicluster", "");
+    world.kubectl("west", "-n emojivoto scale deployment web --replicas=1");
+    let line = edge(&edges, "linkerd-gateway", "web").unwrap_or_else(|| panic!("{edges}"));
+    assert_eq!(line, "linkerd-gateway web linkerd-multicluster emojivoto - √");
+    let line = edge(&edges, "default", "linkerd-gateway").unwrap_or_else(|| panic!("{edges}"));
+    assert_eq!(line, "default linkerd-gateway emojivoto linkerd-multicluster - √");
+    world.rolled_out("west", "emojivoto", "web");
+}
+
+/// The line of an edge, with single spaces.
+fn edge(table: &str, src: &str, dst: &str) -> Option<String> {
+    let mut lines = table
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let line = lines.find(|words| words.starts_with(&[src, dst]))?;
+    Some(line.join(" "))
+}
+
+/// The rows of `viz stat`, by name.
+fn rows(world: &World, cluster: &str, line: &str) -> BTreeMap<String, Value> {
+    let text = world.hawser(cluster, &format!("viz {line} -o json"), "");
+    let rows: Vec<Value> = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
+    rows.into_iter()
+        .map(|row| (row["name"].as_str().unwrap_or_default().to_owned(), row))
+        .collect()
+}
+
+/// The shipped configuration is used as it is, but for two things: Debian builds Prometheus without Kubernetes
+/// discovery, so the test tells the same labels in a file, and everybody looks every second instead of every ten.
+fn the_collector_and_prometheus_see_the_same_and_every_target_is_up(world: &World) {
+    let manifest = world.hawser("west", "viz install", "");
+    let quick = manifest.replace("- --log-level=", "- --every=1s\n        - --log-level=");
+    assert_ne!(quick, manifest);
+    world.kubectl_words("west", &["apply", "-f", "-"], &quick);
+    let map = world
+        .get("west", &format!("-n {NAMESPACE} configmap prometheus-config"))
+        .expect("it was applied");
+    let shipped = map["data"]["prometheus.yml"].as_str().expect("a configuration");
+    world.rolled_out("west", NAMESPACE, "metrics-api");
+    start_prometheus(world, shipped);
+    let checked = world.hawser("west", "viz check --wait 30s", "");
+    assert!(
+        checked.contains("√ every meshed pod's metrics are read"),
+        "{checked}"
+    );
+
+    let targets = eventually("every target is up", SOON, || every_target_is_up(world));
+    report(&format!("prometheus scrapes {} targets", targets.len()));
+    let jobs: BTreeSet<&str> = targets.iter().map(|(job, _)| job.as_str()).collect();
+    let expected = ["linkerd-controller", "linkerd-proxy", "linkerd-service-mirror"];
+    assert_eq!(jobs, BTreeSet::from(expected));
+    for (_, url) in &targets {
+        lint(world, url);
+    }
+
+    let length = Duration::from_secs(8);
+    let of_web = "direction=\"inbound\",namespace=\"emojivoto\",deployment=\"web\"";
+    let window = format!("[{}s]", length.as_secs());
+    eventually("the collector's answers are Prometheus'", SOON, || {
+        let line = format!("stat deploy/web -n emojivoto -t {}s", length.as_secs());
+        let rows = rows(world, "west", &line);
+        let web = rows.get("web").ok_or("no row")?;
+        let rate = query(world, &format!("sum(rate(response_total{{{of_web}}}{window}))"))?;
+        agree("rps", web, rate, 0.1)?;
+        let good = format!("sum(rate(response_total{{{of_web},classification=\"success\"}}{window}))");
+        agree("success", web, query(world, &good)? / rate, 0.1)?;
+        for (field, quantile) in [("latency_ms_p50", 0.5), ("latency_ms_p95", 0.95)] {
+            let buckets = format!("sum by (le) (rate(response_latency_ms_bucket{{{of_web}}}{window}))");
+            let value = query(world, &format!("histogram_quantile({quantile}, {buckets})"))?;
+            agree(field, web, value, 0.3)?;
+        }
+        Ok(())
+    });
+    let gateways = world.hawser("west", "viz gateways", "");
+    assert!(gateways.contains("east      True          1"), "{gateways}");
+    let gone = world.hawser("west", "viz uninstall", "");
+    world.kubectl_words("west", &["delete", "--wait=false", "-f", "-"], &gone);
+    eventually("the extension is gone", A_ROLLOUT, || {
+        match world.get("west", &format!("namespace {NAMESPACE}")) {
+            Ok(namespace) => Err(namespace["status"].to_string()),
+            Err(_) => Ok(()),
+        }
+    });
+}
+
+/// Whether two answers to the same question, asked a moment apart, are the same.
+fn agree(field: &str, row: &Value, theirs: f64, tolerance: f64) -> Result<(), String> {
+    let ours = row[field]
+        .as_f64()
+        .ok_or_else(|| format!("no {field} in {row}"))?;
+    if (ours - theirs).abs() <= tolerance * theirs.max(1.0) {
+        return Ok(());
+    }
+    Err(format!("{field}: ours {ours}, theirs {theirs}"))
+}
+
+fn start_prometheus(world: &World, shipped: &str) {
+    let mut config: Value = serde_saphyr::from_str(shipped).expect("YAML");
+    config["global"]["scrape_interval"] = "1s".into();
+    config["global"]["scrape_timeout"] = "1s".into();
+    let pods = world.get("west", "pods -A").expect("pods");
+    for job in config["scrape_configs"].as_array_mut().expect("jobs") {
+        let discovery = job["kubernetes_sd_configs"][0].clone();
+        assert_eq!(discovery["role"], "pod");
+        let namespaces = &discovery["namespaces"]["names"];
+        let included = |pod: &Value| {
+            let namespaces = namespaces.as_array();
+            namespaces.is_none_or(|names| names.contains(&pod["metadata"]["namespace"]))
+        };
+        let pods = pods["items"].as_array().into_iter().flatten();
+        let groups: Vec<Value> = pods.filter(|pod| included(pod)).flat_map(discovered).collect();
+        let fields = job.as_object_mut().expect("a job");
+        fields.remove("kubernetes_sd_configs");
+        fields.insert("static_configs".into(), groups.into());
+    }
+    let name = "prometheus";
+    world.apply(
+        "west",
+        &json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": NAMESPACE},
+            "data": {"prometheus.yml": config.to_string()},
+        }),
+    );
+    world.apply(
+        "west",
+        &json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {
+                "selector": {"matchLabels": {"app": name}},
+                "template": {
+                    // Gateways let in only the mesh, scrapes included.
+                    "metadata": {"labels": {"app": name}, "annotations": {"linkerd.io/inject": "enabled"}},
+                    "spec": {
+                        "terminationGracePeriodSeconds": 1,
+                        "containers": [{
+                            "name": name, "image": "prom/prometheus",
+                            "command": ["prometheus", "--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/data"],
+                            "readinessProbe": {"httpGet": {"path": "/-/ready", "port": 9090}, "periodSeconds": 1},
+                            "volumeMounts": [{"name": "config", "mountPath": "/etc/prometheus"}, {"name": "data", "mountPath": "/data"}],
+                        }],
+                        "volumes": [
+                            {"name": "config", "configMap": {"name": name}},
+                            {"name": "data", "emptyDir": {}},
+                        ],
+                    },
+                },
+            },
+        }),
+    );
+    world.rolled_out("west", NAMESPACE, name);
+}
+
+/// What Prometheus' discovery tells about a pod: a target for each port of each container.
+fn discovered(pod: &Value) -> Vec<Value> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut common = BTreeMap::from([
+        (
+            "__meta_kubernetes_namespace".to_owned(),
+            text(&pod["metadata"]["namespace"]),
+        ),
+        (
+            "__meta_kubernetes_pod_name".to_owned(),
+            text(&pod["metadata"]["name"]),
+        ),
+        (
+            "__meta_kubernetes_pod_phase".to_owned(),
+            text(&pod["status"]["phase"]),
+        ),
+    ]);
+    for (key, value) in pod["metadata"]["labels"].as_object().into_iter().flatten() {
+        let key = key.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        common.insert(format!("__meta_kubernetes_pod_label_{key}"), text(value));
+    }
+    let ip = text(&pod["status"]["podIP"]);
+    let mut targets = Vec::new();
+    for container in ["containers", "initContainers"]
+        .iter()
+        .flat_map(|list| pod["spec"][list].as_array().into_iter().flatten())
+    {
+        for port in container["ports"].as_array().into_iter().flatten() {
+            let mut labels = common.clone();
+            labels.insert(
+                "__meta_kubernetes_pod_container_name".into(),
+                text(&container["name"]),
+            );
+            labels.insert(
+                "__meta_kubernetes_pod_container_port_name".into(),
+                text(&port["name"]),
+            );
+            targets.push(json!({"targets": [format!("{ip}:{}", port["containerPort"])], "labels": labels}));
+        }
+    }
+    targets
+}
+
+/// Job and URL of each target, if all are up and were read.
+fn every_target_is_up(world: &World) -> Result<Vec<(String, String)>, String> {
+    let answer = prometheus(world, "http://localhost:9090/api/v1/targets?state=active", &[])?;
+    let targets = answer["data"]["activeTargets"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    if targets.is_empty() {
+        return Err("no targets".into());
+    }
+    if let Some(down) = targets.iter().find(|target| target["health"] != "up") {
+        return Err(format!(
+            "{} is {}: {}",
+            down["scrapeUrl"], down["health"], down["lastError"]
+        ));
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(targets
+        .iter()
+        .map(|target| (text(&target["scrapePool"]), text(&target["scrapeUrl"])))
+        .collect())
+}
+
+/// What `promtool` says about one process's metrics. Names that it would choose otherwise are Linkerd's.
+fn lint(world: &World, url: &str) {
+    let metrics = curl(world, &[url]);
+    assert!(metrics.succeeded(), "{url}: {metrics:?}");
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]);
+    let said = host::run(promtool, &metrics.out, SOON);
+    let known = [
+        "no help text",
+        "counter metrics should have \"_total\" suffix",
+        "metric names should not contain abbreviated units",
+    ];
+    let news: Vec<&str> = said
+        .err
+        .lines()
+        .chain(said.out.lines())
+        .filter(|line| !known.iter().any(|known| line.ends_with(known)))
+        .collect();
+    assert!(
+        matches!(said.code(), Some(0 | 3)) && news.is_empty(),
+        "{url}: {said:?}"
+    );
+}
+
+fn query(world: &World, expression: &str) -> Result<f64, String> {
+    let argument = format!("query={expression}");
+    let answer = prometheus(
+        world,
+        "http://localhost:9090/api/v1/query",
+        &["--data-urlencode", &argument],
+    )?;
+    let value = answer["data"]["result"][0]["value"][1].as_str();
+    let value = value.ok_or_else(|| format!("{expression} is {answer}"))?;
+    value.parse().map_err(|error| format!("{value}: {error}"))
+}
+
+fn prometheus(world: &World, url: &str, more: &[&str]) -> Result<Value, String> {
+    let said = curl(world, &[&[url], more].concat());
+    if !said.succeeded() {
+        return Err(said.err);
+    }
+    serde_json::from_str(&said.out).map_err(|error| format!("{error} in {}", said.out))
+}
+
+/// From inside the cluster, beside Prometheus.
+fn curl(world: &World, args: &[&str]) -> Said {
+    let exec = [
+        "-n",
+        NAMESPACE,
+        "exec",
+        "deployment/prometheus",
+        "-c",
+        "prometheus",
+        "--",
+        "curl",
+        "-s",
+        "--max-time",
+        "5",
+    ];
+    world.try_kubectl("west", &[&exec, args].concat(), "")
+}
