@@ -98,7 +98,7 @@ async fn select(client: &Client, args: &IdentityArgs) -> Result<Vec<Pod>, Proble
             // kubectl's way of naming pods is understood.
             let name = name
                 .strip_prefix("pod/")
-                .or(name.strip_prefix("po/"))
+                .or_else(|| name.strip_prefix("po/"))
                 .unwrap_or(name);
             let found = api.get(name).await.map_err(|error| problem(what, error))?;
             pods.push(found);

@@ -2,6 +2,7 @@
 //!
 //! The list comes from what `install` renders, so the two cannot drift apart.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hawser_control::values::Values;
@@ -68,13 +69,11 @@ pub(crate) async fn present(client: &Client, wanted: &[Reference]) -> Result<Vec
             reference.kind.as_str(),
             reference.namespace.as_deref(),
         );
-        if !names.contains_key(&key) {
-            names.insert(key, list(client, reference, &ListParams::default()).await?);
-        }
-        if names
-            .get(&key)
-            .is_some_and(|names| names.contains(&reference.name))
-        {
+        let listed = match names.entry(key) {
+            Entry::Occupied(listed) => listed.into_mut(),
+            Entry::Vacant(missing) => missing.insert(list(client, reference, &ListParams::default()).await?),
+        };
+        if listed.contains(&reference.name) {
             found.push(reference.clone());
         }
     }

@@ -190,6 +190,16 @@ mod tests {
     }
 
     #[test]
+    fn commands_with_flags_of_their_own_for_the_cluster_hear_those_before_them() {
+        let line = "hawser --context east -L mesh upgrade";
+        let matches = Cli::command().get_matches_from(line.split(' '));
+        let upgrade = matches.subcommand_matches("upgrade").unwrap();
+        let said = |name: &str| upgrade.get_one::<String>(name).map(String::as_str);
+        assert_eq!(said("context"), Some("east"));
+        assert_eq!(said("linkerd_namespace"), Some("mesh"));
+    }
+
+    #[test]
     fn the_commands_of_the_workshop_are_understood() {
         for line in [
             "hawser install",

@@ -8,7 +8,7 @@ use hawser_tls::{Description, Fault, Issuer, TrustAnchors};
 use ipnet::IpNet;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use rustls_pki_types::CertificateDer;
@@ -364,12 +364,23 @@ impl Checks {
         };
         match bounded(pods.create(&dry_run, &pod)).await {
             Ok(pod) if meshed::has_proxy(&pod) => Outcome::fine(),
+            Ok(_) if self.is_left_alone(namespace).await => Outcome::Skipped,
             Ok(_) => Outcome::Error(format!(
                 "a pod with the annotation linkerd.io/inject: enabled got no proxy in namespace {namespace}"
             )),
             // Who may not create pods can't know.
             Err(why) => Outcome::Warning(why),
         }
+    }
+
+    /// Whether a namespace asks for no admission webhooks.
+    async fn is_left_alone(&self, namespace: &str) -> bool {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let found = bounded(namespaces.get_metadata(namespace)).await;
+        found.is_ok_and(|namespace| {
+            let label = namespace.labels().get("config.linkerd.io/admission-webhooks");
+            label.is_some_and(|label| label == "disabled")
+        })
     }
 
     pub(super) async fn control_plane_version(&self, report: &mut Report) {
