@@ -78,7 +78,7 @@ impl FromStr for Kind {
             Kind::Route,
         ];
         let wanted = text.to_ascii_lowercase();
-        let mut kinds = Kind::WORKLOADS.into_iter().chain(OTHERS);
+        let mut kinds = Self::WORKLOADS.into_iter().chain(OTHERS);
         kinds
             .find(|kind| kind.names().contains(&&*wanted))
             .ok_or_else(|| UnknownKind(text.to_owned()))

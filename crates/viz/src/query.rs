@@ -315,7 +315,8 @@ mod tests {
                 towards,
                 window: Duration::from_secs(10),
             };
-            let number = |number: Option<f64>| number.map_or("-".to_owned(), |number| format!("{number:.2}"));
+            let number =
+                |number: Option<f64>| number.map_or_else(|| "-".to_owned(), |number| format!("{number:.2}"));
             let line = |row: &Stat| {
                 let meshed = row.meshed.as_deref().unwrap_or("-");
                 format!(
