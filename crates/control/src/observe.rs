@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
+use rand::Rng;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -150,17 +151,25 @@ impl<T: Send + Sync + 'static> Observed<T> {
             while let Some(event) = events.next().await {
                 match event {
                     Ok(event) => {
-                        retry = RETRY_MIN;
+                        // A list that begins says nothing yet; the next thing may be its failure.
+                        if !matches!(event, Event::Init) {
+                            retry = RETRY_MIN;
+                        }
                         if lock(&shared).absorb(event, limit, &reduce) {
                             bell.ring();
                         }
                     }
                     Err(error) => {
                         let message = chain(&error);
-                        tracing::warn!(kind, error = message, "watch interrupted");
-                        lock(&shared).trouble = Some(message);
-                        bell.ring();
-                        tokio::time::sleep(retry).await;
+                        let is_news = lock(&shared).trouble.replace(message.clone()).is_none();
+                        if is_news {
+                            tracing::warn!(kind, error = message, "watch interrupted");
+                            bell.ring();
+                        } else {
+                            tracing::debug!(kind, error = message, "watch still interrupted");
+                        }
+                        // Watches that were interrupted together shouldn't come back together.
+                        tokio::time::sleep(retry.mul_f64(1.0 + rand::rng().random::<f64>() / 4.0)).await;
                         retry = (retry * 2).min(RETRY_MAX);
                     }
                 }
@@ -201,7 +210,9 @@ impl<T> State<T> {
         limit: Limit,
         reduce: &impl Fn(K) -> Option<T>,
     ) -> bool {
-        self.trouble = None;
+        if !matches!(event, Event::Init) {
+            self.trouble = None;
+        }
         match event {
             Event::Init => {
                 self.next.clear();

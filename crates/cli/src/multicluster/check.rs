@@ -443,14 +443,20 @@ impl Subject {
             .items)
     }
 
+    /// A controller that `link` made is not upgraded with the extension, so it should be of this version.
     async fn controllers_are_managed(&self) -> Outcome {
+        let ours = format!("linkerd/cli {VERSION}");
         let mut results = Vec::new();
         for name in self.names() {
-            let legacy = Names::linked(name).controller;
+            let own = Names::linked(name).controller;
+            let is_stale = |deployment: &Deployment| {
+                let by = deployment.annotations().get(keys::CREATED_BY);
+                deployment.name_any() == own && by != Some(&ours)
+            };
             results.push(match self.controllers_of(name).await {
-                Ok(found) if found.iter().any(|deployment| deployment.name_any() == legacy) => {
-                    Err(format!("{name}: deployment {legacy} was made by hawser mc link"))
-                }
+                Ok(found) if found.iter().any(is_stale) => Err(format!(
+                    "{name}: deployment {own} was made by another version, and is not upgraded with the extension"
+                )),
                 Ok(_) => Ok(name.to_owned()),
                 Err(error) => Err(format!("{name}: {error}")),
             });
@@ -632,6 +638,7 @@ async fn bounded<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Re
     match tokio::time::timeout(DEADLINE, request).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) if is_missing(&error) => Err("it does not exist".to_owned()),
+        Ok(Err(kube::Error::Api(status))) => Err(format!("{} ({})", status.message, status.code)),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer within {DEADLINE:?}")),
     }

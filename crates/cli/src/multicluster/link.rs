@@ -11,11 +11,12 @@ use hawser_core::ClusterName;
 use hawser_crd::keys;
 use hawser_crd::link::{LinkSpec, ProbeSpec, parse_duration};
 use hawser_crd::selector;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::api::ListParams;
 use kube::config::Cluster;
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::manifests::{self, LinkManifest, Names, Settings};
 use super::{OutputArgs, ValueArgs, mesh_values, print};
@@ -143,20 +144,16 @@ pub(super) async fn run(
             addresses: &args.gateway_addresses,
             port: args.gateway_port,
         };
-        Some(find_gateway(client, &wanted, Duration::ZERO).await?)
+        Some(find_gateway(client, &wanted, PATIENCE).await?)
     } else {
         None
     };
-    let token = find_token(
-        client,
-        &args.namespace,
-        &args.service_account_name,
-        Duration::ZERO,
-    )
-    .await?;
+    let token = find_token(client, &args.namespace, &args.service_account_name, PATIENCE).await?;
     let mut target = connection.cluster.clone();
     inline_authority(&mut target, &token)?;
-    if !args.api_server_address.is_empty() {
+    if args.api_server_address.is_empty() {
+        publish_server(client, &mut target).await?;
+    } else {
         target.server = Some(args.api_server_address.clone());
     }
     let parse = |flag: &str, text: &str| {
@@ -318,7 +315,7 @@ fn link_spec(cluster: &str, domain: &str, linkerd: &str, gateway: Option<Gateway
 async fn find_gateway(client: &Client, wanted: &Wanted<'_>, patience: Duration) -> Result<Gateway, Problem> {
     let what = format!("cannot find the gateway {}/{}", wanted.namespace, wanted.name);
     let services: Api<Service> = Api::namespaced(client.clone(), wanted.namespace);
-    let deadline = tokio::time::Instant::now() + patience;
+    let (deadline, mut is_waiting) = (Instant::now() + patience, false);
     loop {
         let service = match services.get(wanted.name).await {
             Ok(service) => service,
@@ -328,8 +325,18 @@ async fn find_gateway(client: &Client, wanted: &Wanted<'_>, patience: Duration) 
             }
             Err(error) => return Err(problem(what, error)),
         };
+        let gets_address = service
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
         match gateway(&service, wanted) {
-            Err(GatewayError::NoAddress) if tokio::time::Instant::now() < deadline => {
+            Err(GatewayError::NoAddress) if gets_address && Instant::now() < deadline => {
+                if !is_waiting {
+                    note(&format!(
+                        "waiting for the load balancer's address (up to {patience:?})"
+                    ));
+                }
+                is_waiting = true;
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
             result => return result.map_err(|error| Problem::new(&what, error, error.attempt())),
@@ -453,7 +460,7 @@ async fn find_token(
     let what = format!("cannot find the token of service account {namespace}/{account}");
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let params = ListParams::default().fields("type=kubernetes.io/service-account-token");
-    let deadline = tokio::time::Instant::now() + patience;
+    let (deadline, mut is_waiting) = (Instant::now() + patience, false);
     loop {
         let list = secrets
             .list(&params)
@@ -465,19 +472,20 @@ async fn find_token(
                 .and_then(|a| a.get("kubernetes.io/service-account.name"))
                 .is_some_and(|name| name == account)
         };
-        let data = list
-            .items
-            .iter()
-            .find(of_account)
-            .and_then(|secret| secret.data.clone());
+        let secret = list.items.iter().find(of_account);
+        let data = secret.and_then(|secret| secret.data.clone());
         let token = data.as_ref().and_then(|data| data.get("token"));
         match token.and_then(|token| String::from_utf8(token.0.clone()).ok()) {
             Some(token) => {
                 let authority = data.and_then(|data| data.get("ca.crt").map(|bytes| bytes.0.clone()));
                 return Ok(Token { token, authority });
             }
-            None if tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(250)).await
+            None if secret.is_some() && Instant::now() < deadline => {
+                if !is_waiting {
+                    note(&format!("waiting for the account's token (up to {patience:?})"));
+                }
+                is_waiting = true;
+                tokio::time::sleep(Duration::from_millis(250)).await;
             }
             None => {
                 let attempt =
@@ -490,6 +498,64 @@ async fn find_token(
             }
         }
     }
+}
+
+/// Where the kubeconfig's server is this machine only, takes the one that the cluster publishes about itself.
+async fn publish_server(client: &Client, cluster: &mut Cluster) -> Result<(), Problem> {
+    let Some(server) = cluster.server.clone().filter(|server| is_local(server)) else {
+        return Ok(());
+    };
+    let what = "cannot tell how another cluster reaches this one's API server";
+    let attempt = "--api-server-address https://ADDRESS:PORT";
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-public");
+    let published = match maps.get_opt("cluster-info").await {
+        Ok(map) => map.and_then(|map| published_server(&map)),
+        Err(error) => {
+            let why = format!("{server} is this machine only, and cluster-info can't be read: {error}");
+            return Err(Problem::new(what, why, attempt));
+        }
+    };
+    let Some(published) = published else {
+        let why = format!(
+            "{server} is this machine only, and the cluster publishes no other (configmap kube-public/cluster-info)"
+        );
+        return Err(Problem::new(what, why, attempt));
+    };
+    note(&format!(
+        "{server} is this machine only; the link uses {published}, which the cluster publishes"
+    ));
+    cluster.server = Some(published);
+    Ok(())
+}
+
+/// kubeadm's convention: a kubeconfig without users.
+fn published_server(map: &ConfigMap) -> Option<String> {
+    let text = map.data.as_ref()?.get("kubeconfig")?;
+    let published = kube::config::Kubeconfig::from_yaml(text).ok()?;
+    let mut servers = published
+        .clusters
+        .into_iter()
+        .filter_map(|named| named.cluster?.server);
+    servers.find(|server| !is_local(server))
+}
+
+/// Whether an address means another machine on every machine.
+fn is_local(server: &str) -> bool {
+    let Ok(uri) = server.parse::<http::Uri>() else {
+        return false;
+    };
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<std::net::IpAddr>() {
+        Ok(ip) => ip.is_loopback() || ip.is_unspecified(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+/// Tells people what happens, beside the output.
+#[expect(clippy::print_stderr, reason = "this is the command line's voice")]
+fn note(text: &str) {
+    eprintln!("note: {text}");
 }
 
 /// A kubeconfig must carry its certificate authority: a path means nothing in another cluster's pod.
@@ -755,6 +821,59 @@ mod tests {
         let cluster = read.clusters[0].cluster.clone().unwrap();
         assert_eq!(cluster.server.as_deref(), Some("https://192.0.2.1:6443"));
         assert_eq!(cluster.certificate_authority_data.as_deref(), Some("Q0E="));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_only_this_machine_knows_is_replaced_by_what_the_cluster_publishes() {
+        let client = target().await;
+        let local = || Cluster {
+            server: Some("https://127.0.0.1:6443".into()),
+            ..Default::default()
+        };
+        let problem = publish_server(&client, &mut local())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            problem.contains("https://127.0.0.1:6443 is this machine only")
+                && problem.contains("try: --api-server-address"),
+            "{problem}"
+        );
+        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
+        if namespaces.get_opt("kube-public").await.unwrap().is_none() {
+            create(namespaces, json!({"metadata": {"name": "kube-public"}})).await;
+        }
+        let published = json!({
+            "apiVersion": "v1", "kind": "Config",
+            "clusters": [{"name": "", "cluster": {"server": "https://192.0.2.1:6443"}}],
+        });
+        let map =
+            json!({"metadata": {"name": "cluster-info"}, "data": {"kubeconfig": published.to_string()}});
+        create(Api::<ConfigMap>::namespaced(client.clone(), "kube-public"), map).await;
+        let mut cluster = local();
+        publish_server(&client, &mut cluster).await.unwrap();
+        assert_eq!(cluster.server.as_deref(), Some("https://192.0.2.1:6443"));
+        let mut elsewhere = Cluster {
+            server: Some("https://api.example".into()),
+            ..Default::default()
+        };
+        publish_server(&client, &mut elsewhere).await.unwrap();
+        assert_eq!(elsewhere.server.as_deref(), Some("https://api.example"));
+    }
+
+    #[test]
+    fn loopback_has_many_names() {
+        for server in [
+            "https://127.0.0.1:6443",
+            "https://[::1]:6443",
+            "https://localhost:6443/path",
+            "https://0.0.0.0:6443",
+        ] {
+            assert!(is_local(server), "{server}");
+        }
+        for server in ["https://192.0.2.1", "https://api.example:6443", "nonsense"] {
+            assert!(!is_local(server), "{server}");
+        }
     }
 
     #[tokio::test]

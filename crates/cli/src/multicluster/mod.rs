@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use hawser_control::values::{self, Values};
 use hawser_crd::keys;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, ServiceAccount};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
@@ -204,12 +204,26 @@ fn rendered(settings: &Settings) -> Result<Vec<Value>, Problem> {
     })
 }
 
+/// Service of the webhook that gives pods their proxy.
+const INJECTOR: &str = "linkerd-proxy-injector";
+
+fn has_ready_address(endpoints: &Endpoints) -> bool {
+    let mut subsets = endpoints.subsets.iter().flatten();
+    subsets.any(|subset| {
+        subset
+            .addresses
+            .as_ref()
+            .is_some_and(|addresses| !addresses.is_empty())
+    })
+}
+
 /// Pods of the extension need the control plane to become part of the mesh, so it has to run first.
 async fn control_plane_runs(client: &Client, namespace: &str, wait: &str) -> Result<(), Problem> {
     let what = "the control plane does not run";
     let wait = hawser_crd::link::parse_duration(wait)
         .ok_or_else(|| Problem::new(what, format!("--wait {wait:?} is not a duration"), "--wait 300s"))?;
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let endpoints: Api<Endpoints> = Api::namespaced(client.clone(), namespace);
     let ours = ListParams::default().labels(hawser_control::keys::CONTROL_PLANE_COMPONENT);
     let outcome = until(Instant::now() + wait, "the control plane", async || {
         let found = match deployments.list(&ours).await {
@@ -223,8 +237,19 @@ async fn control_plane_runs(client: &Client, namespace: &str, wait: &str) -> Res
             let status = deployment.status.as_ref();
             status.and_then(|status| status.available_replicas).unwrap_or(0) == 0
         };
-        let down = found.iter().filter(is_down);
-        Outcome::none("not available", down.map(ResourceExt::name_any))
+        let down = Outcome::none(
+            "not available",
+            found.iter().filter(is_down).map(ResourceExt::name_any),
+        );
+        if down.is_error() {
+            return down;
+        }
+        // A pod that is made before the webhook answers stays without a proxy for good.
+        match endpoints.get_opt(INJECTOR).await {
+            Ok(Some(found)) if has_ready_address(&found) => Outcome::fine(),
+            Ok(_) => Outcome::Error(format!("nothing ready stands behind service {INJECTOR}")),
+            Err(error) => Outcome::Error(error.to_string()),
+        }
     });
     match outcome.await {
         Outcome::Error(why) => {

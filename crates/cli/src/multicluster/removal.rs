@@ -71,6 +71,12 @@ pub(super) async fn unlink(cluster: &ClusterArgs, args: UnlinkArgs) -> Result<Ex
     objects.extend(place.namespaced::<Deployment>(&own.controller).await?);
     objects.extend(place.namespaced::<PodDisruptionBudget>(&own.controller).await?);
     objects.extend(place.namespaced::<Service>(&own.probe).await?);
+    // Without its permissions the controller can't give the lease back, and whoever follows it would wait.
+    objects.extend(
+        place
+            .namespaced::<Lease>(&keys::service_mirror_lease(name))
+            .await?,
+    );
     if !args.only_controller {
         let credentials = match link.spec.cluster_credentials_secret.as_str() {
             "" => keys::credentials_secret(name),
@@ -83,11 +89,6 @@ pub(super) async fn unlink(cluster: &ClusterArgs, args: UnlinkArgs) -> Result<Ex
             Some(&args.namespace),
             name,
         ));
-        objects.extend(
-            place
-                .namespaced::<Lease>(&keys::service_mirror_lease(name))
-                .await?,
-        );
         let mirrors = format!("{}=true,{}={name}", keys::MIRRORED_SERVICE, keys::CLUSTER_NAME);
         objects.extend(labelled::<Service>(Api::all(client.clone()), &mirrors).await?);
         let (query, linkerd) = (
@@ -183,7 +184,7 @@ pub(super) async fn revoke(cluster: &ClusterArgs, args: RevokeArgs) -> Result<Ex
     print(&objects, args.output.output)
 }
 
-/// What makes up an account: first what its token depends on, then what it was allowed.
+/// What makes up an account: first its token, then what it was allowed.
 async fn access(client: &Client, namespace: &str, name: &str) -> Result<Vec<Value>, Problem> {
     let query = format!("{}={}", keys::EXTENSION, keys::EXTENSION_MULTICLUSTER);
     let named = |objects: Vec<Value>, name: &str| -> Vec<Value> {
@@ -192,8 +193,10 @@ async fn access(client: &Client, namespace: &str, name: &str) -> Result<Vec<Valu
     };
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let mut objects = named(labelled(accounts, &query).await?, name);
-    objects.extend(named(labelled(secrets, &query).await?, &format!("{name}-token")));
+    let account = named(labelled(accounts, &query).await?, name);
+    // Before the account: with that gone, Kubernetes deletes it itself, and kubectl would miss it.
+    let mut objects = named(labelled(secrets, &query).await?, &format!("{name}-token"));
+    objects.extend(account);
     let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
     objects.extend(named(labelled(bindings, &query).await?, name));
     let roles: Api<ClusterRole> = Api::all(client.clone());
