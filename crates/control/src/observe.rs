@@ -169,7 +169,8 @@ impl<T: Send + Sync + 'static> Observed<T> {
                             tracing::debug!(kind, error = message, "watch still interrupted");
                         }
                         // Watches that were interrupted together shouldn't come back together.
-                        tokio::time::sleep(retry.mul_f64(1.0 + rand::rng().random::<f64>() / 4.0)).await;
+                        let jitter = rand::rng().random::<f64>() / 4.0;
+                        tokio::time::sleep(retry.mul_f64(1.0 + jitter)).await;
                         retry = (retry * 2).min(RETRY_MAX);
                     }
                 }

@@ -468,7 +468,7 @@ impl Controller {
         }
         let session = self.session.as_mut()?;
         match session.reach() {
-            Reach::Down(error) => Some(error),
+            Reach::Down(error) => Some(format!("{}: {error}", session.server)),
             Reach::Refused(error) => {
                 session.stop_watching();
                 Some(error)

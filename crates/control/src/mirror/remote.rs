@@ -87,18 +87,20 @@ pub(crate) struct Session {
     members: Option<Observed<RemoteService>>,
     is_stopped: bool,
     heartbeat: Heartbeat,
+    /// Address of the API server.
+    pub server: String,
 }
 
-/// Asks an API server for a sign of life now and then; rings when that changes.
+/// Asks an API server now and then whether we may still watch; rings when that changes. `target` is its name in logs.
 pub(crate) struct Heartbeat {
     reach: Arc<Mutex<Reach>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Heartbeat {
-    pub(crate) fn start(client: Client, bell: Bell) -> Self {
+    pub(crate) fn start(target: String, client: Client, bell: Bell) -> Self {
         let reach = Arc::new(Mutex::new(Reach::Up));
-        let task = tokio::spawn(heartbeat(client, reach.clone(), bell));
+        let task = tokio::spawn(heartbeat(target, client, reach.clone(), bell));
         Self {
             reach,
             _task: AbortOnDropHandle::new(task),
@@ -135,7 +137,8 @@ impl Session {
             let select = Select::labels(query);
             Observed::start(api, select, EXPORTED_MAX, bell.clone(), remote_endpoints)
         });
-        let heartbeat = Heartbeat::start(client.clone(), bell.clone());
+        let server = server(&key.kubeconfig);
+        let heartbeat = Heartbeat::start(server.clone(), client.clone(), bell.clone());
         Ok(Self {
             key,
             client,
@@ -144,6 +147,7 @@ impl Session {
             members,
             is_stopped: false,
             heartbeat,
+            server,
         })
     }
 
@@ -187,7 +191,7 @@ impl Session {
     }
 }
 
-async fn heartbeat(client: Client, reach: Arc<Mutex<Reach>>, bell: Bell) {
+async fn heartbeat(target: String, client: Client, reach: Arc<Mutex<Reach>>, bell: Bell) {
     loop {
         let answer = match tokio::time::timeout(TIMEOUT, may_watch(&client)).await {
             Ok(answer) => answer,
@@ -211,17 +215,19 @@ async fn heartbeat(client: Client, reach: Arc<Mutex<Reach>>, bell: Bell) {
             match &next {
                 Reach::Down(error) => {
                     tracing::warn!(
+                        target_cluster = target,
                         error,
                         "target cluster does not answer; what is known of it stays as it is"
                     )
                 }
                 Reach::Refused(error) => {
                     tracing::warn!(
+                        target_cluster = target,
                         error,
                         "target cluster refuses our account; what is known of it stays as it is"
                     )
                 }
-                _ => tracing::info!("target cluster answers again"),
+                _ => tracing::info!(target_cluster = target, "target cluster answers again"),
             }
             bell.ring();
         }
@@ -256,6 +262,16 @@ async fn may_watch(client: &Client) -> Reach {
         Err(kube::Error::Api(status)) if status.code == 403 || status.code == 404 => Reach::Up,
         Err(error) => Reach::Down(chain(&error)),
     }
+}
+
+/// Where a kubeconfig leads.
+fn server(kubeconfig: &[u8]) -> String {
+    let text = std::str::from_utf8(kubeconfig).unwrap_or_default();
+    let servers = Kubeconfig::from_yaml(text)
+        .map(|kubeconfig| kubeconfig.clusters)
+        .unwrap_or_default();
+    let mut servers = servers.into_iter().filter_map(|named| named.cluster?.server);
+    servers.next().unwrap_or_else(|| "its API server".into())
 }
 
 /// A client from a link's kubeconfig.

@@ -206,16 +206,16 @@ impl Cluster {
                 continue;
             };
             let reach = session.as_ref().map(|session| session.heartbeat.reach());
-            if let Some(Reach::Down(error)) = &reach
+            if let Some(Reach::Down(error) | Reach::Refused(error)) = &reach
                 && !is_away
             {
                 tracing::warn!(
                     cluster = self.name,
                     error,
-                    "a cluster does not answer; its last state is kept"
+                    "a cluster does not answer, or refuses us; its last state is kept"
                 );
             }
-            is_away = matches!(reach, Some(Reach::Down(_)));
+            is_away = matches!(reach, Some(Reach::Down(_) | Reach::Refused(_)));
             let is_current = session.as_ref().is_some_and(|session| session.access == *access)
                 && reach != Some(Reach::Recovered);
             if !is_current {
@@ -240,7 +240,7 @@ impl Cluster {
         let known = Change::Cluster(self.name.clone(), Some(access.trust_domain.clone()));
         self.view.apply(known);
         let mut watches = Watches::start_remote(&self.view, &self.name, &client, &FEEDS);
-        let heartbeat = Heartbeat::start(client, bell.clone());
+        let heartbeat = Heartbeat::start(self.name.clone(), client, bell.clone());
         if timeout(LISTED_MAX, watches.listed()).await.is_err() {
             tracing::warn!(cluster = self.name, "a cluster does not answer yet");
         }
