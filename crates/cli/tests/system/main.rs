@@ -12,6 +12,7 @@ mod flat;
 mod host;
 mod isolation;
 mod kubectl;
+mod multicluster;
 mod recovery;
 mod runner;
 mod sandbox;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         isolation::TESTS,
         split::TESTS,
         recovery::TESTS,
+        multicluster::TESTS,
         bad_input::TESTS,
         viz::TESTS,
         sandbox::TESTS,

@@ -105,6 +105,7 @@ pub(super) async fn look_after(
                     identity: identity.clone(),
                 };
                 let (own, ended) = (Bell::default(), bell.clone());
+                let (name, series) = (link.clone(), metrics.clone());
                 let controller = Controller::new(
                     client.clone(),
                     config,
@@ -115,6 +116,7 @@ pub(super) async fn look_after(
                 let leading = lead::lead(candidate, own, controller, stop.clone());
                 let task = tokio::spawn(async move {
                     leading.await;
+                    series.forget("target_cluster_reachable", ("target_cluster_name", &name));
                     ended.ring();
                 });
                 Running { stop, task }
