@@ -760,8 +760,7 @@ mod tests {
             create(namespaces, json!({"metadata": {"name": name}})).await;
         }
         let values = hawser_control::values::Values::default().to_yaml().unwrap();
-        let maps: Api<k8s_openapi::api::core::v1::ConfigMap> =
-            Api::namespaced(client.clone(), keys::CONTROL_PLANE_NAMESPACE);
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), keys::CONTROL_PLANE_NAMESPACE);
         create(
             maps,
             json!({"metadata": {"name": keys::CONFIG_MAP}, "data": {"values": values}}),
