@@ -190,11 +190,10 @@ pub(super) async fn run(
         cluster_domain: &mesh.cluster_domain,
         spec,
     };
-    let mut objects = manifests::link(&settings, &manifest);
-    if controller == Controller::Included {
-        let names = Names::linked(&args.cluster_name);
-        objects.extend(manifests::controller(&settings, &names, has_gateway));
-    }
+    let objects = match controller {
+        Controller::Included => manifests::link_and_controller(&settings, &manifest, has_gateway),
+        Controller::Left => manifests::link(&settings, &manifest),
+    };
     print(&objects, args.output.output)
 }
 
@@ -258,13 +257,7 @@ pub(super) async fn objects(
         cluster_domain: &mesh.cluster_domain,
         spec,
     };
-    let mut objects = manifests::link(settings, &manifest);
-    objects.extend(manifests::controller(
-        settings,
-        &Names::linked(cluster_name),
-        true,
-    ));
-    Ok(objects)
+    Ok(manifests::link_and_controller(settings, &manifest, true))
 }
 
 fn check_name(name: &str) -> Result<(), Problem> {

@@ -825,6 +825,24 @@ pub(crate) fn link(settings: &Settings, link: &LinkManifest<'_>) -> Vec<Value> {
     ]
 }
 
+/// What `link` prints: the Link comes last, so that the controller for Links without one of their own finds that this
+/// one has, and makes nothing that is about to be applied.
+pub(crate) fn link_and_controller(
+    settings: &Settings,
+    manifest: &LinkManifest<'_>,
+    has_gateway: bool,
+) -> Vec<Value> {
+    let mut objects = link(settings, manifest);
+    let last = objects.pop();
+    objects.extend(controller(
+        settings,
+        &Names::linked(manifest.cluster),
+        has_gateway,
+    ));
+    objects.extend(last);
+    objects
+}
+
 /// Lets the destination controller read this link's credentials, for services whose pods it looks up over there. Only
 /// these: the issuer's key is a Secret of the same namespace.
 fn discovery_access(settings: &Settings, cluster: &str) -> [Value; 2] {
@@ -1387,8 +1405,7 @@ mod tests {
             cluster_domain: "cluster.local",
             spec,
         };
-        let mut objects = link(&settings, &manifest);
-        objects.extend(controller(&settings, &Names::linked("east"), true));
+        let objects = link_and_controller(&settings, &manifest, true);
         assert_eq!(
             titles(&objects),
             [
@@ -1396,7 +1413,6 @@ mod tests {
                 "Secret cluster-credentials-east",
                 "Role linkerd-destination-read-remote-creds-east",
                 "RoleBinding linkerd-destination-read-remote-creds-east",
-                "Link east",
                 "ClusterRole linkerd-service-mirror-access-local-resources-east",
                 "ClusterRoleBinding linkerd-service-mirror-access-local-resources-east",
                 "Role linkerd-service-mirror-read-remote-creds-east",
@@ -1404,6 +1420,7 @@ mod tests {
                 "ServiceAccount linkerd-service-mirror-east",
                 "Deployment linkerd-service-mirror-east",
                 "Service probe-gateway-east",
+                "Link east",
             ]
         );
         let deployment = find(&objects, "Deployment", "linkerd-service-mirror-east");
