@@ -12,6 +12,9 @@ use serde_json::Value;
 /// The version that manifests and annotations carry.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
+/// `identity.issuer.scheme` of issuers that others keep, such as cert-manager: the Secret holds `tls.crt` and `tls.key`.
+pub const TLS_SCHEME: &str = "kubernetes.io/tls";
+
 /// Why settings could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ValuesError {
@@ -241,6 +244,11 @@ impl Values {
 
     pub fn to_yaml(&self) -> Result<String, ValuesError> {
         serde_saphyr::to_string(self).map_err(|error| ValuesError::Yaml(error.to_string()))
+    }
+
+    /// Is the issuer's Secret written by someone else?
+    pub fn issuer_is_external(&self) -> bool {
+        self.identity.external_ca || self.identity.issuer.scheme == TLS_SCHEME
     }
 
     pub fn trust_domain(&self) -> &str {

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use hawser_control::values::Values;
-use hawser_tls::{Created, Error, Issuer, TrustAnchors, Validity, create_issuer, create_root, create_server};
+use hawser_tls::{
+    Created, Description, Error, Issuer, TrustAnchors, Validity, certificates, create_issuer, create_root,
+    create_server,
+};
 
 use crate::problem::Problem;
 
@@ -49,8 +52,18 @@ pub(crate) fn complete(
         ]
         .map(|pem| !pem.is_empty());
         match given {
-            [false, false, false] => generate(values, namespace, now)?,
+            [false, false, false] if !values.issuer_is_external() => generate(values, namespace, now)?,
+            [true, false, false] if values.issuer_is_external() => {
+                check_anchors(&values.identity_trust_anchors_pem, now)?;
+            }
             [true, true, true] => check(values, now)?,
+            [false, ..] if values.issuer_is_external() => {
+                return Err(Problem::new(
+                    "cannot install without trust anchors",
+                    "an issuer that is kept by someone else is believed through a root that install cannot know",
+                    "give --identity-trust-anchors-file with the root that signs the issuer",
+                ));
+            }
             _ => {
                 return Err(Problem::new(
                     "cannot install with only a part of the credentials",
@@ -107,30 +120,27 @@ fn authority(namespace: &str, domain: &str, now: SystemTime) -> Result<(Created,
     Ok((root, issuer))
 }
 
+/// Do anchors and issuer make a mesh?
 fn check(values: &Values, now: SystemTime) -> Result<(), Problem> {
-    let anchors = TrustAnchors::from_pem(&values.identity_trust_anchors_pem).map_err(|error| {
-        Problem::new(
-            "cannot use the trust anchors",
-            error,
-            "give a PEM file with one or more root certificates, without keys",
-        )
-    })?;
+    let anchors = check_anchors(&values.identity_trust_anchors_pem, now)?;
     let pair = &values.identity.issuer.tls;
-    let issuer = Issuer::from_pem(&pair.crt_pem, &pair.key_pem).map_err(|error| {
+    let unusable = |why: Box<dyn std::error::Error>| {
         Problem::new(
             "cannot use the issuer",
-            error,
-            "it must be an ECDSA P-256 authority with its own key, for example: step certificate create \
-             identity.linkerd.cluster.local issuer.crt issuer.key --profile intermediate-ca --ca ca.crt --ca-key ca.key",
+            why,
+            "it must be an authority with an ECDSA P-256 key of its own: hawser certs create issuer issuer.crt \
+             issuer.key --ca root.crt --ca-key root.key",
         )
-    })?;
-    if issuer.expires_at() <= now {
-        return Err(Problem::new(
-            "cannot use the issuer",
-            "it has expired",
-            "issue a new one from the same root",
-        ));
+    };
+    let chain =
+        certificates(&pair.crt_pem, "the issuer certificate").map_err(|error| unusable(error.into()))?;
+    for certificate in chain.iter().take(1) {
+        let said = Description::of(certificate).map_err(|error| unusable(error.into()))?;
+        if let Some(fault) = said.fault_as_issuer(now) {
+            return Err(unusable(format!("{}: {fault}", said.subject).into()));
+        }
     }
+    let issuer = Issuer::from_pem(&pair.crt_pem, &pair.key_pem).map_err(|error| unusable(error.into()))?;
     issuer.verify(&anchors, now).map_err(|error| {
         Problem::new(
             "cannot use the issuer with these trust anchors",
@@ -138,6 +148,27 @@ fn check(values: &Values, now: SystemTime) -> Result<(), Problem> {
             "put the root that signed the issuer into the bundle: cat root.crt other-root.crt > bundle.crt",
         )
     })
+}
+
+/// Can each certificate of a bundle be believed by every proxy?
+fn check_anchors(bundle: &str, now: SystemTime) -> Result<TrustAnchors, Problem> {
+    let attempt = "give a PEM file with one or more root certificates, without keys; a new root comes from hawser certs \
+                   create root root.crt root.key";
+    let unusable = |what: &str, why: Box<dyn std::error::Error>| Problem::new(what, why, attempt);
+    if bundle.contains("PRIVATE KEY-----") {
+        let why = "there is a private key among them, and everybody in the cluster may read the bundle";
+        return Err(unusable("cannot use the trust anchors", why.into()));
+    }
+    let anchors = TrustAnchors::from_pem(bundle)
+        .map_err(|error| unusable("cannot use the trust anchors", error.into()))?;
+    for (at, certificate) in anchors.certificates().iter().enumerate() {
+        let what = format!("cannot use certificate {} of the trust anchors", at + 1);
+        let said = Description::of(certificate).map_err(|error| unusable(&what, error.into()))?;
+        if let Some(fault) = said.fault_as_anchor(now) {
+            return Err(unusable(&what, format!("{}: {fault}", said.subject).into()));
+        }
+    }
+    Ok(anchors)
 }
 
 fn webhook(values: &mut Values, namespace: &str, now: SystemTime) -> Result<(), Problem> {
@@ -231,7 +262,67 @@ mod tests {
         let (root, issuer) = authority("linkerd", "cluster.local", now() - 2 * VALID_FOR).unwrap();
         let (certificate, key) = (&issuer.certificate_pem, issuer.key.to_pem());
         let problem = complete_in(directory.path(), &root.certificate_pem, certificate, &key).unwrap_err();
+        assert!(
+            problem.contains("certificate 1 of the trust anchors"),
+            "{problem}"
+        );
         assert!(problem.contains("it has expired"), "{problem}");
+        let (alive, _) = authority("linkerd", "cluster.local", now()).unwrap();
+        let problem = complete_in(directory.path(), &alive.certificate_pem, certificate, &key).unwrap_err();
+        assert!(
+            problem.contains("cannot use the issuer") && problem.contains("it has expired"),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn a_bundle_with_a_private_key_is_not_published() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, issuer) = authority("linkerd", "cluster.local", now()).unwrap();
+        let leaky = format!("{}{}", root.certificate_pem, root.key.to_pem());
+        let (certificate, key) = (&issuer.certificate_pem, issuer.key.to_pem());
+        let problem = complete_in(directory.path(), &leaky, certificate, &key).unwrap_err();
+        assert!(problem.contains("there is a private key among them"), "{problem}");
+    }
+
+    #[test]
+    fn a_leaf_is_neither_an_anchor_nor_an_issuer() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, issuer) = authority("linkerd", "cluster.local", now()).unwrap();
+        let leaf = create_server(&["web.test".to_owned()], validity(now())).unwrap();
+        for (anchors, certificate, expected) in [
+            (
+                &leaf.certificate_pem,
+                &issuer.certificate_pem,
+                "of the trust anchors",
+            ),
+            (
+                &root.certificate_pem,
+                &leaf.certificate_pem,
+                "cannot use the issuer",
+            ),
+        ] {
+            let key = leaf.key.to_pem();
+            let problem = complete_in(directory.path(), anchors, certificate, &key).unwrap_err();
+            assert!(problem.contains(expected), "{problem}");
+            assert!(problem.contains("not a certificate authority"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn an_external_issuer_needs_anchors_and_no_more() {
+        let mut values = Values::default();
+        values.identity.issuer.scheme = hawser_control::values::TLS_SCHEME.into();
+        let problem = complete(&mut values, "linkerd", &Files::default(), now()).unwrap_err();
+        assert!(problem.to_string().contains("without trust anchors"), "{problem}");
+        let (root, _) = authority("linkerd", "cluster.local", now()).unwrap();
+        values.identity_trust_anchors_pem = root.certificate_pem;
+        complete(&mut values, "linkerd", &Files::default(), now()).unwrap();
+        assert_eq!(
+            values.identity.issuer.tls,
+            Default::default(),
+            "nothing is made up"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hawser_control::injector::{Component, Injection, Mode, Namespace, Owner};
-use hawser_control::values::{VERSION, Values};
+use hawser_control::values::{TLS_SCHEME, VERSION, Values};
 use serde_json::{Map, Value, json};
 
 /// A mesh about to be rendered.
@@ -244,9 +244,12 @@ fn configuration(mesh: &Mesh) -> Vec<Value> {
             "metadata": metadata(mesh, "linkerd-identity-trust-roots", "identity"),
             "data": {"ca-bundle.crt": values.identity_trust_anchors_pem},
         }));
-        let issuer = &values.identity.issuer;
+    }
+    let issuer = &values.identity.issuer;
+    // Without a key somebody else writes it.
+    if !values.identity.external_ca && !issuer.tls.key_pem.is_empty() {
         let (kind, certificate, key) = match issuer.scheme.as_str() {
-            "kubernetes.io/tls" => ("kubernetes.io/tls", "tls.crt", "tls.key"),
+            TLS_SCHEME => (TLS_SCHEME, "tls.crt", "tls.key"),
             _ => ("Opaque", "crt.pem", "key.pem"),
         };
         objects.push(secret(
@@ -632,6 +635,16 @@ mod tests {
                 "MutatingWebhookConfiguration linkerd-proxy-injector-webhook-config",
             ]
         );
+    }
+
+    #[test]
+    fn an_issuer_that_others_keep_is_not_written() {
+        let mut mesh = mesh();
+        mesh.values.identity.issuer.scheme = TLS_SCHEME.into();
+        mesh.values.identity.issuer.tls = Default::default();
+        let names: Vec<String> = render(&mesh).iter().map(name).collect();
+        assert!(!names.contains(&"Secret linkerd/linkerd-identity-issuer".to_owned()));
+        assert!(names.contains(&"ConfigMap linkerd/linkerd-identity-trust-roots".to_owned()));
     }
 
     #[test]

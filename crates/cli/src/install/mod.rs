@@ -5,6 +5,7 @@
 
 pub(crate) mod credentials;
 pub(crate) mod manifests;
+mod running;
 mod upgrade;
 
 use std::io::Write;
@@ -52,6 +53,9 @@ pub(crate) struct Settings {
     /// Its private key (PEM)
     #[arg(long, value_name = "FILE")]
     identity_issuer_key_file: Option<PathBuf>,
+    /// The issuer's Secret (kubernetes.io/tls) is kept by someone else, such as cert-manager
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    identity_external_issuer: bool,
     /// Suffix of all identities; the cluster domain if absent
     #[arg(long)]
     identity_trust_domain: Option<String>,
@@ -130,6 +134,13 @@ pub(crate) fn settle(settings: &Settings, mut overrides: Value) -> Result<manife
     }
     if let Some(domain) = &settings.identity_trust_domain {
         values::merge(&mut overrides, serde_json::json!({"identityTrustDomain": domain}));
+    }
+    if settings.identity_external_issuer {
+        let issuer = serde_json::json!({"scheme": values::TLS_SCHEME});
+        values::merge(
+            &mut overrides,
+            serde_json::json!({"identity": {"issuer": issuer}}),
+        );
     }
     let (values, unknown) = Values::with_overrides(overrides.clone()).map_err(|error| {
         Problem::new(
