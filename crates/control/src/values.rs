@@ -246,6 +246,15 @@ impl Values {
         serde_saphyr::to_string(self).map_err(|error| ValuesError::Yaml(error.to_string()))
     }
 
+    /// What differs from a plain installation, for the next upgrade to start from. Credentials have Secrets of their
+    /// own.
+    pub fn overrides(&self) -> Value {
+        let mut plain = self.clone();
+        plain.identity.issuer.tls = KeyPair::default();
+        let tree = |values: &Self| serde_json::to_value(values).unwrap_or_default();
+        difference(&tree(&Self::default()), tree(&plain)).unwrap_or_else(|| Value::Object(Default::default()))
+    }
+
     /// Is the issuer's Secret written by someone else?
     pub fn issuer_is_external(&self) -> bool {
         self.identity.external_ca || self.identity.issuer.scheme == TLS_SCHEME
@@ -316,6 +325,24 @@ pub fn merge(below: &mut Value, above: Value) {
             }
         }
         (below, above) => *below = above,
+    }
+}
+
+/// What must be merged into one tree to get another; nothing if they are equal.
+fn difference(below: &Value, above: Value) -> Option<Value> {
+    match (below, above) {
+        (Value::Object(below), Value::Object(above)) => {
+            let changed = above.into_iter().filter_map(|(name, value)| {
+                let value = match below.get(&name) {
+                    Some(below) => difference(below, value)?,
+                    None => value,
+                };
+                Some((name, value))
+            });
+            let changed: serde_json::Map<String, Value> = changed.collect();
+            (!changed.is_empty()).then_some(Value::Object(changed))
+        }
+        (below, above) => (*below != above).then_some(above),
     }
 }
 
@@ -584,6 +611,19 @@ mod tests {
     #[test]
     fn a_value_of_the_wrong_kind_is_refused() {
         assert!(Values::with_overrides(overrides(&["proxy.ports.inbound=many"])).is_err());
+    }
+
+    #[test]
+    fn overrides_lead_from_the_defaults_back_to_the_values() {
+        let mut values = Values::default();
+        assert_eq!(values.overrides(), json!({}));
+        values.proxy.mark = 7;
+        values.controller_replicas = 3;
+        values.identity.issuer.tls.key_pem = "SECRET".into();
+        let overrides = values.overrides();
+        assert_eq!(overrides, json!({"controllerReplicas": 3, "proxy": {"mark": 7}}));
+        let (read, unknown) = Values::with_overrides(overrides).unwrap();
+        assert_eq!((read.proxy.mark, unknown), (7, vec![]));
     }
 
     #[test]

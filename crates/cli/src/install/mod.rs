@@ -87,6 +87,7 @@ pub(crate) fn run(args: InstallArgs) -> Result<ExitCode, Problem> {
 /// The control plane as YAML, with credentials of its own if the values name none. For callers in this process.
 pub(crate) fn manifests(values: &Values) -> Result<String, Problem> {
     let mut mesh = manifests::Mesh::new(values.clone(), "linkerd");
+    mesh.overrides = values.overrides();
     credentials::complete(
         &mut mesh.values,
         &mesh.namespace,

@@ -7,19 +7,16 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use futures::StreamExt;
-use hawser_control::keys;
 use hawser_runtime::exposition;
 use hawser_tls::{Fingerprint, Issuer, TrustAnchors};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
-use crate::scrape;
+use crate::{meshed, scrape};
 
 /// So many proxies are asked at the same time.
 const SCRAPES_MAX: usize = 32;
-const PROXY: &str = "linkerd-proxy";
-const ANCHORS_VARIABLE: &str = "LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS";
 
 /// A running proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,14 +92,10 @@ pub(crate) async fn observe(
     bundle: &TrustAnchors,
 ) -> Result<Vec<Running>, kube::Error> {
     let all: Api<Pod> = Api::all(client.clone());
-    let selector = format!("{}={namespace}", keys::CONTROL_PLANE_NS);
-    let pods = all.list(&ListParams::default().labels(&selector)).await?;
-    let looks = pods
-        .items
-        .iter()
-        .filter(|pod| runs(pod))
-        .filter_map(|pod| Some((pod, proxy(pod)?)))
-        .map(|(pod, proxy)| look(client, pod, proxy, bundle));
+    let selector = format!("{}={namespace}", meshed::MESHED);
+    let mut pods = all.list(&ListParams::default().labels(&selector)).await?.items;
+    pods.retain(|pod| meshed::has_proxy(pod) && runs(pod));
+    let looks = pods.iter().map(|pod| look(client, pod, bundle));
     Ok(futures::stream::iter(looks).buffered(SCRAPES_MAX).collect().await)
 }
 
@@ -111,25 +104,9 @@ fn runs(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && phase == Some("Running")
 }
 
-fn proxy(pod: &Pod) -> Option<&Container> {
-    let spec = pod.spec.as_ref()?;
-    // A native sidecar is an init container.
-    let mut all = spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten());
-    all.find(|container| container.name == PROXY)
-}
-
-async fn look(client: &Client, pod: &Pod, proxy: &Container, bundle: &TrustAnchors) -> Running {
-    let namespace = pod.namespace().unwrap_or_default();
-    let ports = proxy.ports.iter().flatten();
-    let admin = ports
-        .filter(|port| port.name.as_deref() == Some("linkerd-admin"))
-        .find_map(|port| u16::try_from(port.container_port).ok())
-        .unwrap_or(4191);
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    let metrics = scrape::metrics(&pods, &pod.name_any(), admin).await;
+async fn look(client: &Client, pod: &Pod, bundle: &TrustAnchors) -> Running {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let metrics = scrape::metrics(&pods, &pod.name_any(), meshed::admin_port(pod)).await;
     let (mut believes, mut issuer) = (BTreeSet::new(), None);
     for sample in exposition::samples(&metrics.unwrap_or_default()).flatten() {
         let sha256 = || Fingerprint::from_hex(&sample.labels.get("sha256")?);
@@ -140,26 +117,14 @@ async fn look(client: &Client, pod: &Pod, proxy: &Container, bundle: &TrustAncho
         }
     }
     if believes.is_empty() {
-        believes = started_with(proxy, bundle);
+        // Without a bundle of its own it is started with the cluster's.
+        let own = meshed::trust_anchors(pod).and_then(|pem| TrustAnchors::from_pem(pem).ok());
+        believes = own.as_ref().unwrap_or(bundle).fingerprints();
     }
     Running {
-        name: format!("{namespace}/{}", pod.name_any()),
+        name: meshed::title(pod),
         believes,
         issuer,
-    }
-}
-
-/// What the environment of a proxy says: a bundle, or that it is the cluster's.
-fn started_with(proxy: &Container, bundle: &TrustAnchors) -> BTreeSet<Fingerprint> {
-    let mut env = proxy.env.iter().flatten();
-    let value = env
-        .find(|variable| variable.name == ANCHORS_VARIABLE)
-        .and_then(|variable| variable.value.as_deref());
-    match value {
-        Some(pem) => TrustAnchors::from_pem(pem)
-            .map(|anchors| anchors.fingerprints())
-            .unwrap_or_default(),
-        None => bundle.fingerprints(),
     }
 }
 

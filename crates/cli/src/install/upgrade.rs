@@ -309,3 +309,220 @@ async fn get(secrets: &Api<Secret>, name: &str) -> Result<BTreeMap<String, Strin
         .filter_map(|(key, value)| Some((key, String::from_utf8(value.0).ok()?)))
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use hawser_control::values::TLS_SCHEME;
+    use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
+    use hawser_tls::{Validity, create_issuer, create_root};
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::api::{Patch, PatchParams};
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::apply::Applier;
+
+    /// A root, and an issuer below it.
+    struct Authority {
+        root: String,
+        issuer: String,
+        key: String,
+    }
+
+    fn authority() -> Authority {
+        let now = SystemTime::now();
+        let validity = Validity {
+            not_before: now - Duration::from_secs(60),
+            not_after: now + Duration::from_secs(24 * 3600),
+        };
+        let root = create_root("root.test", validity).unwrap();
+        let parent = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
+        let issuer = create_issuer("identity.test", &parent, validity).unwrap();
+        Authority {
+            root: root.certificate_pem,
+            issuer: issuer.certificate_pem,
+            key: issuer.key.to_pem(),
+        }
+    }
+
+    /// A cluster with a mesh's configuration and pods that claim to run.
+    struct World {
+        client: Client,
+        files: TempDir,
+    }
+
+    impl World {
+        /// Installed with these, as far as upgrade reads it.
+        async fn installed(authority: &Authority, set: &[&str]) -> Self {
+            let cluster = Cluster::new(ClusterOptions::default());
+            let world = Self {
+                client: cluster.client(Identity::admin()),
+                files: tempfile::tempdir().unwrap(),
+            };
+            let mut settings = world.settings(Some(&authority.root), Some(authority));
+            settings.set = set.iter().map(|set| (*set).to_owned()).collect();
+            let mut mesh = settle(&settings, json!({})).unwrap();
+            credentials::complete(&mut mesh.values, "linkerd", &settings.files(), SystemTime::now()).unwrap();
+            world.apply(manifests::render(&mesh)).await;
+            world
+        }
+
+        /// What upgrade reads of what it rendered.
+        async fn apply(&self, documents: Vec<Value>) {
+            let mut applier = Applier::new(self.client.clone());
+            let read = |object: &&Value| {
+                ["Namespace", "ConfigMap", "Secret"].contains(&object["kind"].as_str().unwrap_or_default())
+            };
+            for object in documents.iter().filter(read) {
+                applier.apply(object).await.unwrap();
+            }
+        }
+
+        fn settings(&self, bundle: Option<&str>, authority: Option<&Authority>) -> Settings {
+            let write = |name: &str, text: &str| {
+                let path = self.files.path().join(name);
+                std::fs::write(&path, text).unwrap();
+                path
+            };
+            Settings {
+                namespace: "linkerd".into(),
+                identity_trust_anchors_file: bundle.map(|text| write("ca.crt", text)),
+                identity_issuer_certificate_file: authority
+                    .map(|authority| write("i.crt", &authority.issuer)),
+                identity_issuer_key_file: authority.map(|authority| write("i.key", &authority.key)),
+                ..Settings::default()
+            }
+        }
+
+        async fn upgrade(&self, settings: &Settings, force: bool) -> Result<Planned, String> {
+            let planned = plan(&self.client, settings, force, SystemTime::now()).await;
+            planned.map_err(|problem| problem.to_string())
+        }
+
+        /// A pod whose proxy was started with a bundle, and can't be asked.
+        async fn pod(&self, name: &str, bundle: &str) {
+            let env = json!([{"name": "LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS", "value": bundle}]);
+            let pod = json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {
+                    "namespace": "default", "name": name, "labels": {"linkerd.io/control-plane-ns": "linkerd"},
+                },
+                "spec": {"containers": [{"name": "linkerd-proxy", "image": "proxy", "env": env}]},
+            });
+            Applier::new(self.client.clone()).apply(&pod).await.unwrap();
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+            let running = Patch::Merge(json!({"status": {"phase": "Running"}}));
+            pods.patch_status(name, &PatchParams::default(), &running)
+                .await
+                .unwrap();
+        }
+    }
+
+    fn find<'a>(planned: &'a Planned, kind: &str, name: &str) -> Option<&'a Value> {
+        let mut documents = planned.documents.iter();
+        documents.find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+    }
+
+    fn bundle(planned: &Planned) -> &str {
+        let map = find(planned, "ConfigMap", "linkerd-identity-trust-roots").unwrap();
+        map["data"]["ca-bundle.crt"].as_str().unwrap()
+    }
+
+    #[tokio::test]
+    async fn without_flags_everything_stays_as_it_was_installed() {
+        let a = authority();
+        let world = World::installed(&a, &["proxy.logLevel=debug"]).await;
+        let planned = world.upgrade(&world.settings(None, None), false).await.unwrap();
+        assert_eq!(bundle(&planned), a.root);
+        assert_eq!(planned.notes, [""; 0]);
+        let values = find(&planned, "ConfigMap", "linkerd-config").unwrap()["data"]["values"].to_string();
+        assert!(values.contains("logLevel: debug"), "{values}");
+        let secrets: Api<Secret> = Api::namespaced(world.client.clone(), "linkerd");
+        for name in ["linkerd-identity-issuer", "linkerd-proxy-injector-k8s-tls"] {
+            let rendered = &find(&planned, "Secret", name).unwrap()["data"];
+            let stored = secrets.get(name).await.unwrap();
+            assert_eq!(json!(stored.data), *rendered, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_root_is_rotated_in_steps_and_steps_that_break_proxies_are_refused_by_name() {
+        let (a, b) = (authority(), authority());
+        let world = World::installed(&a, &[]).await;
+        world.pod("stale", &a.root).await;
+        let both = format!("{}{}", a.root, b.root);
+
+        // Everything at once.
+        let refused = world
+            .upgrade(&world.settings(Some(&b.root), Some(&b)), false)
+            .await;
+        let refused = refused.err().unwrap();
+        assert!(
+            refused.contains("these do not believe the issuer: default/stale"),
+            "{refused}"
+        );
+        // A root that the issuer in use needs.
+        let refused = world.upgrade(&world.settings(Some(&b.root), None), false).await;
+        let refused = refused.err().unwrap();
+        assert!(refused.contains("with these trust anchors"), "{refused}");
+
+        let planned = world
+            .upgrade(&world.settings(Some(&both), None), false)
+            .await
+            .unwrap();
+        assert_eq!(bundle(&planned), both);
+        assert!(
+            planned.notes[0].contains("the trust anchors change: 1 added, 0 removed"),
+            "{:?}",
+            planned.notes
+        );
+        world.apply(planned.documents).await;
+
+        // One proxy has not heard of the new root yet.
+        let issuer_of_b = world.settings(None, Some(&b));
+        let refused = world.upgrade(&issuer_of_b, false).await.err().unwrap();
+        assert!(refused.contains("default/stale"), "{refused}");
+        let forced = world.upgrade(&issuer_of_b, true).await.unwrap();
+        assert!(forced.notes[0].contains("default/stale"), "{:?}", forced.notes);
+        world.pod("fresh", &both).await;
+        let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+        pods.delete("stale", &kube::api::DeleteParams::default().grace_period(0))
+            .await
+            .unwrap();
+        let planned = world.upgrade(&issuer_of_b, false).await.unwrap();
+        assert!(
+            planned.notes[0].contains("the issuer changes"),
+            "{:?}",
+            planned.notes
+        );
+        world.apply(planned.documents).await;
+
+        let planned = world
+            .upgrade(&world.settings(Some(&b.root), None), false)
+            .await
+            .unwrap();
+        assert_eq!(bundle(&planned), b.root);
+        assert!(
+            planned.notes[0].contains("0 added, 1 removed"),
+            "{:?}",
+            planned.notes
+        );
+    }
+
+    #[tokio::test]
+    async fn an_issuer_that_others_keep_is_checked_but_not_written() {
+        let (a, b) = (authority(), authority());
+        let scheme = format!("identity.issuer.scheme={TLS_SCHEME}");
+        let world = World::installed(&a, &[&scheme]).await;
+        let both = format!("{}{}", a.root, b.root);
+        let planned = world
+            .upgrade(&world.settings(Some(&both), None), false)
+            .await
+            .unwrap();
+        assert!(find(&planned, "Secret", "linkerd-identity-issuer").is_none());
+        assert_eq!(bundle(&planned), both);
+        let refused = world.upgrade(&world.settings(Some(&b.root), None), false).await;
+        assert!(refused.err().unwrap().contains("with these trust anchors"));
+    }
+}

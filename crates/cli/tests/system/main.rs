@@ -14,6 +14,7 @@ mod isolation;
 mod kubectl;
 mod multicluster;
 mod recovery;
+mod rotation;
 mod runner;
 mod sandbox;
 mod split;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         split::TESTS,
         recovery::TESTS,
         multicluster::TESTS,
+        rotation::TESTS,
         bad_input::TESTS,
         viz::TESTS,
         sandbox::TESTS,

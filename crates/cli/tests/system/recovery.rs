@@ -111,13 +111,13 @@ fn a_mirror_follows_its_export_label_and_returns_when_deleted_by_hand(world: &Wo
 }
 
 /// Meshed pods in west that ask web for its list, ten times a second, and keep every answer that isn't 200.
-struct Witness<'a> {
+pub(crate) struct Witness<'a> {
     world: &'a World,
     name: &'static str,
 }
 
 impl<'a> Witness<'a> {
-    fn start(world: &'a World, name: &'static str, url: &str) -> Self {
+    pub(crate) fn start(world: &'a World, name: &'static str, url: &str) -> Self {
         let script = format!(
             "while :; do \
                got=$(curl -s -o /dev/null --noproxy '*' --max-time 10 -w '%{{http_code}}' {url}; echo \" $?\"); \
@@ -159,7 +159,7 @@ impl<'a> Witness<'a> {
     }
 
     /// Waits for so many more good answers.
-    fn hears(&self, more: usize) -> Duration {
+    pub(crate) fn hears(&self, more: usize) -> Duration {
         let began = Instant::now();
         let before = self.good();
         eventually(
@@ -174,7 +174,7 @@ impl<'a> Witness<'a> {
     }
 
     /// One line per request that failed: when, HTTP status, curl's code.
-    fn failures(&self) -> String {
+    pub(crate) fn failures(&self) -> String {
         self.world
             .shell("west", self.name, "cat /tmp/bad 2>/dev/null")
             .out
