@@ -1,4 +1,4 @@
-//! `hawser certs create`: trust anchors and issuers, as `step certificate create` makes them.
+//! `hawser certs`: trust anchors and issuers, made as `step certificate create` makes them, and shown.
 //!
 //! Keys are ECDSA P-256, written so that only their owner can read them. Nothing is overwritten unasked: losing a
 //! root's key means a new root for every cluster.
@@ -9,17 +9,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use hawser_tls::{Created, Issuer, Validity};
+use hawser_tls::{Created, Description, Issuer, Validity};
 
+use crate::multicluster::write_out;
 use crate::problem::Problem;
 
 /// Clocks of machines that verify may be a little behind ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Certificates can't name years of five digits; nobody means more than a century.
 const LIFE_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Make certificates: hawser certs create root root.crt root.key
+/// Make and look at certificates: hawser certs create root root.crt root.key
 #[derive(Debug, clap::Args)]
 pub(crate) struct CertsArgs {
     #[command(subcommand)]
@@ -32,6 +34,12 @@ enum Command {
     Create {
         #[command(subcommand)]
         what: What,
+    },
+    /// Show the certificates of PEM files: hawser certs inspect bundle.crt issuer.crt
+    Inspect {
+        /// Files of certificates; - is standard input
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
     },
 }
 
@@ -85,7 +93,18 @@ struct Files {
 }
 
 pub(crate) fn run(args: CertsArgs) -> Result<ExitCode, Problem> {
-    let Command::Create { what } = args.command;
+    let what = match args.command {
+        Command::Create { what } => what,
+        Command::Inspect { files } => {
+            let now = SystemTime::now();
+            let shown: Vec<String> = files
+                .iter()
+                .map(|path| inspect(path, now))
+                .collect::<Result<_, _>>()?;
+            write_out(&shown.concat())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     match what {
         What::Root(args) => {
             let validity = validity(&args.not_after, SystemTime::now())?;
@@ -131,6 +150,61 @@ fn validity(text: &str, now: SystemTime) -> Result<Validity, Problem> {
         not_before: now - CLOCK_SKEW,
         not_after,
     })
+}
+
+fn inspect(path: &Path, now: SystemTime) -> Result<String, Problem> {
+    let text = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+            .map_err(|error| Problem::new("cannot read standard input", error, "give a file instead"))?
+    } else {
+        read(path)?
+    };
+    show(&path.display().to_string(), &text, now).map_err(|error| {
+        Problem::new(
+            format!("cannot read the certificates in {}", path.display()),
+            error,
+            "a PEM file: it has a line -----BEGIN CERTIFICATE-----",
+        )
+    })
+}
+
+/// Every certificate of a text, as people read them.
+fn show(title: &str, pem: &str, now: SystemTime) -> Result<String, hawser_tls::Error> {
+    let mut text = format!("{title}\n");
+    for der in hawser_tls::certificates(pem, "the file")? {
+        let said = Description::of(&der)?;
+        let signed_by = if said.issuer == said.subject {
+            "itself"
+        } else {
+            &said.issuer
+        };
+        let kind = if said.is_authority { "authority" } else { "leaf" };
+        let mut row = |name: &str, value: &str| text += &format!("    {name:<10}{value}\n");
+        row("subject", &said.subject);
+        row("signed by", signed_by);
+        row("kind", &format!("{kind}, {}, {}", said.key, said.signature));
+        if !said.names.is_empty() {
+            row("names", &said.names.join(", "));
+        }
+        row("valid", &period(&said, now));
+        row("sha256", &said.sha256);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn period(said: &Description, now: SystemTime) -> String {
+    let date = |time: SystemTime| {
+        jiff::Timestamp::try_from(time).map_or_else(|_| "?".into(), |time| time.to_string())
+    };
+    let left = match said.not_after.duration_since(now) {
+        _ if said.not_before > now => "not valid yet".to_owned(),
+        Ok(left) if left >= 2 * DAY => format!("{} days left", left.as_secs() / DAY.as_secs()),
+        Ok(left) if left >= 2 * HOUR => format!("{} hours left", left.as_secs() / HOUR.as_secs()),
+        Ok(left) => format!("{} minutes left", left.as_secs() / 60),
+        Err(_) => "expired".to_owned(),
+    };
+    format!("{} to {} ({left})", date(said.not_before), date(said.not_after))
 }
 
 fn read(path: &Path) -> Result<String, Problem> {
@@ -253,6 +327,44 @@ mod tests {
         assert_eq!(read(&folder.path().join("root.key")).unwrap(), before);
         create_root(folder.path(), true).unwrap();
         assert_ne!(read(&folder.path().join("root.key")).unwrap(), before);
+    }
+
+    #[test]
+    fn a_chain_is_shown_with_who_signed_it_and_how_long_it_lasts() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let validity = |days: u32| Validity {
+            not_before: now - DAY,
+            not_after: now + days * DAY,
+        };
+        let root = hawser_tls::create_root("root.test", validity(3)).unwrap();
+        let parent = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
+        let issuer = hawser_tls::create_issuer("identity.test", &parent, validity(2)).unwrap();
+        let pem = format!("{}{}", issuer.certificate_pem, root.certificate_pem);
+        let shown = show("chain.crt", &pem, now + 2 * DAY - HOUR).unwrap();
+        let lines: Vec<&str> = shown
+            .lines()
+            .map(|line| line.split("sha256").next().unwrap_or_default().trim_end())
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "chain.crt",
+                "    subject   CN=identity.test",
+                "    signed by CN=root.test",
+                "    kind      authority, ECDSA P-256, ECDSA-SHA256",
+                "    valid     2027-01-14T08:00:00Z to 2027-01-17T08:00:00Z (60 minutes left)",
+                "",
+                "",
+                "    subject   CN=root.test",
+                "    signed by itself",
+                "    kind      authority, ECDSA P-256, ECDSA-SHA256",
+                "    valid     2027-01-14T08:00:00Z to 2027-01-18T08:00:00Z (25 hours left)",
+                "",
+                "",
+            ]
+        );
+        assert!(show("it", &pem, now + 9 * DAY).unwrap().contains("(expired)"));
+        assert!(show("it", "nothing", now).is_err());
     }
 
     #[test]

@@ -90,8 +90,8 @@ pub(crate) enum Error {
     Read { path: String, source: std::io::Error },
     #[error(transparent)]
     Tls(#[from] hawser_tls::Error),
-    #[error("asking for a certificate: {0}")]
-    Certify(#[from] Box<tonic::Status>),
+    #[error("asking for a certificate: {code:?}: {message}")]
+    Certify { code: Code, message: String },
     #[error("the identity service did not answer in time")]
     Timeout,
     #[error("the certificate's validity is missing or in the past")]
@@ -359,7 +359,10 @@ async fn certify(
     let response = tokio::time::timeout(CERTIFY_TIMEOUT, client.certify(request))
         .await
         .map_err(|_| Error::Timeout)?
-        .map_err(Box::new)?
+        .map_err(|status| Error::Certify {
+            code: status.code(),
+            message: status.message().to_owned(),
+        })?
         .into_inner();
     let now = SystemTime::now();
     let valid_until = response.valid_until.and_then(|t| SystemTime::try_from(t).ok());

@@ -134,7 +134,18 @@ impl TrustAnchors {
                 None,
             )
             .map(|_| ())
-            .map_err(|error| Error::Untrusted(error.to_string()))
+            .map_err(|error| Error::Untrusted(in_words(&error)))
+    }
+}
+
+/// What people get wrong most often, in words.
+fn in_words(error: &webpki::Error) -> String {
+    match error {
+        webpki::Error::UnknownIssuer => "no anchor of the bundle signed it".into(),
+        webpki::Error::InvalidSignatureForPublicKey => {
+            "the anchor of that name has another key than the one that signed it".into()
+        }
+        other => other.to_string(),
     }
 }
 

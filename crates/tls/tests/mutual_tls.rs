@@ -190,6 +190,14 @@ fn a_server_of_a_foreign_root_is_refused_by_the_client() {
 }
 
 #[test]
+fn a_root_of_the_same_name_and_another_key_is_an_unknown_issuer() {
+    let (ours, theirs) = (mesh("root"), mesh("root"));
+    let (client, server) = (ours.credentials("bot.west"), theirs.credentials("gateway.east"));
+    let seen = handshake(&client, "gateway.east", &server);
+    assert_eq!(seen, Err(("client", Refusal::UnknownIssuer)));
+}
+
+#[test]
 fn an_expired_client_is_refused() {
     let mesh = mesh("root");
     let expired = mesh.credentials_at("bot.west", SystemTime::now() - 2 * DAY, "");
