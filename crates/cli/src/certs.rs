@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use hawser_tls::{Created, Description, Issuer, Validity};
+use hawser_tls::{Created, Description, Fingerprint, Issuer, Validity};
 
 use crate::multicluster::write_out;
 use crate::problem::Problem;
@@ -187,7 +187,7 @@ fn show(title: &str, pem: &str, now: SystemTime) -> Result<String, hawser_tls::E
             row("names", &said.names.join(", "));
         }
         row("valid", &period(&said, now));
-        row("sha256", &said.sha256);
+        row("sha256", &Fingerprint::of(&der).to_string());
         text.push('\n');
     }
     Ok(text)
