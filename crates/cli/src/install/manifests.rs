@@ -246,8 +246,8 @@ fn configuration(mesh: &Mesh) -> Vec<Value> {
         }));
     }
     let issuer = &values.identity.issuer;
-    // Without a key somebody else writes it.
-    if !values.identity.external_ca && !issuer.tls.key_pem.is_empty() {
+    let kept_by_others = values.issuer_is_external() && issuer.tls.key_pem.is_empty();
+    if !values.identity.external_ca && !kept_by_others {
         let (kind, certificate, key) = match issuer.scheme.as_str() {
             TLS_SCHEME => (TLS_SCHEME, "tls.crt", "tls.key"),
             _ => ("Opaque", "crt.pem", "key.pem"),
