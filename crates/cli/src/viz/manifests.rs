@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use crate::multicluster::manifests::{Settings, Workload, workload};
 
 pub(super) const COLLECTOR: &str = "metrics-api";
+/// Who scrapes: the account that the multicluster extension's policies let read the admin ports of its controllers.
+const SCRAPER: &str = "prometheus";
 
 /// A scrape configuration with the names of namespaces left open.
 const PROMETHEUS: &str = include_str!("prometheus.yml");
@@ -21,7 +23,7 @@ pub(crate) fn render(settings: &Settings) -> Vec<Value> {
     let role = role_name(settings);
     let cluster_metadata = json!({"name": role, "labels": labels, "annotations": annotations});
     let rbac = "rbac.authorization.k8s.io";
-    let collector = Settings {
+    let of_collector = Settings {
         controller_image: image(&settings.controller_image),
         ..settings.clone()
     };
@@ -32,7 +34,7 @@ pub(crate) fn render(settings: &Settings) -> Vec<Value> {
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": namespace, "labels": labels, "annotations": annotations},
         }),
-        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(COLLECTOR)}),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(SCRAPER)}),
         json!({
             "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": cluster_metadata,
             "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}],
@@ -40,15 +42,15 @@ pub(crate) fn render(settings: &Settings) -> Vec<Value> {
         json!({
             "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": cluster_metadata,
             "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": COLLECTOR, "namespace": namespace}],
+            "subjects": [{"kind": "ServiceAccount", "name": SCRAPER, "namespace": namespace}],
         }),
         json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("prometheus-config"),
             "data": {"prometheus.yml": prometheus(&settings.linkerd_namespace, namespace)},
         }),
     ];
-    objects.extend(workload(&Workload {
-        settings: &collector,
+    let collector = workload(&Workload {
+        settings: &of_collector,
         name: COLLECTOR,
         metadata: deployment_metadata,
         selector: json!({keys::COMPONENT: COLLECTOR, keys::EXTENSION: keys::EXTENSION_VIZ}),
@@ -59,7 +61,13 @@ pub(crate) fn render(settings: &Settings) -> Vec<Value> {
         ],
         admin_port: (ADMIN_PORT, "admin-http"),
         replicas: 1,
-    }));
+    });
+    for mut object in collector {
+        if object["kind"] == "Deployment" {
+            object["spec"]["template"]["spec"]["serviceAccountName"] = SCRAPER.into();
+        }
+        objects.push(object);
+    }
     objects
 }
 
@@ -107,7 +115,7 @@ mod tests {
             titles,
             [
                 "Namespace linkerd-viz",
-                "ServiceAccount metrics-api",
+                "ServiceAccount prometheus",
                 "ClusterRole linkerd-linkerd-viz-metrics-api",
                 "ClusterRoleBinding linkerd-linkerd-viz-metrics-api",
                 "ConfigMap prometheus-config",
@@ -140,6 +148,10 @@ mod tests {
             )
         });
         assert_eq!(labels.join(","), super::super::source::COLLECTOR);
+        assert_eq!(
+            pod["spec"]["serviceAccountName"],
+            Settings::default().prometheus.name
+        );
         let container = &pod["spec"]["containers"][0];
         let args = container["args"].as_array().into_iter().flatten();
         let args = args.filter_map(Value::as_str).map(Into::into);

@@ -91,7 +91,7 @@ fn the_collector_and_prometheus_see_the_same_and_every_target_is_up(world: &Worl
     let shipped = map["data"]["prometheus.yml"].as_str().expect("a configuration");
     world.rolled_out("west", NAMESPACE, "metrics-api");
     start_prometheus(world, shipped);
-    let checked = world.hawser("west", "viz check --wait 30s", "");
+    let checked = world.hawser("west", "viz check --wait 15s", "");
     assert!(
         checked.contains("√ every meshed pod's metrics are read"),
         "{checked}"
@@ -184,6 +184,7 @@ fn start_prometheus(world: &World, shipped: &str) {
                     // Gateways let in only the mesh, scrapes included.
                     "metadata": {"labels": {"app": name}, "annotations": {"linkerd.io/inject": "enabled"}},
                     "spec": {
+                        "serviceAccountName": name,
                         "terminationGracePeriodSeconds": 1,
                         "containers": [{
                             "name": name, "image": "prom/prometheus",
