@@ -1,4 +1,4 @@
-//! Mirror and failover against API servers in this process: two clusters, west imports what east exports.
+//! The mirror against API servers in this process: two clusters, west imports what east exports.
 //!
 //! No sockets but the probe's, no sleeps: every expectation is a condition that a watch waits for.
 
@@ -6,20 +6,19 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_control::lease;
 use hawser_control::mirror::{self, Connect};
 use hawser_control::observe::Bell;
-use hawser_control::{failover, lease};
+use hawser_crd::Link;
 use hawser_crd::keys;
-use hawser_crd::{Link, TrafficSplit};
 use hawser_runtime::Metrics;
 use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Event as CoreEvent, Namespace, Secret, Service, ServiceAccount};
-use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::wait::{Condition, await_condition, conditions};
 use kube::{Api, Client, Resource};
@@ -1012,88 +1011,6 @@ async fn links_of_every_version_are_mirrored_and_stored_as_the_last() {
         west.expect::<Link>(EXTENSION, &name, has_condition("web", "True", "Mirrored"))
             .await;
     }
-}
-
-fn weighs(expected: &'static str) -> impl Fn(Option<&TrafficSplit>) -> bool + Send {
-    move |split| {
-        let backends = split.iter().flat_map(|split| split.spec.backends.iter());
-        let weights: Vec<String> = backends.map(|backend| backend.weight.0.to_string()).collect();
-        weights.join("/") == expected
-    }
-}
-
-#[tokio::test]
-async fn weights_follow_readiness_there_and_back() {
-    let west = Side::new("west", &["test"]).await;
-    west.define(hawser_crd::manifests::traffic_splits()).await;
-    for name in ["web", "web-east"] {
-        west.create::<Endpoints>("test", endpoints(name, true)).await;
-    }
-    let split = json!({
-        "metadata": {
-            "name": "web",
-            "labels": {keys::FAILOVER_CONTROLLED_BY: "linkerd-failover"},
-            "annotations": {keys::FAILOVER_PRIMARY: "web"},
-        },
-        "spec": {"service": "web", "backends": [
-            {"service": "web", "weight": 0}, {"service": "web-east", "weight": 1}]},
-    });
-    west.create::<TrafficSplit>("test", split).await;
-    let stop = CancellationToken::new();
-    let _guard = stop.clone().drop_guard();
-    let (_, leads) = tokio::sync::watch::channel(true);
-    let selector = "failover.linkerd.io/controlled-by=linkerd-failover".to_owned();
-    tokio::spawn(failover::failover(
-        west.client.clone(),
-        selector,
-        "test".into(),
-        Metrics::default(),
-        leads,
-        Bell::default(),
-        stop,
-    ));
-    west.expect::<TrafficSplit>("test", "web", weighs("1/0")).await;
-    west.patch::<Endpoints>(
-        "test",
-        "web",
-        json!({"subsets": endpoints("web", false)["subsets"]}),
-    )
-    .await;
-    west.expect::<TrafficSplit>("test", "web", weighs("0/1")).await;
-    west.patch::<Endpoints>(
-        "test",
-        "web",
-        json!({"subsets": endpoints("web", true)["subsets"]}),
-    )
-    .await;
-    west.expect::<TrafficSplit>("test", "web", weighs("1/0")).await;
-
-    // The third Event follows the third change of weights; nothing else can be waited for by name.
-    let events: Api<Event> = west.api("test");
-    let notes = within(async {
-        loop {
-            let list = events.list(&ListParams::default()).await.unwrap();
-            let mut notes: Vec<_> = list
-                .items
-                .into_iter()
-                .map(|event| (event.event_time, event.note))
-                .collect();
-            if notes.len() >= 3 {
-                notes.sort_by_key(|(time, _)| time.as_ref().map(|time| time.0));
-                return notes.into_iter().filter_map(|(_, note)| note).collect::<Vec<_>>();
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    assert_eq!(
-        notes,
-        [
-            "trafficsplit/web switching traffic to primary",
-            "trafficsplit/web failing over to fallbacks",
-            "trafficsplit/web switching traffic to primary",
-        ]
-    );
 }
 
 #[tokio::test]

@@ -53,6 +53,17 @@ pub const FAILOVER_CONTROLLED_BY: &str = "failover.linkerd.io/controlled-by";
 pub const FAILOVER_PRIMARY: &str = "failover.linkerd.io/primary-service";
 /// Weights as the user wrote them (JSON object of service to weight); the controller mutes members, it doesn't forget.
 pub const FAILOVER_WEIGHTS: &str = "failover.linkerd.io/weights";
+/// What the controller decided last, and why (JSON); the controller's own as well.
+pub const FAILOVER_STATUS: &str = "failover.linkerd.io/status";
+pub const FAILOVER_SECONDARY_ORDER: &str = "failover.linkerd.io/secondary-order";
+pub const FAILOVER_MIN_DWELL: &str = "failover.linkerd.io/min-dwell";
+pub const FAILOVER_RETURN_OVER: &str = "failover.linkerd.io/return-over";
+pub const FAILOVER_RETURN_STEPS: &str = "failover.linkerd.io/return-steps";
+pub const FAILOVER_MIN_SUCCESS_RATE: &str = "failover.linkerd.io/min-success-rate";
+pub const FAILOVER_MAX_LATENCY: &str = "failover.linkerd.io/max-latency";
+pub const FAILOVER_LATENCY_QUANTILE: &str = "failover.linkerd.io/latency-quantile";
+pub const FAILOVER_MIN_REQUESTS: &str = "failover.linkerd.io/min-requests";
+pub const FAILOVER_WINDOW: &str = "failover.linkerd.io/window";
 
 pub const KUBECONFIG_SECRET_TYPE: &str = "mirror.linkerd.io/remote-kubeconfig";
 pub const KUBECONFIG_SECRET_KEY: &str = "kubeconfig";

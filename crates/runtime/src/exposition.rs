@@ -281,6 +281,13 @@ impl Histogram {
         }
     }
 
+    /// Adds every bucket of another.
+    pub fn merge(&mut self, other: &Self) {
+        for (le, count) in &other.buckets {
+            self.add(*le, *count);
+        }
+    }
+
     /// What was observed between two looks.
     pub fn since(&self, before: &Self) -> Self {
         let grown = |(le, count): &(f64, f64)| (*le, increase(before.up_to(*le), *count));

@@ -1,45 +1,50 @@
-//! `hawser-control failover`: moves traffic away from services that have no ready endpoints, and back.
+//! `hawser-control failover`: moves traffic away from services that have no ready endpoints or fail, and back.
 //!
-//! Watches of TrafficSplits and endpoints become one snapshot, [`plan`] decides the weights, and the loop here writes
-//! them. Both kinds of watch feed one task: a plan reads splits *and* endpoints, and if they advanced separately the
-//! primary could be muted by endpoints from before the change that revived it. A failed write is tried again; an Event
-//! tells only what has happened. Source: `spec/multicluster.md` 8.3.
+//! Watches of TrafficSplits and endpoints become one snapshot, [`plan`] decides the weights, [`apply`] writes them and
+//! tells why. Both kinds of watch feed one task: a plan reads splits *and* endpoints, and if they advanced separately
+//! the primary could be muted by endpoints from before the change that revived it. What clients measured comes from
+//! [`health`]. All that is remembered is in annotations of the splits. Source: `spec/multicluster.md` 8.3; what goes
+//! beyond it is in `docs/failover.md`.
 
+mod apply;
+mod health;
 mod plan;
+mod settings;
+mod status;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use hawser_core::failover::Reason;
+use futures::{StreamExt, stream};
 use hawser_crd::TrafficSplit;
 use hawser_crd::keys;
 use hawser_runtime::Metrics;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Endpoints;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::events::v1::Event;
-use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use serde_json::json;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use crate::lease;
-use crate::observe::{Bell, Key, Limit, Observed, Select, chain};
+use crate::lead::{self, Next, Work};
+use crate::observe::{Bell, Key, Limit, Observed, Select};
 use crate::process::{Process, ProcessArgs};
+use apply::Subject;
+use health::Monitor;
 use plan::{Decision, Slice, Snapshot};
 
-const ADMIN_PORT: u16 = 8080;
-const FIELD_MANAGER: &str = "failover.linkerd.io";
-const CONTROLLER: &str = "linkerd-failover";
-const LEASE: &str = "linkerd-failover";
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-const OBJECTS_MAX: Limit = Limit(100_000);
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(30);
-const REPAIR: Duration = Duration::from_secs(60);
+pub use status::{Absence, Returning, Status};
 
-/// Moves traffic away from services that have no ready endpoints, and back.
+const ADMIN_PORT: u16 = 8080;
+const LEASE: &str = "linkerd-failover";
+const OBJECTS_MAX: Limit = Limit(100_000);
+/// Writes at the same time: the loss of a gateway concerns many splits at once.
+const WRITES: usize = 16;
+/// What is due is due also while another split can't be written.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two looks at what clients measured.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Moves traffic away from services that have no ready endpoints or fail, and back.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = "Example: hawser-control failover --selector failover.linkerd.io/controlled-by=linkerd-failover"
@@ -57,239 +62,194 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start(ADMIN_PORT, &args.process).await?;
-    let identity = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("failover-{}", std::process::id()));
     let bell = Bell::default();
-    let leadership = lease::run(
-        process.client.clone(),
-        &args.namespace,
-        LEASE.into(),
-        identity.clone(),
-        bell.clone(),
-        process.drain.clone(),
-    );
-    let leads = leadership.watch();
-    let work = failover(
-        process.client.clone(),
-        args.selector,
-        identity,
-        process.metrics.clone(),
-        leads,
-        bell,
-        process.drain.clone(),
-    );
-    process
-        .serve(async {
-            work.await;
-            Ok(())
-        })
-        .await?;
-    leadership.released().await;
-    Ok(())
+    let config = Config {
+        selector: args.selector,
+        instance: lead::identity(),
+        clock: Arc::new(SystemTime::now),
+        measure_interval: MEASURE_INTERVAL,
+    };
+    let (client, metrics) = (process.client.clone(), process.metrics.clone());
+    let controller = Controller::new(client, config, metrics, bell.clone());
+    lead::run(process, &args.namespace, LEASE.into(), bell, controller).await
 }
 
-/// Looks after the selected splits until shutdown, while `leads` says so.
-pub async fn failover(
+pub struct Config {
+    /// TrafficSplits to look after.
+    pub selector: String,
+    /// Name of this replica, for Events.
+    pub instance: String,
+    pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// The shortest time between two looks at what clients measured.
+    pub measure_interval: Duration,
+}
+
+/// Looks after the selected splits.
+pub struct Controller {
     client: Client,
-    selector: String,
-    instance: String,
+    config: Config,
     metrics: Metrics,
-    leads: tokio::sync::watch::Receiver<bool>,
-    bell: Bell,
-    shutdown: CancellationToken,
-) {
-    let splits: Observed<TrafficSplit> = Observed::start(
-        Api::all(client.clone()),
-        Select::labels(selector),
-        OBJECTS_MAX,
-        bell.clone(),
-        Some,
-    );
-    let endpoints: Observed<bool> = Observed::start::<Endpoints>(
-        Api::all(client.clone()),
-        Select::all(),
-        OBJECTS_MAX,
-        bell.clone(),
-        plan::reduce_endpoints,
-    );
-    let slices: Observed<Slice> = Observed::start::<EndpointSlice>(
-        Api::all(client.clone()),
-        Select::all(),
-        OBJECTS_MAX,
-        bell.clone(),
-        plan::reduce_slice,
-    );
-    let mut told = BTreeMap::new();
-    let mut retry = RETRY_MIN;
-    let mut next = Instant::now();
-    loop {
-        tokio::select! {
-            () = bell.rung() => {}
-            () = tokio::time::sleep_until(next) => {}
-            () = shutdown.cancelled() => return,
+    splits: Observed<TrafficSplit>,
+    endpoints: Observed<bool>,
+    slices: Observed<Slice>,
+    monitor: Monitor,
+    /// Versions of splits that we have replaced. Until the watch brings what we wrote, there is nothing to decide.
+    replaced: BTreeMap<Key, String>,
+    /// Mistakes that were told, so that none is told twice.
+    told: BTreeMap<Key, Vec<String>>,
+}
+
+impl Controller {
+    /// `bell` rings whenever there is something to look at.
+    pub fn new(client: Client, config: Config, metrics: Metrics, bell: Bell) -> Self {
+        let splits = Observed::start(
+            Api::all(client.clone()),
+            Select::labels(&config.selector),
+            OBJECTS_MAX,
+            bell.clone(),
+            Some,
+        );
+        let endpoints = Observed::start::<Endpoints>(
+            Api::all(client.clone()),
+            Select::all(),
+            OBJECTS_MAX,
+            bell.clone(),
+            plan::reduce_endpoints,
+        );
+        let slices = Observed::start::<EndpointSlice>(
+            Api::all(client.clone()),
+            Select::all(),
+            OBJECTS_MAX,
+            bell.clone(),
+            plan::reduce_slice,
+        );
+        let monitor = Monitor::start(client.clone(), config.measure_interval, bell);
+        Self {
+            client,
+            config,
+            metrics,
+            splits,
+            endpoints,
+            slices,
+            monitor,
+            replaced: BTreeMap::new(),
+            told: BTreeMap::new(),
         }
-        next = Instant::now() + REPAIR;
-        if !*leads.borrow() {
-            continue;
+    }
+
+    fn subject<'a>(&'a self, key: &'a Key, uid: &'a str) -> Subject<'a> {
+        Subject {
+            client: &self.client,
+            metrics: &self.metrics,
+            instance: &self.config.instance,
+            key,
+            uid,
         }
-        let (Some(splits), Some(endpoints), Some(slices)) = (splits.view(), endpoints.view(), slices.view())
+    }
+
+    /// Tells mistakes that are new.
+    async fn complain(&mut self, key: &Key, uid: &str, mistakes: Vec<String>) {
+        if self.told.get(key) == Some(&mistakes) {
+            return;
+        }
+        for mistake in &mistakes {
+            tracing::warn!(split = %key, mistake, "a split is not as its controller understands it");
+            let note = format!("trafficsplit/{}: {mistake}", key.name);
+            self.subject(key, uid)
+                .event("Warning", "Misconfigured", &note)
+                .await;
+        }
+        if mistakes.is_empty() {
+            self.told.remove(key);
+        } else {
+            self.told.insert(key.clone(), mistakes);
+        }
+    }
+}
+
+/// A decision that changes a split, and the version that it is about.
+struct Change {
+    key: Key,
+    uid: String,
+    version: String,
+    decision: Decision,
+}
+
+impl Work for Controller {
+    async fn reconcile(&mut self) -> Next {
+        let (Some(splits), Some(endpoints), Some(slices)) =
+            (self.splits.view(), self.endpoints.view(), self.slices.view())
         else {
-            continue;
+            return Next::Settled;
         };
         let snapshot = Snapshot {
             splits,
             endpoints,
             slices,
         };
-        let decisions = plan::plan(&snapshot);
-        told.retain(|key, _| decisions.contains_key(key));
-        let mut all_written = true;
-        for (key, decision) in decisions {
-            let uid = snapshot
-                .splits
-                .get(&key)
-                .and_then(|split| split.metadata.uid.clone())
-                .unwrap_or_default();
-            let subject = Subject {
-                client: &client,
-                instance: &instance,
-                key: &key,
-                uid: &uid,
-            };
-            all_written &= subject.carry_out(decision, &mut told, &metrics).await;
-        }
-        if all_written {
-            retry = RETRY_MIN;
-        } else {
-            next = Instant::now() + retry;
-            retry = (retry * 2).min(RETRY_MAX);
-        }
-    }
-}
-
-/// One TrafficSplit, as something to write to and to tell about.
-struct Subject<'a> {
-    client: &'a Client,
-    instance: &'a str,
-    key: &'a Key,
-    uid: &'a str,
-}
-
-/// What was last told about a split, so that nothing is told twice.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Told {
-    Decided(Reason),
-    NotUnderstood(String),
-}
-
-impl Subject<'_> {
-    /// Says whether nothing is left to do.
-    async fn carry_out(
-        &self,
-        decision: Result<Decision, String>,
-        told: &mut BTreeMap<Key, Told>,
-        metrics: &Metrics,
-    ) -> bool {
-        let Decision { because, patch } = match decision {
-            Ok(decision) => decision,
-            Err(error) => {
-                if told
-                    .insert(self.key.clone(), Told::NotUnderstood(error.clone()))
-                    .as_ref()
-                    != Some(&Told::NotUnderstood(error.clone()))
-                {
-                    tracing::warn!(split = %self.key, error, "the split is left alone");
-                    self.event(
-                        "Warning",
-                        "Misconfigured",
-                        &format!("trafficsplit/{}: {error}", self.key.name),
-                    )
-                    .await;
-                }
-                return true;
-            }
-        };
-        if let Some(patch) = patch {
-            if let Err(error) = self.write(patch).await {
-                tracing::warn!(split = %self.key, error, "weights not written");
-                metrics.add(
-                    "failover_patches",
-                    "Weights written",
-                    &[("success", "false")],
-                    1.0,
-                );
-                return false;
-            }
-            metrics.add("failover_patches", "Weights written", &[("success", "true")], 1.0);
-            tracing::info!(split = %self.key, ?because, "weights written");
-            told.insert(self.key.clone(), Told::Decided(because));
-            let name = &self.key.name;
-            let note = match because {
-                Reason::PrimaryReady => format!("trafficsplit/{name} switching traffic to primary"),
-                _ => format!("trafficsplit/{name} failing over to fallbacks"),
-            };
-            self.event("Normal", "Failover", &note).await;
-            return true;
-        }
-        let is_news = told.insert(self.key.clone(), Told::Decided(because)) != Some(Told::Decided(because));
-        let trouble = match because {
-            Reason::NobodyIsReady => Some("no backend is ready; the weights stay as they are"),
-            Reason::PrimaryIsNotABackend => {
-                Some("the primary service is not a backend; the weights stay as they are")
-            }
-            _ => None,
-        };
-        if let Some(trouble) = trouble.filter(|_| is_news) {
-            tracing::warn!(split = %self.key, trouble, "nothing to fail over to");
-            self.event(
-                "Warning",
-                "NoFailover",
-                &format!("trafficsplit/{}: {trouble}", self.key.name),
-            )
-            .await;
-        }
-        true
-    }
-
-    async fn write(&self, patch: serde_json::Value) -> Result<(), String> {
-        let splits: Api<TrafficSplit> = Api::namespaced(self.client.clone(), &self.key.namespace);
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.into()),
-            ..Default::default()
-        };
-        let patch = Patch::Merge(patch);
-        let write = splits.patch(&self.key.name, &params, &patch);
-        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(chain(&error)),
-            Err(_) => Err(format!("the API server did not answer within {WRITE_TIMEOUT:?}")),
-        }
-    }
-
-    /// An Event is a courtesy: one that can't be written is logged, not retried.
-    async fn event(&self, kind: &str, reason: &str, note: &str) {
-        let now = Timestamp::now();
-        let name = format!("{}.{:x}", self.key.name, now.as_nanosecond());
-        let event = json!({
-            "apiVersion": "events.k8s.io/v1", "kind": "Event",
-            "metadata": {"namespace": self.key.namespace, "name": name},
-            "regarding": {
-                "apiVersion": "split.smi-spec.io/v1alpha2", "kind": "TrafficSplit",
-                "namespace": self.key.namespace, "name": self.key.name, "uid": self.uid,
-            },
-            "type": kind, "reason": reason, "action": "Failover", "note": note,
-            "reportingController": CONTROLLER, "reportingInstance": self.instance,
-            "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+        self.monitor.want(plan::judged(&snapshot.splits));
+        let (ledger, looked) = (self.monitor.ledger(), Instant::now());
+        let now = (self.config.clock)();
+        let decisions = plan::plan(
+            &snapshot,
+            &|service, window, quantile| ledger.measured(service, window, quantile, looked),
+            now,
+        );
+        self.told.retain(|key, _| decisions.contains_key(key));
+        self.replaced.retain(|key, version| {
+            let split = snapshot.splits.get(key);
+            split.is_some_and(|split| split.metadata.resource_version.as_ref() == Some(version))
         });
-        let write = async {
-            let event: Event = serde_json::from_value(event).map_err(kube::Error::SerdeError)?;
-            Api::<Event>::namespaced(self.client.clone(), &self.key.namespace)
-                .create(&PostParams::default(), &event)
-                .await
-        };
-        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(split = %self.key, error = chain(&error), "event not written"),
-            Err(_) => tracing::warn!(split = %self.key, "event not written: no answer"),
+        let (mut due, mut changes) = (Vec::new(), Vec::new());
+        for (key, decision) in decisions {
+            let metadata = snapshot.splits.get(&key).map(|split| &split.metadata);
+            let of = |field: Option<&String>| field.cloned().unwrap_or_default();
+            let uid = of(metadata.and_then(|metadata| metadata.uid.as_ref()));
+            match decision {
+                Err(mistake) => self.complain(&key, &uid, vec![mistake]).await,
+                Ok(mut decision) => {
+                    self.complain(&key, &uid, std::mem::take(&mut decision.mistakes))
+                        .await;
+                    due.extend(decision.plan.due);
+                    if decision.patch.is_some() && !self.replaced.contains_key(&key) {
+                        let version = of(metadata.and_then(|metadata| metadata.resource_version.as_ref()));
+                        changes.push(Change {
+                            key,
+                            uid,
+                            version,
+                            decision,
+                        });
+                    }
+                }
+            }
         }
+        let controller = &*self;
+        let written = stream::iter(changes).map(|change: Change| async move {
+            let subject = controller.subject(&change.key, &change.uid);
+            let success = subject.change(&change.decision).await;
+            (change.key, change.version, success)
+        });
+        let written: Vec<_> = written.buffer_unordered(WRITES).collect().await;
+        let mut all_written = true;
+        for (key, version, success) in written {
+            all_written &= success;
+            if success {
+                self.replaced.insert(key, version);
+            }
+        }
+        let due = due.into_iter().min();
+        // Writing took time as well.
+        let now = (self.config.clock)();
+        match due.map(|due| due.duration_since(now).unwrap_or_default()) {
+            None if all_written => Next::Settled,
+            None => Next::Retry,
+            Some(pause) if all_written => Next::After(pause),
+            Some(pause) => Next::After(pause.min(RETRY)),
+        }
+    }
+
+    fn rest(&mut self) {
+        // Whoever leads measures.
+        self.monitor.want(Default::default());
     }
 }
