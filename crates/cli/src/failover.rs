@@ -1,22 +1,24 @@
-//! `hawser failover`: the failover extension's manifests, and which splits have failed over.
+//! `hawser failover`: the failover extension's manifests, whether it works, and which splits have failed over and why.
+
+mod check;
+mod manifests;
+mod status;
 
 use std::process::ExitCode;
 
-use hawser_control::values::Values;
+use hawser_control::values::{self, Values};
 use hawser_crd::TrafficSplit;
-use hawser_crd::keys;
+use kube::Api;
 use kube::api::ListParams;
-use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use crate::install::yaml;
-use crate::kube::{ClusterArgs, problem};
-use crate::multicluster::manifests::{self, Settings};
-use crate::multicluster::{OutputArgs, ValueArgs, mesh_values, print, settings, write_out};
+use crate::kube::{ClusterArgs, is_missing, problem};
+use crate::multicluster::{OutputArgs, ValueArgs, mesh_values, overrides, print};
 use crate::problem::Problem;
+use manifests::Settings;
 
-/// The documented value of the label that puts a split into the controller's hands.
-const SELECTOR: &str = "failover.linkerd.io/controlled-by=linkerd-failover";
+pub(crate) use check::check;
 
 /// Fail over between services: hawser failover install | kubectl apply -f -
 #[derive(Debug, clap::Args)]
@@ -29,15 +31,25 @@ pub(crate) struct FailoverArgs {
 enum Command {
     /// Print the extension: hawser failover install | kubectl apply -f -
     Install(InstallArgs),
-    /// Show which services receive traffic: hawser failover status
-    Status(StatusArgs),
+    /// Look for problems: hawser failover check
+    Check(check::CheckArgs),
+    /// Show which services receive traffic, and why: hawser failover status
+    Status(status::StatusArgs),
+    /// Print the extension's objects, to delete them: hawser failover uninstall | kubectl delete -f -
+    Uninstall(OutputArgs),
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Values, as in Linkerd's chart: selector, logLevel, logFormat, image.registry, image.name, \
+    image.tag, image.pullPolicy, imagePullSecrets, linkerdNamespace, and replicas.\n\n\
+    Examples:\n  hawser failover install | kubectl apply -f -\n  \
+    hawser failover install --set logLevel=debug --set replicas=2 | kubectl apply -f -"
+)]
 struct InstallArgs {
-    /// TrafficSplits to look after
-    #[arg(long, short = 'l', default_value = SELECTOR)]
-    selector: String,
+    /// TrafficSplits to look after [default: those with the label failover.linkerd.io/controlled-by=linkerd-failover]
+    #[arg(long, short = 'l')]
+    selector: Option<String>,
     /// Don't look at the cluster: take the defaults of a mesh
     #[arg(long)]
     ignore_cluster: bool,
@@ -47,134 +59,68 @@ struct InstallArgs {
     output: OutputArgs,
 }
 
-#[derive(Debug, clap::Args)]
-struct StatusArgs {
-    /// TrafficSplits to show
-    #[arg(long, short = 'l', default_value = keys::FAILOVER_CONTROLLED_BY)]
-    selector: String,
-    /// table or json
-    #[arg(short, long, default_value = "table")]
-    output: String,
-}
-
 pub(crate) async fn run(cluster: &ClusterArgs, args: FailoverArgs) -> Result<ExitCode, Problem> {
     match args.command {
-        Command::Install(install) => {
-            let mesh = if install.ignore_cluster {
-                Values::default()
-            } else {
-                let connection = cluster.connect().await?;
-                mesh_values(&connection.client, &cluster.linkerd_namespace).await?
-            };
-            let settings = settings(&mesh, json!({}), &install.values)?;
-            print(
-                &manifests::failover(&settings, &install.selector),
-                install.output.output,
-            )
-        }
-        Command::Status(status) => {
-            let client = cluster.connect().await?.client;
-            let splits: Api<TrafficSplit> = Api::all(client);
-            let list = splits.list(&ListParams::default().labels(&status.selector)).await;
-            let list = list.map_err(|error| problem("cannot list TrafficSplits", error))?;
-            let rows: Vec<Row> = list.items.iter().filter_map(row).collect();
-            write_out(&if status.output == "json" {
-                json_text(&rows)
-            } else {
-                table(&rows)
-            })?;
-            Ok(ExitCode::SUCCESS)
+        Command::Install(args) => install(cluster, args).await,
+        Command::Check(args) => check::run(cluster, args).await,
+        Command::Status(args) => status::run(cluster, args).await,
+        Command::Uninstall(output) => {
+            let objects = manifests::render(&settings(
+                &Values::default(),
+                cluster,
+                None,
+                &ValueArgs::default(),
+            )?);
+            print(&objects, output.output)
         }
     }
+}
+
+async fn install(cluster: &ClusterArgs, args: InstallArgs) -> Result<ExitCode, Problem> {
+    let mesh = if args.ignore_cluster {
+        Values::default()
+    } else {
+        let client = cluster.connect().await?.client;
+        let what = "cannot render the failover extension";
+        let splits: Api<TrafficSplit> = Api::all(client.clone());
+        match splits.list_metadata(&ListParams::default().limit(1)).await {
+            Ok(_) => {}
+            Err(error) if is_missing(&error) => {
+                let why = "the cluster has no TrafficSplits: their definition comes with the control plane";
+                return Err(Problem::new(what, why, "hawser upgrade | kubectl apply -f -"));
+            }
+            Err(error) => return Err(problem(what, error)),
+        }
+        mesh_values(&client, &cluster.linkerd_namespace).await?
+    };
+    let settings = settings(&mesh, cluster, args.selector, &args.values)?;
+    print(&manifests::render(&settings), args.output.output)
+}
+
+fn settings(
+    mesh: &Values,
+    cluster: &ClusterArgs,
+    selector: Option<String>,
+    args: &ValueArgs,
+) -> Result<Settings, Problem> {
+    let mut given = overrides(json!({"linkerdNamespace": cluster.linkerd_namespace}), args)?;
+    if let Some(selector) = selector {
+        values::merge(&mut given, json!({"selector": selector}));
+    }
+    Settings::of(mesh, given).map_err(|error| {
+        let attempt = "compare the names and types with: hawser failover install --help";
+        Problem::new("cannot use the given values", error, attempt)
+    })
 }
 
 /// The extension as YAML, for a mesh with these values. For callers in this process.
 pub(crate) fn manifests(mesh: &Values) -> Result<String, Problem> {
-    let settings: Settings = settings(mesh, json!({}), &ValueArgs::default())?;
-    yaml(&manifests::failover(&settings, SELECTOR))
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Row {
-    namespace: String,
-    name: String,
-    is_primary: bool,
-    active: Vec<String>,
-}
-
-/// Splits without a named primary aren't shown: nothing says what they would have failed over from.
-fn row(split: &TrafficSplit) -> Option<Row> {
-    let primary = split.annotations().get(keys::FAILOVER_PRIMARY)?;
-    let active: Vec<String> = split
-        .spec
-        .backends
-        .iter()
-        .filter(|backend| !backend.weight.0.is_zero())
-        .map(|backend| backend.service.clone())
-        .collect();
-    Some(Row {
-        namespace: split.namespace().unwrap_or_default(),
-        name: split.name_any(),
-        is_primary: active.contains(primary),
-        active,
-    })
-}
-
-fn table(rows: &[Row]) -> String {
-    let mut lines = vec![["NAMESPACE", "TRAFFIC_SPLIT", "STATUS", "ACTIVE_BACKENDS"].map(str::to_owned)];
-    lines.extend(rows.iter().map(|row| {
-        let status = if row.is_primary { "Primary" } else { "Fallback" };
-        [
-            row.namespace.clone(),
-            row.name.clone(),
-            status.to_owned(),
-            row.active.join(", "),
-        ]
-    }));
-    let mut widths = [0; 4];
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = cell.len().max(*width);
-        }
-    }
-    let padded = |line: &[String; 4]| {
-        let cells = line
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", cells.collect::<Vec<_>>().join("   ").trim_end())
-    };
-    lines.iter().map(padded).collect()
-}
-
-fn json_text(rows: &[Row]) -> String {
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|row| {
-            let status = if row.is_primary { "primary" } else { "fallback" };
-            json!({"namespace": row.namespace, "name": row.name, "status": status, "services": row.active})
-        })
-        .collect();
-    format!("{:#}\n", json!(rows))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_status_names_the_services_with_traffic() {
-        let split: TrafficSplit = serde_json::from_value(json!({
-            "metadata": {"namespace": "emojivoto", "name": "web-svc", "annotations": {keys::FAILOVER_PRIMARY: "web-svc"}},
-            "spec": {"service": "web-svc", "backends": [
-                {"service": "web-svc", "weight": 0}, {"service": "web-svc-east", "weight": "1"}]},
-        }))
-        .unwrap();
-        let rows = [row(&split).unwrap()];
-        assert_eq!(
-            table(&rows),
-            "NAMESPACE   TRAFFIC_SPLIT   STATUS     ACTIVE_BACKENDS\n\
-             emojivoto   web-svc         Fallback   web-svc-east\n"
-        );
-    }
+    let settings = Settings::of(mesh, json!({})).map_err(|error| {
+        Problem::new(
+            "cannot render the failover extension",
+            error,
+            "hawser failover install",
+        )
+    })?;
+    yaml(&manifests::render(&settings))
 }

@@ -18,6 +18,7 @@ use kube::Client;
 use tokio::time::Instant;
 
 pub(crate) use self::report::{Category, Format, Outcome, Report, until};
+use crate::failover;
 use crate::kube::{ClusterArgs, is_missing};
 use crate::multicluster::{self, write_out};
 use crate::problem::Problem;
@@ -92,6 +93,9 @@ pub(crate) async fn run(cluster: &ClusterArgs, args: CheckArgs) -> Result<ExitCo
 
 async fn extensions(cluster: &ClusterArgs, checks: &Checks, report: &mut Report) {
     if let Some(category) = multicluster::check(cluster, &checks.client, checks.deadline).await {
+        report.push(category);
+    }
+    if let Some(category) = failover::check(&checks.client).await {
         report.push(category);
     }
 }

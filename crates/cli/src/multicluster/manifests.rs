@@ -262,7 +262,7 @@ impl Settings {
         serde_json::from_value(tree).map_err(|error| ValuesError::Invalid(error.to_string()))
     }
 
-    fn created_by(&self) -> String {
+    pub(crate) fn created_by(&self) -> String {
         format!("linkerd/cli {VERSION}")
     }
 
@@ -1109,77 +1109,6 @@ fn cluster_role_binding(settings: &Settings, name: &str, role: &str, account: &s
     })
 }
 
-/// The failover extension.
-pub(crate) fn failover(mesh: &Settings, selector: &str) -> Vec<Value> {
-    let settings = Settings {
-        namespace: keys::FAILOVER_NAMESPACE.into(),
-        ..mesh.clone()
-    };
-    let name = keys::FAILOVER_NAMESPACE;
-    let extension = json!({keys::EXTENSION: keys::EXTENSION_FAILOVER});
-    let metadata = |namespaced: bool| {
-        let mut metadata = if namespaced {
-            settings.metadata(name)
-        } else {
-            settings.cluster_metadata(name)
-        };
-        metadata["labels"] = extension.clone();
-        metadata
-    };
-    let watch = json!(["list", "get", "watch"]);
-    let binding = |kind: &str, role: &str, metadata: Value| {
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": settings.namespace}],
-        })
-    };
-    let mut objects = vec![
-        json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {
-                "name": settings.namespace, "labels": extension,
-                "annotations": {keys::CREATED_BY: settings.created_by()},
-            },
-        }),
-        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(true)}),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata(false),
-            "rules": [
-                {"apiGroups": ["split.smi-spec.io"], "resources": ["trafficsplits"], "verbs": ["list", "get", "watch", "patch"]},
-                {"apiGroups": [""], "resources": ["endpoints"], "verbs": watch},
-                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": watch},
-                {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
-            ],
-        }),
-        binding("ClusterRoleBinding", "ClusterRole", metadata(false)),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata(true),
-            "rules": [
-                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update", "patch"]},
-            ],
-        }),
-        binding("RoleBinding", "Role", metadata(true)),
-    ];
-    objects.extend(workload(&Workload {
-        settings: &settings,
-        name,
-        metadata: metadata(true),
-        selector: json!({"app.kubernetes.io/name": name}),
-        container: name,
-        args: vec![
-            "failover".into(),
-            format!("--selector={selector}"),
-            format!("--namespace={}", settings.namespace),
-            format!("--log-level={}", settings.log_level),
-            "--metrics-addr=0.0.0.0:8080".into(),
-        ],
-        admin_port: (8080, "admin-http"),
-        replicas: settings.replicas,
-    }));
-    objects
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1442,22 +1371,5 @@ mod tests {
             find(&objects, "Service", "probe-gateway-east")["metadata"]["labels"][keys::MIRRORED_GATEWAY],
             "true"
         );
-    }
-
-    #[test]
-    fn failover_runs_meshed_in_its_own_namespace() {
-        let objects = failover(
-            &Settings::default(),
-            "failover.linkerd.io/controlled-by=linkerd-failover",
-        );
-        let deployment = find(&objects, "Deployment", "linkerd-failover");
-        assert_eq!(deployment["metadata"]["namespace"], "linkerd-failover");
-        assert_eq!(
-            deployment["spec"]["template"]["metadata"]["annotations"][keys::INJECT],
-            "enabled"
-        );
-        for object in &objects {
-            assert_eq!(object["metadata"]["labels"][keys::EXTENSION], "failover");
-        }
     }
 }

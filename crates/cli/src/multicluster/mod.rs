@@ -327,7 +327,16 @@ pub(crate) async fn mesh_values(client: &Client, namespace: &str) -> Result<Valu
     Values::from_yaml(&text).map_err(|error| Problem::new(what, error, "hawser upgrade | kubectl apply -f -"))
 }
 
-pub(crate) fn settings(mesh: &Values, mut overrides: Value, args: &ValueArgs) -> Result<Settings, Problem> {
+pub(crate) fn settings(mesh: &Values, given: Value, args: &ValueArgs) -> Result<Settings, Problem> {
+    // An absent optional value must not erase the default's field.
+    Settings::of(mesh, overrides(given, args)?).map_err(|error| {
+        let attempt = "compare the names and types with: hawser mc install --help";
+        Problem::new("cannot use the given values", error, attempt)
+    })
+}
+
+/// What the user's values say, over what flags say.
+pub(crate) fn overrides(mut given: Value, args: &ValueArgs) -> Result<Value, Problem> {
     let wrong = |error: Box<dyn std::error::Error>, attempt: &str| {
         Problem::new("cannot use the given values", error.to_string(), attempt)
     };
@@ -337,14 +346,14 @@ pub(crate) fn settings(mesh: &Values, mut overrides: Value, args: &ValueArgs) ->
         })?;
         let tree =
             values::yaml(&text).map_err(|error| wrong(error.into(), "check the file with a YAML reader"))?;
-        values::merge(&mut overrides, tree);
+        values::merge(&mut given, tree);
     }
     for setting in &args.set {
-        values::set(&mut overrides, setting)
+        values::set(&mut given, setting)
             .map_err(|error| wrong(error.into(), "--set gateway.serviceType=NodePort, for example"))?;
     }
     for setting in &args.set_string {
-        values::set_string(&mut overrides, setting)
+        values::set_string(&mut given, setting)
             .map_err(|error| wrong(error.into(), "--set-string gateway.name=1234, for example"))?;
     }
     for setting in &args.set_file {
@@ -354,15 +363,9 @@ pub(crate) fn settings(mesh: &Values, mut overrides: Value, args: &ValueArgs) ->
             .ok_or_else(|| wrong(format!("{setting:?} has no =").into(), attempt))?;
         let text = std::fs::read_to_string(path)
             .map_err(|error| Problem::new(format!("cannot read {path}"), error, "check the path"))?;
-        values::set_text(&mut overrides, name, text).map_err(|error| wrong(error.into(), attempt))?;
+        values::set_text(&mut given, name, text).map_err(|error| wrong(error.into(), attempt))?;
     }
-    // An absent optional value must not erase the default's field.
-    Settings::of(mesh, overrides).map_err(|error| {
-        wrong(
-            error.into(),
-            "compare the names and types with: hawser mc install --help",
-        )
-    })
+    Ok(given)
 }
 
 pub(crate) fn print(objects: &[Value], output: Output) -> Result<ExitCode, Problem> {

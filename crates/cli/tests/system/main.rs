@@ -8,6 +8,7 @@ mod bad_input;
 mod check;
 mod demo;
 mod entry;
+mod failover;
 mod flat;
 mod host;
 mod isolation;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         isolation::TESTS,
         split::TESTS,
         recovery::TESTS,
+        failover::TESTS,
         multicluster::TESTS,
         rotation::TESTS,
         bad_input::TESTS,

@@ -327,7 +327,7 @@ fn votes_go_on_while_the_control_plane_restarts_and_changes_follow_afterwards(wo
 }
 
 /// Waits until exactly these backends of the split have weight.
-fn weighs(world: &World, wanted: [bool; 2]) {
+pub(crate) fn weighs(world: &World, wanted: [bool; 2]) {
     eventually("the failover controller moves the weights", SOON, || {
         let split = world.get("west", "-n emojivoto trafficsplit web-svc")?;
         let backends = split["spec"]["backends"].as_array().cloned().unwrap_or_default();
