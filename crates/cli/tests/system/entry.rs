@@ -254,12 +254,8 @@ fn a_service_that_is_not_exported_is_refused_to_meshed_clients_too(world: &World
         .expect("the mirror");
     let mut annotations = mirror["metadata"]["annotations"].clone();
     annotations["mirror.linkerd.io/remote-svc-fq-name"] = "emoji-svc.emojivoto.svc.cluster.local".into();
-    let labels = json!({
-        "mirror.linkerd.io/mirrored-service": "true",
-        "mirror.linkerd.io/cluster-name": "forged",
-    });
     let port = json!({"name": "prom", "port": 8801, "protocol": "TCP"});
-    let metadata = |annotations: &Value| json!({"name": "emoji-svc-forged", "namespace": "emojivoto", "labels": labels, "annotations": annotations});
+    let metadata = |annotations: &Value| json!({"name": "emoji-svc-forged", "namespace": "emojivoto", "annotations": annotations});
     world.apply(
         "west",
         &json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata(&json!({})), "spec": {"ports": [port]}}),
