@@ -120,8 +120,8 @@ impl<'a> Witness<'a> {
     pub(crate) fn start(world: &'a World, name: &'static str, url: &str) -> Self {
         let script = format!(
             "while :; do \
-               got=$(curl -s -o /dev/null --noproxy '*' --max-time 10 -w '%{{http_code}}' {url}; echo \" $?\"); \
-               if [ \"$got\" = '200 0' ]; then echo 1 >> /tmp/good; else echo \"$(date +%T) $got\" >> /tmp/bad; fi; \
+               got=$(curl -s -o /dev/null --noproxy '*' --max-time 10 -w '%{{http_code}} %header{{l5d-proxy-error}}' {url}; echo \" $?\"); \
+               if [ \"$got\" = '200  0' ]; then echo 1 >> /tmp/good; else echo \"$(date +%T) $got\" >> /tmp/bad; fi; \
                sleep 0.1; \
              done"
         );
@@ -173,7 +173,7 @@ impl<'a> Witness<'a> {
         began.elapsed()
     }
 
-    /// One line per request that failed: when, HTTP status, curl's code.
+    /// One line per request that failed: when, HTTP status, the proxy's reason, curl's code.
     pub(crate) fn failures(&self) -> String {
         self.world
             .shell("west", self.name, "cat /tmp/bad 2>/dev/null")
