@@ -1,4 +1,4 @@
-//! docs/workshop.md, played: every command in one shell with real kubectl, every output compared with what is written.
+//! The guides in docs/, played: every command in one shell with real kubectl, every output compared with what is written.
 //!
 //! Commands are the lines of ```` ```console ```` blocks that begin with `$ ` (and go on with `> `); what follows is
 //! their output, where `[..]` stands for any text in a line and `...` for any lines. A block after the comment
