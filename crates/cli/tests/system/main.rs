@@ -14,6 +14,7 @@ mod host;
 mod isolation;
 mod kubectl;
 mod multicluster;
+mod policy;
 mod recovery;
 mod rotation;
 mod runner;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         entry::TESTS,
         isolation::TESTS,
         split::TESTS,
+        policy::TESTS,
         recovery::TESTS,
         failover::TESTS,
         multicluster::TESTS,

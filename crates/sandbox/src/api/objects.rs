@@ -362,7 +362,9 @@ impl Write<'_> {
             let mut object = current.as_ref().clone();
             let grace = kinds::grace_period(resource, &object, options.grace_period);
             options.propagate(&mut object);
-            kinds::prepare_delete(self.cluster, resource, &mut object);
+            if !self.dry_run {
+                kinds::prepare_delete(self.cluster, resource, &mut object);
+            }
             let outcome = if grace == 0 && kinds::is_finalized(resource, &object) {
                 self.remove(&stored, object).map(Written::Deleted)
             } else {

@@ -345,6 +345,13 @@ async fn a_definition_serves_its_resource_at_once_and_takes_it_away_again() {
         (&rope["spec"]["strands"], &rope["metadata"]["generation"]),
         (&json!(5), &json!(2))
     );
+    let tried = format!("{CRD}/ropes.x.io?dryRun=All");
+    assert_eq!(send(&cluster, "DELETE", &tried, JSON, Value::Null).await.0, 200);
+    assert_eq!(
+        get(&cluster, &format!("{path}/a")).await.0,
+        200,
+        "a trial takes nothing away"
+    );
     assert_eq!(
         send(
             &cluster,
