@@ -439,7 +439,7 @@ fn decoded(field: &Value) -> String {
 }
 
 /// The address of a cluster's gateway, as other clusters see it.
-fn load_balancer(world: &World, cluster: &str) -> String {
+pub(crate) fn load_balancer(world: &World, cluster: &str) -> String {
     let service = world
         .get(cluster, "-n linkerd-multicluster service linkerd-gateway")
         .expect("the gateway");

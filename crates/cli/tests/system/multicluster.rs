@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::demo::report;
+use crate::entry::load_balancer;
 use crate::host::eventually;
 use crate::runner::{Test, linked};
 use crate::world::{A_ROLLOUT, SOON, VISITORS, World};
@@ -27,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
         &["kubectl", "curl", "python3"],
         pods_of_a_headless_service_are_reached_by_name_through_the_gateway,
     ),
+    linked("a_gateway_may_be_a_name", TOOLS, a_gateway_may_be_a_name),
 ];
 
 const EXTENSION: &str = "linkerd-multicluster";
@@ -112,6 +114,50 @@ fn a_revoked_account_is_cut_off_and_the_next_one_is_let_in(world: &World) {
     );
     link(world, "");
     is(world, "Mirroring");
+}
+
+/// A name of west's own DNS stands for the name that somebody gave to a load balancer.
+fn a_gateway_may_be_a_name(world: &World) {
+    let gateway = load_balancer(world, "east");
+    let metadata = json!({"name": "harbour", "namespace": VISITORS});
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+        "spec": {"clusterIP": "None", "ports": [{"name": "mc", "port": 4143}]},
+    });
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata,
+        "subsets": [{"addresses": [{"ip": gateway}], "ports": [{"name": "mc", "port": 4143}]}],
+    });
+    world.apply("west", &service);
+    world.apply("west", &endpoints);
+    world.citizen("west", "guest");
+    link(
+        world,
+        &format!("--gateway-addresses harbour.{VISITORS}.svc.cluster.local"),
+    );
+    eventually("the mirror has the name's address", A_ROLLOUT, || {
+        let link = world.get("west", &format!("-n {EXTENSION} link east"))?;
+        let mirror = world.get("west", "-n emojivoto endpoints web-svc-east")?;
+        let (named, found) = (
+            &link["spec"]["gatewayAddress"],
+            &mirror["subsets"][0]["addresses"][0]["ip"],
+        );
+        let harbour = format!("harbour.{VISITORS}.svc.cluster.local");
+        match *named == harbour && *found == gateway.as_str() {
+            true => Ok(()),
+            false => Err(format!("{named} {found}")),
+        }
+    });
+    eventually("it leads there", SOON, || {
+        match world.curl("west", "guest", "http://web-svc-east.emojivoto/api/list") {
+            (200, 0) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    link(world, "");
+    is(world, "Mirroring");
+    world.remove("west", "guest");
+    world.kubectl("west", &format!("-n {VISITORS} delete service,endpoints harbour"));
 }
 
 fn pods_of_a_headless_service_are_reached_by_name_through_the_gateway(world: &World) {

@@ -46,11 +46,12 @@ impl Gateway {
         let is_dead = Arc::new(AtomicBool::new(false));
         let mut tasks = Vec::new();
         if !matches!(*lock(&addresses), Addresses::Resolved(_)) {
-            tasks.push(tokio::spawn(resolve(
-                key.spec.hosts.clone(),
-                addresses.clone(),
-                bell.clone(),
-            )));
+            let hosts: Arc<[String]> = key.spec.hosts.as_slice().into();
+            let lookup = move || {
+                let hosts = hosts.clone();
+                async move { lookup(&hosts).await }
+            };
+            tasks.push(tokio::spawn(resolve(lookup, addresses.clone(), bell.clone())));
         }
         let labels = [("target_cluster_name", key.cluster.as_str())];
         let enabled = match (&key.probe, &key.probe_host) {
@@ -129,10 +130,15 @@ fn sorted(ips: Vec<IpAddr>) -> Addresses {
     }
 }
 
-async fn resolve(hosts: Vec<String>, addresses: Arc<Mutex<Addresses>>, bell: Bell) {
+/// Looks up for ever; the bell rings whenever the answer is another.
+async fn resolve<F: Future<Output = Addresses>>(
+    lookup: impl Fn() -> F,
+    addresses: Arc<Mutex<Addresses>>,
+    bell: Bell,
+) {
     let mut retry = RETRY_MIN;
     loop {
-        let found = lookup(&hosts).await;
+        let found = lookup().await;
         let failed = matches!(found, Addresses::Failed(_));
         {
             let mut known = lock(&addresses);
@@ -180,6 +186,35 @@ async fn lookup(hosts: &[String]) -> Addresses {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn names_are_looked_up_again_and_a_failure_keeps_the_last_answer() {
+        let found = |ip: &str| Addresses::Resolved(vec![ip.parse().unwrap()]);
+        let failed = || Addresses::Failed("no answer".to_owned());
+        let answers = Mutex::new(vec![
+            found("203.0.113.2"),
+            failed(),
+            found("203.0.113.1"),
+            failed(),
+        ]);
+        let addresses = Arc::new(Mutex::new(Addresses::Unknown));
+        let lookup = || std::future::ready(answers.lock().unwrap().pop().unwrap_or_else(failed));
+        let mut seen = Vec::new();
+        let began = tokio::time::Instant::now();
+        let watching = async {
+            // After the first failure, its retry, the refresh, the failure that changes nothing, and its retry.
+            for until in [0, 1, 60, 61, 62] {
+                tokio::time::sleep_until(began + Duration::from_secs(until) + Duration::from_millis(1)).await;
+                seen.push(lock(&addresses).clone());
+            }
+        };
+        tokio::select! {
+            () = resolve(lookup, addresses.clone(), Bell::default()) => unreachable!("it looks up for ever"),
+            () = watching => {}
+        }
+        let (first, second) = (found("203.0.113.1"), found("203.0.113.2"));
+        assert_eq!(seen, [failed(), first.clone(), first.clone(), first, second]);
+    }
 
     #[test]
     fn ip_addresses_need_no_resolution() {
