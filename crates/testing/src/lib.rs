@@ -1,7 +1,7 @@
 //! Tests that need more than Rust: where the machine lacks it they are ignored, with the reason, and never passed.
 //!
-//! A test program without libtest's harness calls [`in_namespaces`] or [`with_program`] with its tests. Knows nothing
-//! of what is tested.
+//! A test program without libtest's harness calls [`in_namespaces`], [`with_program`] or [`unless`] with its tests.
+//! Knows nothing of what is tested.
 
 use std::ffi::OsStr;
 use std::process::{Command, ExitCode};
@@ -36,6 +36,12 @@ pub fn with_program(program: &str, tests: &[Test]) -> ExitCode {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
     let missing = (!found && std::env::var_os("CI").is_none()).then(|| format!("no {program} here"));
+    unless(missing, tests)
+}
+
+/// Tests that can't run if there is a reason.
+#[must_use]
+pub fn unless(missing: Option<String>, tests: &[Test]) -> ExitCode {
     let trials = tests.iter().map(|&(name, body)| {
         Trial::test(name, move || {
             body();
