@@ -225,26 +225,7 @@ fn the_gateway_refuses_plaintext_silence_foreign_and_expired_certificates_and_wr
 
 /// How often east's gateway closed a connection for this reason.
 fn refusals(world: &World, reason: &str) -> u64 {
-    let words = [
-        "-n",
-        GATEWAY,
-        "exec",
-        "deployment/linkerd-gateway",
-        "-c",
-        "linkerd-proxy",
-        "--",
-        "curl",
-        "-s",
-        "http://localhost:4191/metrics",
-    ];
-    let text = world.kubectl_words("east", &words, "");
-    let samples = text
-        .lines()
-        .filter(|line| line.starts_with("inbound_tcp_errors_total{"))
-        .filter(|line| line.contains(&format!("reason=\"{reason}\"")));
-    samples
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-        .sum()
+    world.gateway_count("inbound_tcp_errors_total", &format!("reason=\"{reason}\""))
 }
 
 fn a_service_that_is_not_exported_is_refused_to_meshed_clients_too(world: &World) {

@@ -83,21 +83,5 @@ fn becomes(world: &World, what: &str, wanted: (u16, i32)) {
 
 /// How many requests the gateway has denied.
 fn denials(world: &World) -> u64 {
-    let words = [
-        "-n",
-        GATEWAY,
-        "exec",
-        "deployment/linkerd-gateway",
-        "-c",
-        "linkerd-proxy",
-        "--",
-        "curl",
-        "-s",
-        "http://localhost:4191/metrics",
-    ];
-    let text = world.kubectl_words("east", &words, "");
-    text.lines()
-        .filter(|line| line.starts_with("inbound_http_authz_deny_total{"))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-        .sum()
+    world.gateway_count("inbound_http_authz_deny_total", "")
 }

@@ -210,6 +210,21 @@ impl World {
         )
     }
 
+    /// The sum of a counter of east's gateway over the series whose labels contain a text.
+    pub(crate) fn gateway_count(&self, counter: &str, labels: &str) -> u64 {
+        let line = "-n linkerd-multicluster exec deployment/linkerd-gateway -c linkerd-proxy -- \
+                    curl -s http://localhost:4191/metrics";
+        let text = self.kubectl("east", line);
+        text.lines()
+            .filter(|line| {
+                line.strip_prefix(counter)
+                    .is_some_and(|rest| rest.starts_with('{'))
+            })
+            .filter(|line| line.contains(labels))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+
     /// The only running pod with a label.
     pub(crate) fn pod(&self, cluster: &str, namespace: &str, label: &str) -> Result<Value, String> {
         let list = self.get(cluster, &format!("-n {namespace} pods -l {label}"))?;

@@ -212,6 +212,39 @@ enum Fate {
     Error(String),
 }
 
+/// Where a rule's requests go. The types of HTTP and gRPC have the same fields and other names.
+macro_rules! distribution {
+    ($route:ident, $fates:expr, $parent:expr, $filters:ident, $failure:ident) => {{
+        use $route::distribution::{FirstAvailable, Kind, RandomAvailable};
+        let route_backend = |fate| match fate {
+            Fate::To(backend, filters) => $route::RouteBackend {
+                backend: Some(*backend),
+                filters: $filters(&filters),
+                ..Default::default()
+            },
+            Fate::Error(message) => $route::RouteBackend {
+                backend: Some(nowhere()),
+                filters: vec![$failure(message)],
+                ..Default::default()
+            },
+        };
+        let kind = if $fates.is_empty() {
+            Kind::FirstAvailable(FirstAvailable {
+                backends: vec![route_backend(Fate::To($parent.clone().into(), vec![]))],
+            })
+        } else {
+            let weighted = |(fate, weight)| $route::WeightedRouteBackend {
+                backend: Some(route_backend(fate)),
+                weight,
+            };
+            Kind::RandomAvailable(RandomAvailable {
+                backends: $fates.into_iter().map(weighted).collect(),
+            })
+        };
+        Some($route::Distribution { kind: Some(kind) })
+    }};
+}
+
 impl Context<'_> {
     fn http_route(&mut self, route: &Route, parent: &Backend) -> HttpRoute {
         HttpRoute {
@@ -226,38 +259,12 @@ impl Context<'_> {
     }
 
     fn http_rule(&mut self, route: &Route, rule: &Rule, parent: &Backend) -> Option<http_route::Rule> {
-        use http_route::distribution::{FirstAvailable, Kind, RandomAvailable};
         let matches = said(route, routes::http_matches(&rule.matches))?;
-        let route_backend = |fate| match fate {
-            Fate::To(backend, filters) => http_route::RouteBackend {
-                backend: Some(*backend),
-                filters: http_filters(&filters),
-                ..Default::default()
-            },
-            Fate::Error(message) => http_route::RouteBackend {
-                backend: Some(nowhere()),
-                filters: vec![http_failure(message)],
-                ..Default::default()
-            },
-        };
         let fates = self.fates(route, rule);
-        let kind = if fates.is_empty() {
-            Kind::FirstAvailable(FirstAvailable {
-                backends: vec![route_backend(Fate::To(parent.clone().into(), vec![]))],
-            })
-        } else {
-            let weighted = |(fate, weight)| http_route::WeightedRouteBackend {
-                backend: Some(route_backend(fate)),
-                weight,
-            };
-            Kind::RandomAvailable(RandomAvailable {
-                backends: fates.into_iter().map(weighted).collect(),
-            })
-        };
         Some(http_route::Rule {
             matches,
             filters: http_filters(&rule.filters),
-            backends: Some(http_route::Distribution { kind: Some(kind) }),
+            backends: distribution!(http_route, fates, parent, http_filters, http_failure),
             timeouts: self.timeouts(route, rule),
             retry: self.annotated(route, http_retry),
             allow_l5d_request_headers: true,
@@ -278,38 +285,12 @@ impl Context<'_> {
     }
 
     fn grpc_rule(&mut self, route: &Route, rule: &Rule, parent: &Backend) -> Option<grpc_route::Rule> {
-        use grpc_route::distribution::{FirstAvailable, Kind, RandomAvailable};
         let matches = said(route, routes::grpc_matches(&rule.matches))?;
-        let route_backend = |fate| match fate {
-            Fate::To(backend, filters) => grpc_route::RouteBackend {
-                backend: Some(*backend),
-                filters: grpc_filters(&filters),
-                ..Default::default()
-            },
-            Fate::Error(message) => grpc_route::RouteBackend {
-                backend: Some(nowhere()),
-                filters: vec![grpc_failure(message)],
-                ..Default::default()
-            },
-        };
         let fates = self.fates(route, rule);
-        let kind = if fates.is_empty() {
-            Kind::FirstAvailable(FirstAvailable {
-                backends: vec![route_backend(Fate::To(parent.clone().into(), vec![]))],
-            })
-        } else {
-            let weighted = |(fate, weight)| grpc_route::WeightedRouteBackend {
-                backend: Some(route_backend(fate)),
-                weight,
-            };
-            Kind::RandomAvailable(RandomAvailable {
-                backends: fates.into_iter().map(weighted).collect(),
-            })
-        };
         Some(grpc_route::Rule {
             matches,
             filters: grpc_filters(&rule.filters),
-            backends: Some(grpc_route::Distribution { kind: Some(kind) }),
+            backends: distribution!(grpc_route, fates, parent, grpc_filters, grpc_failure),
             timeouts: self.timeouts(route, rule),
             retry: self.annotated(route, grpc_retry),
             allow_l5d_request_headers: true,
