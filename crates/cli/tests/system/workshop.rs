@@ -16,7 +16,8 @@ use crate::runner::{Test, alone};
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 /// For one command; a check waits for a whole control plane.
 const DEADLINE: Duration = Duration::from_secs(120);
-const UNTIL: Duration = Duration::from_secs(60);
+/// A service that fails over returns after half a minute at the earliest.
+const UNTIL: Duration = Duration::from_secs(120);
 /// Ends the output of a command, before its exit code.
 const MARK: &str = "\u{1e}";
 
