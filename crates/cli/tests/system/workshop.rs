@@ -21,15 +21,30 @@ const UNTIL: Duration = Duration::from_secs(120);
 /// Ends the output of a command, before its exit code.
 const MARK: &str = "\u{1e}";
 
-pub(crate) const TESTS: &[Test] = &[alone(
-    "the_workshop_goes_as_its_guide_says",
-    &["bash", "kubectl", "curl"],
-    the_workshop_goes_as_its_guide_says,
-)];
+pub(crate) const TESTS: &[Test] = &[
+    alone(
+        "the_workshop_goes_as_its_guide_says",
+        &["bash", "kubectl", "curl"],
+        the_workshop_goes_as_its_guide_says,
+    ),
+    alone(
+        "one_root_for_all_clusters_goes_as_its_guide_says",
+        &["bash", "kubectl", "curl", "python3"],
+        one_root_for_all_clusters_goes_as_its_guide_says,
+    ),
+];
 
 fn the_workshop_goes_as_its_guide_says() {
-    let guide =
-        std::fs::read_to_string(Path::new(ROOT).join("docs/workshop.md")).expect("the guide is there");
+    play("workshop.md");
+}
+
+fn one_root_for_all_clusters_goes_as_its_guide_says() {
+    play("one-root.md");
+}
+
+fn play(guide: &str) {
+    let path = Path::new(ROOT).join("docs").join(guide);
+    let guide = std::fs::read_to_string(path).expect("the guide is there");
     let steps = steps(&guide);
     assert!(!steps.is_empty(), "the guide has steps");
     let mut shell = Shell::start();
