@@ -433,12 +433,9 @@ fn varint(rest: &mut &[u8]) -> Result<u64, DecodeError> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
     use serde_json::json;
 
-    use super::super::Schema;
     use super::*;
 
     fn varint_bytes(mut number: usize) -> Vec<u8> {
