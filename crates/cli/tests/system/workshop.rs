@@ -32,6 +32,16 @@ pub(crate) const TESTS: &[Test] = &[
         &["bash", "kubectl", "curl", "python3"],
         one_root_for_all_clusters_goes_as_its_guide_says,
     ),
+    alone(
+        "flat_networks_go_as_their_guide_says",
+        &["bash", "kubectl", "curl", "python3"],
+        flat_networks_go_as_their_guide_says,
+    ),
+    alone(
+        "certificates_are_made_and_roots_replaced_as_the_guide_says",
+        &["bash", "kubectl", "curl", "openssl"],
+        certificates_are_made_and_roots_replaced_as_the_guide_says,
+    ),
 ];
 
 fn the_workshop_goes_as_its_guide_says() {
@@ -40,6 +50,14 @@ fn the_workshop_goes_as_its_guide_says() {
 
 fn one_root_for_all_clusters_goes_as_its_guide_says() {
     play("one-root.md");
+}
+
+fn flat_networks_go_as_their_guide_says() {
+    play("flat.md");
+}
+
+fn certificates_are_made_and_roots_replaced_as_the_guide_says() {
+    play("trust.md");
 }
 
 fn play(guide: &str) {
