@@ -3,8 +3,9 @@
 //! Three API servers, the real controllers of west between them, and the destination service over a fed view. No
 //! sockets, no sleeps: every expectation is a condition that a watch or a stream waits for.
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,99 +20,26 @@ use hawser_control::view::clusters::{Clusters, Setup};
 use hawser_control::view::watch::Watches;
 use hawser_crd::{Link, keys, selector};
 use hawser_runtime::Metrics;
-use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Pod, Secret, Service, ServiceAccount};
+use hawser_sandbox::api::Identity;
+use k8s_openapi::api::core::v1::{Endpoints, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use kube::core::NamespaceResourceScope;
-use kube::runtime::wait::{Condition, await_condition, conditions};
-use kube::{Api, Client, Resource};
+use kube::api::{Patch, PatchParams};
 use linkerd2_proxy_api::destination::destination_client::DestinationClient;
 use linkerd2_proxy_api::destination::{GetDestination, Update, tls_identity, update};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A condition that isn't met by then is a failure, whatever the machine's load.
-const DEADLINE: Duration = Duration::from_secs(30);
-const EXTENSION: &str = "linkerd-multicluster";
+use support::{DEADLINE, EXTENSION, Side, within};
 
-/// A cluster and an administrator's client.
-#[derive(Clone)]
-struct Side {
-    cluster: Arc<Cluster>,
-    client: Client,
+/// A cluster with a namespace `test`, in which an account may run pods.
+async fn side(name: &str) -> Side {
+    let side = Side::new(name, &["test"]).await;
+    let account = json!({"metadata": {"name": "bb"}});
+    side.create::<ServiceAccount>("test", account).await;
+    side
 }
 
 impl Side {
-    /// A cluster with a namespace `test`, in which an account may run pods.
-    async fn new(name: &str) -> Self {
-        let options = ClusterOptions {
-            name: name.into(),
-            ..Default::default()
-        };
-        let cluster = Cluster::new(options);
-        let client = cluster.client(Identity::admin());
-        let side = Self { cluster, client };
-        side.namespace("test").await;
-        let account = json!({"metadata": {"name": "bb"}});
-        side.create::<ServiceAccount>("test", account).await;
-        side
-    }
-
-    async fn namespace(&self, name: &str) {
-        let namespace: Namespace = object(json!({"metadata": {"name": name}}));
-        let namespaces = Api::all(self.client.clone());
-        namespaces
-            .create(&PostParams::default(), &namespace)
-            .await
-            .unwrap();
-    }
-
-    async fn define(&self, definition: Value) {
-        let crds: Api<CustomResourceDefinition> = Api::all(self.client.clone());
-        let name = definition["metadata"]["name"].as_str().unwrap().to_owned();
-        crds.create(&PostParams::default(), &object(definition))
-            .await
-            .unwrap();
-        let established = await_condition(crds, &name, conditions::is_crd_established());
-        within(established).await.unwrap();
-    }
-
-    fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self, namespace: &str) -> Api<K> {
-        Api::namespaced(self.client.clone(), namespace)
-    }
-
-    async fn create<K>(&self, namespace: &str, value: Value)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + DeserializeOwned
-            + Serialize
-            + Debug,
-    {
-        let api = self.api::<K>(namespace);
-        api.create(&PostParams::default(), &object(value)).await.unwrap();
-    }
-
-    async fn patch<K>(&self, namespace: &str, name: &str, patch: Value)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
-    {
-        let (api, params) = (self.api::<K>(namespace), PatchParams::default());
-        api.patch(name, &params, &Patch::Merge(patch)).await.unwrap();
-    }
-
-    async fn delete<K>(&self, namespace: &str, name: &str)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
-    {
-        let api = self.api::<K>(namespace);
-        api.delete(name, &DeleteParams::default()).await.unwrap();
-    }
-
     /// A Service with one ready, meshed pod.
     async fn serve(&self, name: &str, label: (&str, &str), ip: &str) {
         let service = json!({
@@ -138,53 +66,6 @@ impl Side {
         });
         self.create::<EndpointSlice>("test", slice).await;
     }
-
-    /// Waits until an object is as expected.
-    #[track_caller]
-    fn expect<K>(
-        &self,
-        namespace: &str,
-        name: &str,
-        what: impl Fn(Option<&K>) -> bool + Send,
-    ) -> impl Future<Output = ()>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + Send
-            + 'static,
-    {
-        let (api, name) = (self.api::<K>(namespace), name.to_owned());
-        let caller = std::panic::Location::caller();
-        async move {
-            let met =
-                tokio::time::timeout(DEADLINE, await_condition(api.clone(), &name, Adapter(what))).await;
-            if !matches!(met, Ok(Ok(_))) {
-                let found = api.get_opt(&name).await;
-                panic!("{caller}: {name} never became as expected; it is {found:#?}");
-            }
-        }
-    }
-}
-
-/// Closures with borrowed arguments don't infer as conditions by themselves.
-struct Adapter<F>(F);
-
-impl<K, F: Fn(Option<&K>) -> bool> Condition<K> for Adapter<F> {
-    fn matches_object(&self, object: Option<&K>) -> bool {
-        (self.0)(object)
-    }
-}
-
-fn object<T: DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value).unwrap()
-}
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future)
-        .await
-        .expect("it happens in time")
 }
 
 /// West imports from east and north; `elsewhere` is what rotated credentials lead to.
@@ -199,13 +80,13 @@ struct World {
 
 impl World {
     async fn linked() -> Self {
-        let west = Side::new("west").await;
+        let west = side("west").await;
         for namespace in [EXTENSION, "linkerd"] {
             west.namespace(namespace).await;
         }
         west.define(hawser_crd::manifests::links()).await;
-        let (east, north) = (Side::new("east").await, Side::new("north").await);
-        let elsewhere = Side::new("elsewhere").await;
+        let (east, north) = (side("east").await, side("north").await);
+        let elsewhere = side("elsewhere").await;
         let clusters = [
             ("east", east.clone()),
             ("north", north.clone()),
