@@ -13,7 +13,7 @@ use linkerd2_proxy_api::meta::{Metadata, metadata};
 
 use crate::diagnostics::{self, policy};
 use crate::kube::ClusterArgs;
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 use crate::workload;
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use hawser_tls::{Created, Description, Fingerprint, Issuer, Validity};
 
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 /// Clocks of machines that verify may be a little behind ours.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Command;
 use clap_complete::Shell;
 
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 /// Print completions for a shell

@@ -12,9 +12,10 @@ use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
 
-use crate::install::yaml;
 use crate::kube::{ClusterArgs, is_missing, problem};
-use crate::multicluster::{OutputArgs, ValueArgs, mesh_values, overrides, print};
+use crate::multicluster::mesh_values;
+use crate::output::yaml;
+use crate::output::{OutputArgs, ValueArgs, overrides, print};
 use crate::problem::Problem;
 use manifests::Settings;
 

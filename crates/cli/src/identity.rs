@@ -18,7 +18,7 @@ use tokio_rustls::rustls::ClientConfig;
 use crate::forward::{self, ForwardError};
 use crate::kube::{ClusterArgs, problem};
 use crate::meshed;
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 /// A handshake takes milliseconds.

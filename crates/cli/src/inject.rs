@@ -207,7 +207,7 @@ struct Converted {
 impl Converted {
     #[expect(clippy::print_stderr, reason = "this is the command line's voice")]
     fn write(&self) -> Result<(), Problem> {
-        crate::multicluster::write_out(&self.documents)?;
+        crate::output::write_out(&self.documents)?;
         // Lines of their own, between the manifests and what kubectl says of them.
         eprintln!("\n{}", self.summary());
         std::io::stderr().flush().ok();
@@ -265,7 +265,7 @@ fn convert(
         }
     }
     let documents = match format {
-        Format::Yaml => crate::install::yaml(&documents)?,
+        Format::Yaml => crate::output::yaml(&documents)?,
         Format::Json => documents
             .iter()
             .map(|document| format!("{document:#}\n"))

@@ -11,7 +11,7 @@ use hawser_sandbox::launcher::doctor::{Finding, doctor};
 use hawser_sandbox::launcher::enter::{self, Attachment, EnterError, Entered, Request};
 use hawser_sandbox::network::Layout;
 
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 /// How long one command to a running sandbox may take.

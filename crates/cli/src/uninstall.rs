@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::inventory::{self, Reference};
 use crate::kube::{ClusterArgs, problem};
 use crate::meshed;
-use crate::multicluster::{OutputArgs, print};
+use crate::output::{OutputArgs, print};
 use crate::problem::Problem;
 
 /// Print the control plane's objects, to delete them

@@ -11,7 +11,8 @@ use kube::api::ListParams;
 
 use crate::kube::ClusterArgs;
 use crate::meshed;
-use crate::multicluster::{mesh_values, write_out};
+use crate::multicluster::mesh_values;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 /// A cluster that takes longer than this has no version to tell.

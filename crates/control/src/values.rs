@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The version that manifests and annotations carry.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -61,6 +61,15 @@ values! {
         controller_uid: i64 = 2103,
         #[serde(rename = "controllerGID")]
         controller_gid: i64 = -1,
+        controller_resources: Resources = Resources::default(),
+        /// Empty means those of all controllers; so with the next two.
+        identity_resources: Resources = Resources::default(),
+        destination_resources: Resources = Resources::default(),
+        proxy_injector_resources: Resources = Resources::default(),
+        /// Replicas on different nodes, and in different zones where there are any.
+        enable_pod_anti_affinity: bool = false,
+        /// Of the replicas of a part, only one may be evicted at a time.
+        enable_pod_disruption_budget: bool = false,
         controller_log_level: String = "info".into(),
         controller_log_format: String = "plain".into(),
         #[serde(rename = "enableH2Upgrade")]
@@ -107,6 +116,7 @@ values! {
     }
 
     pub struct PolicyController {
+        resources: Resources = Resources::default(),
         probe_networks: Vec<String> = vec!["0.0.0.0/0".into(), "::/0".into()],
     }
 
@@ -222,6 +232,32 @@ values! {
     }
 }
 
+impl Resources {
+    /// As Kubernetes wants them in a container; `None` if nothing is set.
+    pub fn of_container(&self) -> Option<Value> {
+        let named = [
+            ("cpu", &self.cpu),
+            ("memory", &self.memory),
+            ("ephemeral-storage", &self.ephemeral_storage),
+        ];
+        let collect = |part: fn(&Resource) -> &String| {
+            let set = named.iter().filter(|(_, resource)| !part(resource).is_empty());
+            set.map(|(name, resource)| ((*name).to_owned(), part(resource).clone().into()))
+                .collect::<Map<_, _>>()
+        };
+        let parts = [
+            ("limits", collect(|resource| &resource.limit)),
+            ("requests", collect(|resource| &resource.request)),
+        ];
+        let set: Map<String, Value> = parts
+            .into_iter()
+            .filter(|(_, part)| !part.is_empty())
+            .map(|(name, part)| (name.to_owned(), Value::Object(part)))
+            .collect();
+        (!set.is_empty()).then_some(Value::Object(set))
+    }
+}
+
 impl Values {
     /// The values with `overrides` (as a tree of the same names) laid over the defaults, and the paths that mean
     /// nothing to this version.
@@ -307,7 +343,7 @@ fn or<'a>(first: &'a str, second: &'a str) -> &'a str {
 /// Reads a YAML document as a tree.
 pub fn yaml(text: &str) -> Result<Value, ValuesError> {
     if text.trim().is_empty() {
-        return Ok(Value::Object(serde_json::Map::new()));
+        return Ok(Value::Object(Map::new()));
     }
     serde_saphyr::from_str(text).map_err(|error| ValuesError::Yaml(error.to_string()))
 }
@@ -339,7 +375,7 @@ fn difference(below: &Value, above: Value) -> Option<Value> {
                 };
                 Some((name, value))
             });
-            let changed: serde_json::Map<String, Value> = changed.collect();
+            let changed: Map<String, Value> = changed.collect();
             (!changed.is_empty()).then_some(Value::Object(changed))
         }
         (below, above) => (*below != above).then_some(above),
@@ -382,7 +418,7 @@ fn place<'a>(tree: &'a mut Value, path: &str) -> Option<&'a mut Value> {
         place = match step {
             Step::Name(name) => {
                 if !place.is_object() {
-                    *place = Value::Object(serde_json::Map::new());
+                    *place = Value::Object(Map::new());
                 }
                 let Value::Object(map) = place else {
                     unreachable!("just made an object")
@@ -496,7 +532,7 @@ fn unescape(text: &str) -> String {
 fn conform(default: &Value, value: Value, path: &str, unknown: &mut Vec<String>) -> Value {
     match (default, value) {
         (Value::Object(known), Value::Object(map)) if !known.is_empty() && path != "nodeSelector" => {
-            let mut kept = serde_json::Map::new();
+            let mut kept = Map::new();
             for (name, value) in map {
                 let path = if path.is_empty() {
                     name.clone()

@@ -20,7 +20,8 @@ use tokio::time::Instant;
 pub(crate) use self::report::{Category, Format, Outcome, Report, until};
 use crate::failover;
 use crate::kube::{ClusterArgs, is_missing};
-use crate::multicluster::{self, write_out};
+use crate::multicluster;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 /// One request's patience with a cluster.

@@ -13,7 +13,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{DEADLINE, DESTINATION_PORT, Format, destination};
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 /// Show where proxies send requests for a name

@@ -8,7 +8,7 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::kube::problem;
 use crate::meshed;
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 use crate::{scrape, workload};
 

@@ -22,7 +22,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{DEADLINE, POLICY_PORT, destination};
-use crate::multicluster::{Output, mesh_values, write_out};
+use crate::multicluster::mesh_values;
+use crate::output::{Output, write_out};
 use crate::problem::Problem;
 
 /// Show the policy of a pod's port, or of a Service's
@@ -95,7 +96,7 @@ pub(super) async fn run(client: &Client, linkerd: &str, args: PolicyArgs) -> Res
         Problem::new(what, status.message().to_owned(), attempt)
     })?;
     write_out(&match args.output {
-        Output::Yaml => crate::install::yaml(&[answer])?,
+        Output::Yaml => crate::output::yaml(&[answer])?,
         Output::Json => format!("{answer:#}\n"),
     })?;
     Ok(ExitCode::SUCCESS)

@@ -15,7 +15,7 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::check::{Category, Format, Outcome, Report};
 use crate::kube::{ClusterArgs, is_missing};
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 const CATEGORY: &str = "linkerd-failover";

@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::kube::{ClusterArgs, problem};
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 #[derive(Debug, clap::Args)]

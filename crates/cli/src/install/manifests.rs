@@ -11,6 +11,8 @@ use hawser_control::injector::{Component, Injection, Mode, Namespace, Owner};
 use hawser_control::values::{TLS_SCHEME, VERSION, Values};
 use serde_json::{Map, Value, json};
 
+use crate::replicas;
+
 /// A mesh about to be rendered.
 #[derive(Clone, Debug)]
 pub(crate) struct Mesh {
@@ -404,7 +406,7 @@ fn deployments(mesh: &Mesh) -> Vec<Value> {
         json!({"name": "trust-roots", "configMap": {"name": "linkerd-identity-trust-roots"}}),
     ];
     let tls = vec![json!({"name": "tls", "secret": {"secretName": "linkerd-proxy-injector-k8s-tls"}})];
-    vec![
+    let parts = [
         deployment(mesh, Component::Identity, "identity", &[identity], issuer_volumes),
         deployment(
             mesh,
@@ -414,16 +416,18 @@ fn deployments(mesh: &Mesh) -> Vec<Value> {
             vec![],
         ),
         deployment(mesh, Component::Other, "proxy-injector", &[injector], tls),
-    ]
+    ];
+    parts.into_iter().flatten().collect()
 }
 
+/// A part of the control plane, and what keeps its replicas from being evicted together.
 fn deployment(
     mesh: &Mesh,
     part: Component,
     component: &str,
     programs: &[Program],
     volumes: Vec<Value>,
-) -> Value {
+) -> Vec<Value> {
     let values = &mesh.values;
     let name = format!("linkerd-{component}");
     let mut labels = BTreeMap::from([
@@ -476,7 +480,7 @@ fn deployment(
         }),
         component: part,
     };
-    json!({
+    let mut deployment = json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": metadata(mesh, &name, component),
@@ -485,7 +489,15 @@ fn deployment(
             "selector": {"matchLabels": selector},
             "template": injection.inject(&pod, Mode::Enabled),
         },
-    })
+    });
+    let selector = json!(selector);
+    if values.enable_pod_anti_affinity {
+        replicas::keep_apart(&mut deployment, &selector);
+    }
+    let budget = values
+        .enable_pod_disruption_budget
+        .then(|| replicas::budget(&deployment, &selector));
+    [deployment].into_iter().chain(budget).collect()
 }
 
 fn container(values: &Values, program: &Program) -> Value {
@@ -507,7 +519,16 @@ fn container(values: &Values, program: &Program) -> Value {
     if values.controller_gid >= 0 {
         context["runAsGroup"] = json!(values.controller_gid);
     }
-    json!({
+    let own = match program.name {
+        "identity" => &values.identity_resources,
+        "destination" => &values.destination_resources,
+        "policy" => &values.policy_controller.resources,
+        _ => &values.proxy_injector_resources,
+    };
+    let resources = own
+        .of_container()
+        .or_else(|| values.controller_resources.of_container());
+    let mut container = json!({
         "name": program.name,
         "image": values.controller_image(),
         "imagePullPolicy": values.image_pull_policy,
@@ -523,7 +544,11 @@ fn container(values: &Values, program: &Program) -> Value {
         "securityContext": context,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": program.mounts,
-    })
+    });
+    if let Some(resources) = resources {
+        container["resources"] = resources;
+    }
+    container
 }
 
 fn webhook(mesh: &Mesh) -> Value {
@@ -573,6 +598,12 @@ mod tests {
         values.identity.issuer.tls.crt_pem = "ISSUER".into();
         values.identity.issuer.tls.key_pem = "ISSUER KEY".into();
         values.proxy_injector.key_pem = "WEBHOOK KEY".into();
+        Mesh::new(values, "linkerd")
+    }
+
+    fn highly_available() -> Mesh {
+        let (values, unknown) = Values::with_overrides(super::super::highly_available()).unwrap();
+        assert!(unknown.is_empty(), "{unknown:?}");
         Mesh::new(values, "linkerd")
     }
 
@@ -703,9 +734,38 @@ mod tests {
     }
 
     #[test]
+    fn high_availability_spreads_replicas_and_lets_one_go_at_a_time() {
+        let objects = render(&highly_available());
+        for part in ["identity", "destination", "proxy-injector"] {
+            let deployment = find(&objects, &format!("Deployment linkerd/linkerd-{part}"));
+            let budget = find(&objects, &format!("PodDisruptionBudget linkerd/linkerd-{part}"));
+            let selector = &deployment["spec"]["selector"];
+            assert_eq!(budget["spec"], json!({"maxUnavailable": 1, "selector": selector}));
+            assert_eq!(deployment["spec"]["replicas"], 3);
+            let pod = &deployment["spec"]["template"]["spec"];
+            assert_eq!(
+                pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"],
+                json!([{"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}])
+            );
+            for container in pod["containers"].as_array().unwrap() {
+                assert_eq!(
+                    container["resources"]["limits"],
+                    json!({"memory": "250Mi"}),
+                    "{container}"
+                );
+            }
+        }
+        let webhook = find(
+            &objects,
+            "MutatingWebhookConfiguration linkerd-proxy-injector-webhook-config",
+        );
+        assert_eq!(webhook["webhooks"][0]["failurePolicy"], "Fail");
+    }
+
+    #[test]
     fn kubernetes_knows_every_field_and_accepts_every_value() {
         use hawser_sandbox::schema::Schema;
-        for mut object in render(&mesh()) {
+        for mut object in render(&mesh()).into_iter().chain(render(&highly_available())) {
             let api_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
             let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
             let kind = object["kind"].as_str().unwrap_or_default().to_owned();

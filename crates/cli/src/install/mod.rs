@@ -8,16 +8,16 @@ pub(crate) mod manifests;
 mod running;
 mod upgrade;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use hawser_control::values::{self, Values};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::credentials::Files;
 pub(crate) use self::upgrade::{UpgradeArgs, run as upgrade};
+use crate::output::{self, OutputArgs, ValueArgs, print, yaml};
 use crate::problem::Problem;
 
 /// Render the control plane: hawser install | kubectl apply -f -
@@ -59,12 +59,13 @@ pub(crate) struct Settings {
     /// Suffix of all identities; the cluster domain if absent
     #[arg(long)]
     identity_trust_domain: Option<String>,
-    /// Set a value: name=value, as Helm reads it; may be given more than once
-    #[arg(long, value_name = "NAME=VALUE")]
-    set: Vec<String>,
-    /// YAML file of values; may be given more than once
-    #[arg(long, short = 'f', value_name = "FILE")]
-    values: Vec<PathBuf>,
+    /// Three replicas of everything, on different nodes; no pod starts without its proxy
+    #[arg(long)]
+    ha: bool,
+    #[command(flatten)]
+    values: ValueArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(crate) fn run(args: InstallArgs) -> Result<ExitCode, Problem> {
@@ -80,8 +81,7 @@ pub(crate) fn run(args: InstallArgs) -> Result<ExitCode, Problem> {
         )?;
         manifests::render(&mesh)
     };
-    print(&documents)?;
-    Ok(ExitCode::SUCCESS)
+    print(&documents, args.settings.output.output)
 }
 
 /// The control plane as YAML, with credentials of its own if the values name none. For callers in this process.
@@ -107,41 +107,39 @@ impl Settings {
     }
 }
 
+/// What `--ha` sets, as Linkerd's `values-ha.yaml` does: replicas that don't go down together, room for each of them,
+/// and pods that wait for the injector instead of starting without a proxy.
+fn highly_available() -> Value {
+    let room = |cpu: &str, memory: &str| {
+        json!({
+            "cpu": {"request": cpu},
+            "memory": {"request": memory, "limit": "250Mi"},
+        })
+    };
+    json!({
+        "controllerReplicas": 3,
+        "enablePodAntiAffinity": true,
+        "enablePodDisruptionBudget": true,
+        "webhookFailurePolicy": "Fail",
+        "controllerResources": room("100m", "50Mi"),
+        "identityResources": room("100m", "10Mi"),
+        "proxy": {"resources": room("100m", "20Mi")},
+    })
+}
+
 /// Lays files and flags over what was set before.
 #[expect(clippy::print_stderr, reason = "this is the command line's voice")]
 pub(crate) fn settle(settings: &Settings, mut overrides: Value) -> Result<manifests::Mesh, Problem> {
-    for path in &settings.values {
-        let wrong = |why: Box<dyn std::error::Error>| {
-            Problem::new(
-                format!("cannot read the values in {}", path.display()),
-                why,
-                "give a YAML file with names such as proxy.logLevel, or leave -f out",
-            )
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.into()))?;
-        values::merge(
-            &mut overrides,
-            values::yaml(&text).map_err(|error| wrong(error.into()))?,
-        );
+    if settings.ha {
+        values::merge(&mut overrides, highly_available());
     }
-    for setting in &settings.set {
-        values::set(&mut overrides, setting).map_err(|error| {
-            Problem::new(
-                "cannot use a setting",
-                error,
-                "write --set proxy.logLevel=debug, with \\, for a literal comma",
-            )
-        })?;
-    }
+    let mut overrides = output::overrides(overrides, &settings.values)?;
     if let Some(domain) = &settings.identity_trust_domain {
-        values::merge(&mut overrides, serde_json::json!({"identityTrustDomain": domain}));
+        values::merge(&mut overrides, json!({"identityTrustDomain": domain}));
     }
     if settings.identity_external_issuer {
-        let issuer = serde_json::json!({"scheme": values::TLS_SCHEME});
-        values::merge(
-            &mut overrides,
-            serde_json::json!({"identity": {"issuer": issuer}}),
-        );
+        let issuer = json!({"scheme": values::TLS_SCHEME});
+        values::merge(&mut overrides, json!({"identity": {"issuer": issuer}}));
     }
     let (values, unknown) = Values::with_overrides(overrides.clone()).map_err(|error| {
         Problem::new(
@@ -159,37 +157,6 @@ pub(crate) fn settle(settings: &Settings, mut overrides: Value) -> Result<manife
     })
 }
 
-fn print(documents: &[Value]) -> Result<(), Problem> {
-    let text = yaml(documents)?;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // `| head` has seen enough.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Problem::new(
-            "cannot write the manifests",
-            error,
-            "check the file or pipe behind standard output",
-        )),
-        _ => Ok(()),
-    }
-}
-
-pub(crate) fn yaml(documents: &[Value]) -> Result<String, Problem> {
-    let mut text = String::new();
-    for document in documents {
-        text.push_str("---\n");
-        text.push_str(&serde_saphyr::to_string(document).map_err(|error| {
-            Problem::new(
-                "cannot write a manifest as YAML",
-                error,
-                "report this with the settings that you used",
-            )
-        })?);
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-    }
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -203,7 +170,6 @@ mod tests {
     use hawser_runtime::{Metrics, Readiness};
     use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
     use k8s_openapi::api::authentication::v1::TokenReview;
-    use serde_json::json;
     use tokio::time::timeout;
 
     use super::*;

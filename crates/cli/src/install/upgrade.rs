@@ -16,7 +16,8 @@ use kube::{Api, Client, Config};
 use serde_json::Value;
 
 use super::running::{self, Breakage, Change};
-use super::{Settings, credentials, manifests, print, settle};
+use super::{Settings, credentials, manifests, settle};
+use crate::output::print;
 use crate::problem::Problem;
 
 /// Render the control plane again, with other settings: hawser upgrade | kubectl apply -f -
@@ -51,8 +52,7 @@ struct Planned {
 #[expect(clippy::print_stderr, reason = "this is the command line's voice")]
 pub(crate) fn run(args: UpgradeArgs) -> Result<ExitCode, Problem> {
     if args.crds {
-        print(&manifests::definitions())?;
-        return Ok(ExitCode::SUCCESS);
+        return print(&manifests::definitions(), args.settings.output.output);
     }
     let planned = crate::block_on(async {
         let planning = async {
@@ -69,11 +69,11 @@ pub(crate) fn run(args: UpgradeArgs) -> Result<ExitCode, Problem> {
                 ))
             })
     })?;
-    print(&planned.documents)?;
+    let printed = print(&planned.documents, args.settings.output.output)?;
     for note in planned.notes {
         eprintln!("{note}");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(printed)
 }
 
 async fn plan(
@@ -361,7 +361,7 @@ mod tests {
                 files: tempfile::tempdir().unwrap(),
             };
             let mut settings = world.settings(Some(&authority.root), Some(authority));
-            settings.set = set.iter().map(|set| (*set).to_owned()).collect();
+            settings.values.set = set.iter().map(|set| (*set).to_owned()).collect();
             let mut mesh = settle(&settings, json!({})).unwrap();
             credentials::complete(&mut mesh.values, "linkerd", &settings.files(), SystemTime::now()).unwrap();
             world.apply(manifests::render(&mesh)).await;

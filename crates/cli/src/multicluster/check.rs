@@ -26,6 +26,7 @@ use super::manifests::Names;
 use super::mesh_values;
 use crate::check::{Category, Format, Outcome, Report, until};
 use crate::kube::{ClusterArgs, is_missing};
+use crate::output::write_out;
 use crate::problem::Problem;
 use crate::route;
 
@@ -83,7 +84,7 @@ pub(super) async fn run(cluster: &ClusterArgs, args: CheckArgs) -> Result<ExitCo
     };
     let mut report = Report::default();
     report.push(subject.check().await);
-    super::write_out(&report.text(args.output))?;
+    write_out(&report.text(args.output))?;
     Ok(report.code())
 }
 

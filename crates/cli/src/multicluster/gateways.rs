@@ -16,6 +16,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use crate::kube::{ClusterArgs, problem};
+use crate::output::write_out;
 use crate::problem::Problem;
 use crate::scrape;
 
@@ -86,7 +87,7 @@ pub(super) async fn run(cluster: &ClusterArgs, args: GatewaysArgs) -> Result<Exi
         "json" => json_text(&gateways),
         _ => table(&gateways),
     };
-    super::write_out(&text)?;
+    write_out(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::manifests::{self, LinkManifest, Names, Settings};
-use super::{OutputArgs, ValueArgs, mesh_values, print};
+use super::mesh_values;
 use crate::kube::{ClusterArgs, is_missing, problem};
+use crate::output::{OutputArgs, ValueArgs, print};
 use crate::problem::Problem;
 
 /// A load balancer's address and an account's token may be a moment in coming.

@@ -10,6 +10,8 @@ use hawser_crd::keys;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::replicas;
+
 /// Settings of the extension, under Linkerd's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -480,24 +482,12 @@ fn gateway(settings: &Settings) -> Vec<Value> {
         .collect()
 }
 
-/// Keeps a Deployment's replicas on different nodes, in different zones where there are any, and lets only one of them
-/// go at a time; does nothing where that isn't asked for.
+/// Keeps a Deployment's replicas from going down together where that is asked for, and returns the budget for it.
 fn spread(settings: &Settings, deployment: &mut Value, selector: &Value) -> Option<Value> {
-    if !settings.enable_pod_anti_affinity {
-        return None;
-    }
-    let term = |topology: &str| json!({"labelSelector": {"matchLabels": selector}, "topologyKey": topology});
-    deployment["spec"]["strategy"] = json!({"rollingUpdate": {"maxUnavailable": 1}});
-    deployment["spec"]["template"]["spec"]["affinity"] = json!({"podAntiAffinity": {
-        "preferredDuringSchedulingIgnoredDuringExecution": [
-            {"weight": 100, "podAffinityTerm": term("topology.kubernetes.io/zone")},
-        ],
-        "requiredDuringSchedulingIgnoredDuringExecution": [term("kubernetes.io/hostname")],
-    }});
-    Some(json!({
-        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": deployment["metadata"],
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}},
-    }))
+    settings.enable_pod_anti_affinity.then(|| {
+        replicas::keep_apart(deployment, selector);
+        replicas::budget(deployment, selector)
+    })
 }
 
 /// Who may enter through the gateway: every mesh identity, from every network, until the user narrows it.

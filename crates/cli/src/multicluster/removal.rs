@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::manifests::Names;
-use super::{OutputArgs, print};
 use crate::kube::{ClusterArgs, is_missing, problem};
+use crate::output::{OutputArgs, print};
 use crate::problem::Problem;
 
 #[derive(Debug, clap::Args)]

@@ -15,7 +15,7 @@ use super::source::{COLLECTOR, Collector};
 use crate::check::{Category, Outcome, Report, until};
 use crate::kube::ClusterArgs;
 use crate::multicluster::manifests::Settings;
-use crate::multicluster::write_out;
+use crate::output::write_out;
 use crate::problem::Problem;
 
 const INSTALL: &str = "hawser viz install | kubectl apply -f -";

@@ -23,7 +23,8 @@ use serde_json::json;
 
 use crate::check::Format;
 use crate::kube::{ClusterArgs, problem};
-use crate::multicluster::{OutputArgs, ValueArgs, extension, mesh_values, print, settings, write_out};
+use crate::multicluster::{extension, mesh_values, settings};
+use crate::output::{OutputArgs, ValueArgs, print, write_out};
 use crate::problem::Problem;
 use source::Source;
 

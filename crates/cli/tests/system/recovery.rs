@@ -39,6 +39,11 @@ pub(crate) const TESTS: &[Test] = &[
         TOOLS,
         votes_go_on_while_the_control_plane_restarts_and_changes_follow_afterwards,
     ),
+    linked(
+        "with_three_replicas_any_one_may_be_killed_under_load_and_nothing_is_lost",
+        TOOLS,
+        with_three_replicas_any_one_may_be_killed_under_load_and_nothing_is_lost,
+    ),
 ];
 
 /// Exports a service of east or takes it back.
@@ -324,6 +329,82 @@ fn votes_go_on_while_the_control_plane_restarts_and_changes_follow_afterwards(wo
     local.hears(5);
     world.kubectl("west", "-n emojivoto scale deployment web --replicas=1");
     weighs(world, [true, false]);
+}
+
+/// What `--ha` gives three replicas, except for the affinities that one node can't satisfy: cluster, namespace, name.
+const REPLICATED: [(&str, &str, &str); 6] = [
+    ("west", "linkerd-multicluster", "linkerd-service-mirror-east"),
+    ("west", "linkerd", "linkerd-destination"),
+    ("west", "linkerd", "linkerd-identity"),
+    ("west", "linkerd", "linkerd-proxy-injector"),
+    ("east", "linkerd", "linkerd-destination"),
+    ("east", "linkerd-multicluster", "linkerd-gateway"),
+];
+
+fn scale_all(world: &World, replicas: usize) {
+    for (cluster, namespace, name) in REPLICATED {
+        world.kubectl(
+            cluster,
+            &format!("-n {namespace} scale deployment {name} --replicas={replicas}"),
+        );
+    }
+    for (cluster, namespace, name) in REPLICATED {
+        world.rolled_out(cluster, namespace, name);
+    }
+}
+
+/// Kills one pod of a Deployment without a word; the leader, where one leads.
+fn kill_one(world: &World, cluster: &str, namespace: &str, deployment: &str) {
+    let listed = world.kubectl(cluster, &format!("-n {namespace} get pods -o name"));
+    let mut pods = listed.lines().filter_map(|line| {
+        let name = line.strip_prefix("pod/")?;
+        let rest = name.strip_prefix(deployment)?.strip_prefix('-')?;
+        (rest.split('-').count() == 2).then_some(name)
+    });
+    let leases = world
+        .get(cluster, &format!("-n {namespace} leases"))
+        .unwrap_or_default();
+    let leads = |pod: &str| {
+        let leases = leases["items"].as_array().into_iter().flatten();
+        let mut holders = leases.filter_map(|lease| lease["spec"]["holderIdentity"].as_str());
+        holders.any(|holder| holder.contains(pod))
+    };
+    let first = pods.next().expect("it has pods");
+    let victim = pods.find(|pod| leads(pod)).unwrap_or(first);
+    world.kubectl(
+        cluster,
+        &format!("-n {namespace} delete pod {victim} --grace-period=0 --force"),
+    );
+}
+
+fn with_three_replicas_any_one_may_be_killed_under_load_and_nothing_is_lost(world: &World) {
+    scale_all(world, 3);
+    let local = Witness::start(world, "witness-near", "http://web-svc.emojivoto/api/list");
+    let linked = Witness::start(world, "witness-far", "http://web-svc-east.emojivoto/api/list");
+    for (cluster, namespace, name) in REPLICATED {
+        kill_one(world, cluster, namespace, name);
+        linked.hears(2);
+    }
+    local.hears(5);
+    for witness in [&local, &linked] {
+        assert_eq!(witness.failures(), "", "{} lost requests", witness.name);
+    }
+    // Another replica takes the dead leader's place when its lease has run out, and knows what it left.
+    let began = Instant::now();
+    export(world, "voting-svc", true);
+    eventually("the next leader makes a mirror", A_ROLLOUT, || {
+        match addresses(world, "voting-svc-east")? {
+            (1.., 0) => Ok(()),
+            other => Err(format!("ready and unready addresses: {other:?}")),
+        }
+    });
+    report(&format!(
+        "{:.1} s until the next mirror after a leader was killed",
+        began.elapsed().as_secs_f64()
+    ));
+    export(world, "voting-svc", false);
+    vanishes(world, "voting-svc-east");
+    scale_all(world, 1);
 }
 
 /// Waits until exactly these backends of the split have weight.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::inject::{Component, Injection, object};
 use crate::keys;
 use crate::ports::Ports;
-use crate::values::{Resource, Values};
+use crate::values::Values;
 
 const TOKEN_VOLUME: &str = "linkerd-identity-token";
 const END_ENTITY_VOLUME: &str = "linkerd-identity-end-entity";
@@ -314,10 +314,9 @@ impl Sidecar<'_> {
                 {"name": TOKEN_VOLUME, "mountPath": "/var/run/secrets/tokens"},
             ],
         });
-        let resources = self.resources();
         let fields = object(&mut container);
-        if !resources.is_empty() {
-            fields.insert("resources".into(), Value::Object(resources));
+        if let Some(resources) = proxy.resources.of_container() {
+            fields.insert("resources".into(), resources);
         }
         if proxy.mark != 0 {
             // Marking sockets takes a capability, where all processes are one user and it has to be the mark.
@@ -354,29 +353,6 @@ impl Sidecar<'_> {
             object(fields.entry("lifecycle").or_insert(Value::Null)).insert("preStop".into(), sleep);
         }
         container
-    }
-
-    fn resources(&self) -> Map<String, Value> {
-        let resources = &self.values.proxy.resources;
-        let named = [
-            ("cpu", &resources.cpu),
-            ("memory", &resources.memory),
-            ("ephemeral-storage", &resources.ephemeral_storage),
-        ];
-        let collect = |part: fn(&Resource) -> &String| {
-            let set = named.iter().filter(|(_, resource)| !part(resource).is_empty());
-            set.map(|(name, resource)| ((*name).to_owned(), json!(part(resource))))
-                .collect::<Map<_, _>>()
-        };
-        let parts = [
-            ("limits", collect(|resource| &resource.limit)),
-            ("requests", collect(|resource| &resource.request)),
-        ];
-        parts
-            .into_iter()
-            .filter(|(_, part)| !part.is_empty())
-            .map(|(name, part)| (name.to_owned(), Value::Object(part)))
-            .collect()
     }
 
     fn env(&self) -> Vec<Value> {
