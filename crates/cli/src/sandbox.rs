@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use hawser_sandbox::launcher::control::{self, Answer, ControlError, Status};
 use hawser_sandbox::launcher::doctor::{Finding, doctor};
 use hawser_sandbox::launcher::enter::{self, Attachment, EnterError, Entered, Request};
-use hawser_sandbox::network::Layout;
+use hawser_sandbox::network::{Layout, NodePorts};
 
 use crate::output::write_out;
 use crate::problem::Problem;
@@ -23,7 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 ///
 /// Clusters are made of processes in private namespaces: no container runtime, no images, no downloads. Real kubectl
 /// works against them. All clusters use the same pod and service addresses; only LoadBalancer addresses and API
-/// servers are reachable from one to another. With `up --flat`, pods have addresses of their own and reach each other.
+/// servers are reachable from one to another. With `up --flat`, pods have addresses of their own and reach each other;
+/// with `up --node-ports`, nodes have external addresses at which their node ports answer to other clusters.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  hawser sandbox up west east\n  export KUBECONFIG=$(hawser sandbox kubeconfig)\n  kubectl --context west get pods -A\n  hawser sandbox down"
@@ -40,7 +41,7 @@ pub(crate) struct SandboxArgs {
 enum SandboxCommand {
     /// Start clusters and wait until they are ready
     #[command(
-        after_help = "Examples:\n  hawser sandbox up west east\n  hawser sandbox up west east north --flat"
+        after_help = "Examples:\n  hawser sandbox up west east\n  hawser sandbox up west east north --flat\n  hawser sandbox up west east --node-ports"
     )]
     Up {
         /// Names of the clusters, also the contexts of the kubeconfig
@@ -49,6 +50,9 @@ enum SandboxCommand {
         /// Give each cluster pod addresses of its own, and let pods of all clusters reach each other
         #[arg(long)]
         flat: bool,
+        /// Give each node an external address, at which other clusters reach its node ports
+        #[arg(long)]
+        node_ports: bool,
         /// How long to wait until they are ready, in seconds
         #[arg(long, default_value_t = 60)]
         wait: u64,
@@ -124,9 +128,19 @@ pub(crate) fn default_state_dir() -> PathBuf {
 pub(crate) fn run(args: SandboxArgs) -> Result<ExitCode, Problem> {
     let dir = args.state_dir;
     match args.command {
-        SandboxCommand::Up { names, flat, wait } => {
+        SandboxCommand::Up {
+            names,
+            flat,
+            node_ports,
+            wait,
+        } => {
             let layout = if flat { Layout::Flat } else { Layout::Apart };
-            return up(&dir, names, layout, Duration::from_secs(wait));
+            let node_ports = if node_ports {
+                NodePorts::Everywhere
+            } else {
+                NodePorts::Inside
+            };
+            return up(&dir, names, layout, node_ports, Duration::from_secs(wait));
         }
         SandboxCommand::Doctor { output } => return examine(output),
         SandboxCommand::Status { output } => show(&status(&dir)?, output)?,
@@ -158,7 +172,13 @@ pub(crate) fn run(args: SandboxArgs) -> Result<ExitCode, Problem> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(dir: &Path, names: Vec<String>, layout: Layout, patience: Duration) -> Result<ExitCode, Problem> {
+fn up(
+    dir: &Path,
+    names: Vec<String>,
+    layout: Layout,
+    node_ports: NodePorts,
+    patience: Duration,
+) -> Result<ExitCode, Problem> {
     if status(dir).is_ok() {
         let why = format!("one is running in {}", dir.display());
         return Err(Problem::new(
@@ -167,7 +187,7 @@ fn up(dir: &Path, names: Vec<String>, layout: Layout, patience: Duration) -> Res
             "hawser sandbox down, or another --state-dir",
         ));
     }
-    let mut entered = begin(dir, names, layout, Attachment::Detached)?;
+    let mut entered = begin(dir, names, layout, node_ports, Attachment::Detached)?;
     let status = ready(&mut entered, dir, patience, |waiting| progress(&waiting))?;
     progress("");
     show(&status, Output::Table)?;
@@ -183,6 +203,7 @@ pub(crate) fn begin(
     dir: &Path,
     names: Vec<String>,
     layout: Layout,
+    node_ports: NodePorts,
     attachment: Attachment,
 ) -> Result<Entered, Problem> {
     for (i, name) in names.iter().enumerate() {
@@ -202,6 +223,7 @@ pub(crate) fn begin(
     let request = Request {
         clusters: names,
         layout,
+        node_ports,
         state_dir: dir.to_owned(),
     };
     enter::start(&request, attachment).map_err(|error| {

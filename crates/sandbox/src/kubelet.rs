@@ -119,6 +119,8 @@ pub struct ClusterAddresses {
     pub services: ipnet::Ipv4Net,
     /// The node's address on the segment between clusters.
     pub node: std::net::Ipv4Addr,
+    /// Where clients outside the cluster reach the node's ports, and nothing else; none if they don't.
+    pub external: Option<std::net::Ipv4Addr>,
     /// Addresses on that segment for Services of type LoadBalancer.
     pub load_balancers: ipnet::Ipv4Net,
     /// Where pods of any cluster reach this cluster's API server: `node:6443`.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hawser_sandbox::dns::Server;
 use hawser_sandbox::network::snapshot::Snapshot;
 use hawser_sandbox::network::wan::{Condition, Wan};
-use hawser_sandbox::network::{ClusterNetwork, Layout, NetNs, plan_addresses, services};
+use hawser_sandbox::network::{ClusterNetwork, Layout, NetNs, NodePorts, plan_addresses, services};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,7 +67,7 @@ fn web_service(address: &str, to: Ipv4Addr) -> Arc<Snapshot> {
         "
 kind: Service
 metadata: {{namespace: default, name: web}}
-spec: {{clusterIP: 10.43.0.7, ports: [{{port: 80}}]}}
+spec: {{clusterIP: 10.43.0.7, ports: [{{port: 80, nodePort: 30080}}]}}
 status: {{loadBalancer: {{ingress: [{{ip: {address}}}]}}}}
 ---
 kind: EndpointSlice
@@ -80,13 +80,19 @@ endpoints:
     )))
 }
 
-async fn two_clusters() {
-    let wan = Wan::new();
-    let plan = plan_addresses(&["west".into(), "east".into()], Layout::Apart).expect("two fit");
+/// West's and east's.
+async fn networks(wan: &Wan, layout: Layout, node_ports: NodePorts) -> Vec<Arc<ClusterNetwork>> {
+    let plan = plan_addresses(&["west".into(), "east".into()], layout, node_ports).expect("two fit");
     let mut clusters = Vec::new();
     for addresses in plan {
-        clusters.push(ClusterNetwork::create(addresses, &wan).await.expect("a network"));
+        clusters.push(ClusterNetwork::create(addresses, wan).await.expect("a network"));
     }
+    clusters
+}
+
+async fn two_clusters() {
+    let wan = Wan::new();
+    let clusters = networks(&wan, Layout::Apart, NodePorts::Inside).await;
     let (west, east) = (&clusters[0], &clusters[1]);
     let server = west.add_pod("server").await.expect("a pod");
     let client = west.add_pod("client").await.expect("a pod");
@@ -144,7 +150,26 @@ async fn two_clusters() {
         "from the node"
     );
 
+    for (from, who) in [
+        (&client.netns, "a pod"),
+        (&server.netns, "itself"),
+        (west.node(), "the node"),
+    ] {
+        let answer = ask(from, "203.0.113.1:30080").await;
+        assert_eq!(answer.as_deref(), Ok("west"), "node port from {who}");
+    }
+    assert_eq!(
+        ask(&client.netns, "203.0.113.1:30081").await,
+        Err(io::ErrorKind::ConnectionRefused),
+        "nobody's node port"
+    );
+
     let stranger = east.add_pod("stranger").await.expect("a pod");
+    assert_eq!(
+        ask(&stranger.netns, "203.0.113.1:30080").await,
+        Err(io::ErrorKind::TimedOut),
+        "node ports stay inside"
+    );
     assert_eq!(stranger.ip, server.ip, "addresses overlap on purpose");
     assert_eq!(
         ask(&stranger.netns, "203.0.113.16:80").await.as_deref(),
@@ -229,11 +254,7 @@ async fn two_clusters() {
 
 async fn two_flat_clusters() {
     let wan = Wan::new();
-    let plan = plan_addresses(&["west".into(), "east".into()], Layout::Flat).expect("two fit");
-    let mut clusters = Vec::new();
-    for addresses in plan {
-        clusters.push(ClusterNetwork::create(addresses, &wan).await.expect("a network"));
-    }
+    let clusters = networks(&wan, Layout::Flat, NodePorts::Inside).await;
     let (west, east) = (&clusters[0], &clusters[1]);
     let server = west.add_pod("server").await.expect("a pod");
     let client = east.add_pod("client").await.expect("a pod");
@@ -260,6 +281,51 @@ async fn two_flat_clusters() {
     wan.set("west", "east", |condition| condition.cut = true)
         .expect("both are there");
     assert_eq!(ask(&client.netns, &of_west).await, Err(io::ErrorKind::TimedOut));
+}
+
+async fn two_clusters_with_external_nodes() {
+    let wan = Wan::new();
+    let clusters = networks(&wan, Layout::Apart, NodePorts::Everywhere).await;
+    let (west, east) = (&clusters[0], &clusters[1]);
+    let server = west.add_pod("server").await.expect("a pod");
+    let stranger = east.add_pod("stranger").await.expect("a pod");
+    serve(&server.netns, "0.0.0.0:8080", "west").await;
+    for (at, answer) in [("203.0.113.1:6443", "api"), ("203.0.113.2:22", "ssh")] {
+        serve(west.node(), at, answer).await;
+    }
+    let (sender, receiver) = watch::channel(web_service("203.0.113.16", server.ip));
+    let run = tokio::spawn(services::run(receiver, Arc::clone(west), Default::default()));
+    while ask(&stranger.netns, "203.0.113.2:30080").await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    for (from, who) in [
+        (&stranger.netns, "a pod of another cluster"),
+        (east.node(), "its node"),
+        (&server.netns, "itself"),
+        (west.node(), "its own node"),
+    ] {
+        let answer = ask(from, "203.0.113.2:30080").await;
+        assert_eq!(answer.as_deref(), Ok("west"), "external node port from {who}");
+    }
+    for (at, what) in [
+        ("203.0.113.2:22", "what else listens on the node"),
+        ("203.0.113.2:80", "the service's own port"),
+        ("203.0.113.1:30080", "the node's own address"),
+    ] {
+        let answer = ask(&stranger.netns, at).await;
+        assert_eq!(answer, Err(io::ErrorKind::TimedOut), "{what} at {at}");
+    }
+    assert_eq!(
+        ask(&stranger.netns, "203.0.113.2:30081").await,
+        Err(io::ErrorKind::ConnectionRefused),
+        "nobody's node port"
+    );
+    assert_eq!(
+        ask(&stranger.netns, "203.0.113.1:6443").await.as_deref(),
+        Ok("api")
+    );
+    drop(sender);
+    run.abort();
 }
 
 const CLUSTER: &str = "
@@ -318,7 +384,7 @@ async fn ask_tcp(pod: &NetNs, server: SocketAddr) -> io::Result<Vec<u8>> {
 
 async fn from_a_pod() {
     let wan = Wan::new();
-    let addresses = plan_addresses(&["west".into()], Layout::Apart)
+    let addresses = plan_addresses(&["west".into()], Layout::Apart, NodePorts::Inside)
         .expect("one fits")
         .remove(0);
     let server = SocketAddr::from((addresses.dns, 53));
@@ -363,6 +429,10 @@ fn packets_go_where_services_say_and_nowhere_else() {
     run(two_clusters());
 }
 
+fn node_ports_and_nothing_else_answer_at_a_nodes_external_address() {
+    run(two_clusters_with_external_nodes());
+}
+
 fn pods_of_a_flat_sandbox_reach_each_other_by_address() {
     run(two_flat_clusters());
 }
@@ -376,6 +446,10 @@ fn main() -> ExitCode {
         (
             "pods_of_a_flat_sandbox_reach_each_other_by_address",
             pods_of_a_flat_sandbox_reach_each_other_by_address,
+        ),
+        (
+            "node_ports_and_nothing_else_answer_at_a_nodes_external_address",
+            node_ports_and_nothing_else_answer_at_a_nodes_external_address,
         ),
         (
             "packets_go_where_services_say_and_nowhere_else",

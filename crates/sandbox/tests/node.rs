@@ -74,6 +74,7 @@ impl TestNode {
                 name: "test".to_owned(),
                 pods: "10.42.0.0/16".parse().unwrap(),
                 reachable_pods: Vec::new(),
+                external: None,
                 services: "10.43.0.0/16".parse().unwrap(),
                 node: Ipv4Addr::LOCALHOST,
                 load_balancers: "172.30.1.0/24".parse().unwrap(),

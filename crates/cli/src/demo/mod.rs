@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use hawser_sandbox::launcher::control::Status;
 use hawser_sandbox::launcher::enter::Attachment;
-use hawser_sandbox::network::Layout;
+use hawser_sandbox::network::{Layout, NodePorts};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
@@ -65,6 +65,7 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Problem> {
         &dir,
         vec![WEST.into(), EAST.into()],
         Layout::Apart,
+        NodePorts::Inside,
         Attachment::Attached,
     )?;
     let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |waiting| {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::Cluster;
 use super::error::{ApiError, Cause, Result};
 use super::registry::meta;
-use crate::controllers::addresses::{AllocationError, allocate_cluster_ip, allocate_node_port};
+use crate::controllers::addresses::{allocate_cluster_ip, allocate_node_port};
 use crate::store::{Key, ResourceId};
 
 /// What Services that are being written will have, by number of the write.
@@ -55,8 +55,8 @@ pub(crate) fn allocate(cluster: &Arc<Cluster>, service: &mut Value) -> Result<Op
     let seed = meta::uid(service)
         .bytes()
         .fold(0_u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
-    let refuse = |field: &str, value: &Value, error: AllocationError| {
-        let message = format!("Invalid value: {value}: failed to allocate: {error}");
+    let refuse = |field: &str, value: &Value, error: &str| {
+        let message = format!("Invalid value: {value}: {error}");
         let cause = Cause {
             reason: "FieldValueInvalid".to_owned(),
             message,
@@ -95,26 +95,49 @@ pub(crate) fn allocate(cluster: &Arc<Cluster>, service: &mut Value) -> Result<Op
         // An address of another family is left to validation.
         let wanted: Option<Ipv4Addr> = given.parse().ok();
         if wanted.is_some() || given.is_empty() {
-            let address = allocate_cluster_ip(range, wanted, &taken_addresses, seed)
-                .map_err(|error| refuse("spec.clusterIPs[0]", &given.as_str().into(), error))?;
+            let address = allocate_cluster_ip(range, wanted, &taken_addresses, seed).map_err(|error| {
+                let error = format!("failed to allocate IP {given}: {error}");
+                refuse("spec.clusterIPs[0]", &given.as_str().into(), &error)
+            })?;
             spec.insert("clusterIP".to_owned(), address.to_string().into());
             spec.insert("clusterIPs".to_owned(), json!([address.to_string()]));
             claim.address = Some(address);
         }
     }
     if has_node_ports(spec) {
+        let unasked = spec.get("allocateLoadBalancerNodePorts") != Some(&Value::Bool(false));
         let ports = spec.get_mut("ports").and_then(Value::as_array_mut);
-        for port in ports.into_iter().flatten().filter(|port| port.is_object()) {
-            let wanted = port
-                .get("nodePort")
+        let mut ports: Vec<&mut Value> = ports.into_iter().flatten().collect();
+        // One number that is served over several protocols has one node port, whichever of them names it.
+        let mut by_number: BTreeMap<String, u16> = BTreeMap::new();
+        // What a manifest names goes first, lest the port of another entry is chosen for this one.
+        let named = |port: &Value| {
+            port.get("nodePort")
                 .and_then(Value::as_u64)
-                .filter(|port| *port > 0);
-            let wanted = wanted.map(|port| u16::try_from(port).unwrap_or(0));
-            let chosen = allocate_node_port(wanted, &taken_ports, seed)
-                .map_err(|error| refuse("spec.ports.nodePort", &port["nodePort"], error))?;
-            taken_ports.insert(chosen);
-            claim.ports.insert(chosen);
-            port["nodePort"] = chosen.into();
+                .filter(|port| *port > 0)
+        };
+        for naming in [true, false] {
+            for (index, port) in ports.iter_mut().enumerate() {
+                let wanted = named(port);
+                if !port.is_object() || wanted.is_some() != naming || !(naming || unasked) {
+                    continue;
+                }
+                let number = port["port"].to_string();
+                let wanted = wanted.map(|port| u16::try_from(port).unwrap_or(0));
+                let known = by_number.get(&number).copied();
+                let chosen = match (known, wanted) {
+                    (Some(known), None) => known,
+                    (Some(known), Some(wanted)) if known == wanted => known,
+                    _ => allocate_node_port(wanted, &taken_ports, seed).map_err(|error| {
+                        let field = format!("spec.ports[{index}].nodePort");
+                        refuse(&field, &port["nodePort"], &error.to_string())
+                    })?,
+                };
+                taken_ports.insert(chosen);
+                claim.ports.insert(chosen);
+                by_number.insert(number, chosen);
+                port["nodePort"] = chosen.into();
+            }
         }
     }
     reserved.0 += 1;
@@ -149,7 +172,26 @@ pub(crate) fn keep(current: &Value, service: &mut Value) {
             .and_then(Value::as_object)
             .is_some_and(has_node_ports)
     };
-    if !has(service) || !has(current) {
+    if !has(current) {
+        return;
+    }
+    if !has(service) {
+        // Whoever changes the type alone doesn't ask for the node ports that came with the old one.
+        let before: BTreeSet<u64> = ports(current)
+            .filter_map(|port| port.get("nodePort")?.as_u64())
+            .collect();
+        let after = meta::child(service, "spec")
+            .get_mut("ports")
+            .and_then(Value::as_array_mut);
+        for port in after.into_iter().flatten().filter_map(Value::as_object_mut) {
+            if port
+                .get("nodePort")
+                .and_then(Value::as_u64)
+                .is_some_and(|port| before.contains(&port))
+            {
+                port.remove("nodePort");
+            }
+        }
         return;
     }
     let same = |a: &Value, b: &Value, field: &str, default: &Value| {
@@ -174,7 +216,6 @@ pub(crate) fn keep(current: &Value, service: &mut Value) {
 fn has_node_ports(spec: &serde_json::Map<String, Value>) -> bool {
     let kind = spec.get("type").and_then(Value::as_str).unwrap_or_default();
     matches!(kind, "NodePort" | "LoadBalancer")
-        && spec.get("allocateLoadBalancerNodePorts") != Some(&Value::Bool(false))
 }
 
 fn ports(service: &Value) -> impl Iterator<Item = &Value> {

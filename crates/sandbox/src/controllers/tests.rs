@@ -16,6 +16,7 @@ pub(super) fn addresses() -> ClusterAddresses {
         name: "west".into(),
         pods: "10.42.0.0/16".parse().unwrap(),
         reachable_pods: Vec::new(),
+        external: None,
         services: "10.43.0.0/16".parse().unwrap(),
         node: "172.31.0.2".parse().unwrap(),
         load_balancers: "172.31.1.0/24".parse().unwrap(),

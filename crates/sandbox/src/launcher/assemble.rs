@@ -156,7 +156,7 @@ impl Sandbox {
         let wan = Wan::new();
         let mut clusters = BTreeMap::new();
         let mut kubeconfigs = Vec::new();
-        for (addresses, listener) in plan_addresses(&request.clusters, request.layout)?
+        for (addresses, listener) in plan_addresses(&request.clusters, request.layout, request.node_ports)?
             .into_iter()
             .zip(listeners)
         {

@@ -31,7 +31,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
 
-use crate::network::Layout;
+use crate::network::{Layout, NodePorts};
 
 /// The name under which the caller's binary must call [`main`].
 pub const PROGRAM: &str = "hawser-sandbox";
@@ -55,6 +55,8 @@ pub struct Request {
     pub clusters: Vec<String>,
     #[serde(default)]
     pub layout: Layout,
+    #[serde(default)]
+    pub node_ports: NodePorts,
     /// Logs, kubeconfig and control socket live here; made with mode 0700.
     pub state_dir: PathBuf,
 }

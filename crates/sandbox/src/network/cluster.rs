@@ -27,6 +27,7 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessage
 use super::netns::NetNs;
 use super::pool::{Pool, gateway};
 use super::wan::{Wan, WanError};
+use crate::controllers::addresses::NODE_PORTS;
 use crate::kubelet::ClusterAddresses;
 
 /// The segment between clusters (RFC 5737 documentation addresses: nobody's).
@@ -35,7 +36,8 @@ const WAN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(203, 0, 113, 0), 24);
 const WAN_PREFIX: u8 = 27;
 
 const BRIDGE: &str = "pods0";
-const LEG: &str = "wan0";
+/// The interface that leads to other clusters.
+pub(super) const LEG: &str = "wan0";
 const LOCAL_TABLE: u32 = 255;
 
 const CARRIER_LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -97,8 +99,23 @@ pub enum Layout {
     Flat,
 }
 
+/// Whether the ports of a node are reached from other clusters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodePorts {
+    /// They answer to the cluster's own pods and node.
+    #[default]
+    Inside,
+    /// The node has an address on the segment between clusters besides, at which they answer and nothing else does.
+    Everywhere,
+}
+
 /// What each cluster of a sandbox is reached by. The same names in the same order give the same addresses.
-pub fn plan_addresses(clusters: &[String], layout: Layout) -> Result<Vec<ClusterAddresses>, NetworkError> {
+pub fn plan_addresses(
+    clusters: &[String],
+    layout: Layout,
+    node_ports: NodePorts,
+) -> Result<Vec<ClusterAddresses>, NetworkError> {
     let blocks: Vec<Ipv4Net> = WAN
         .subnets(WAN_PREFIX)
         .expect("the segment is larger than a block")
@@ -128,6 +145,7 @@ pub fn plan_addresses(clusters: &[String], layout: Layout) -> Result<Vec<Cluster
             reachable_pods: Vec::new(),
             services,
             node,
+            external: (node_ports == NodePorts::Everywhere).then(|| Ipv4Addr::from(u32::from(node) + 1)),
             load_balancers: upper,
             api: SocketAddr::from((node, 6443)),
             dns: Ipv4Addr::from(u32::from(services.network()) + 10),
@@ -241,18 +259,20 @@ impl ClusterNetwork {
                 .await
                 .map_err(link("giving the node an address"))?;
         }
-        // The node answers for all LoadBalancer addresses; services without endpoints then refuse by themselves.
-        let load_balancers = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(
-                addresses.load_balancers.network(),
-                addresses.load_balancers.prefix_len(),
-            )
-            .output_interface(lo)
-            .kind(RouteType::Local)
-            .scope(RouteScope::Host)
-            .pref_source(addresses.node)
-            .table_id(LOCAL_TABLE)
-            .build();
+        // The node answers for all LoadBalancer addresses, and for the one of its ports if it has one; services
+        // without endpoints then refuse by themselves.
+        let external = addresses.external.map(|address| Ipv4Net::new_assert(address, 32));
+        let answered = [addresses.load_balancers].into_iter().chain(external);
+        let answered = answered.map(|net| {
+            RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .output_interface(lo)
+                .kind(RouteType::Local)
+                .scope(RouteScope::Host)
+                .pref_source(addresses.node)
+                .table_id(LOCAL_TABLE)
+                .build()
+        });
         // Only for connections that the node itself opens: without a route the kernel gives up before translation.
         let services = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(addresses.services.network(), addresses.services.prefix_len())
@@ -266,7 +286,7 @@ impl ClusterNetwork {
                 .gateway(*node)
                 .build()
         });
-        for route in [load_balancers, services].into_iter().chain(other_pods) {
+        for route in answered.chain([services]).chain(other_pods) {
             links
                 .route()
                 .add(route)
@@ -551,6 +571,14 @@ fn filter(addresses: &ClusterAddresses) -> Table {
                 .then(Action::RejectWithPortUnreachable),
         ]
     };
+    let closed = addresses.external.map(|external| {
+        wan()
+            .comment("no such node port or no endpoints")
+            .when(tcp())
+            .when(Match::Destination(one(external)))
+            .when(Match::DestinationPorts(vec![NODE_PORTS]))
+            .then(Action::RejectWithReset)
+    });
     let chain = |name, hook| Chain::base(name, Kind::Filter, hook, priority::FILTER);
     let among_pods = addresses.reachable_pods.iter().map(|(pods, _)| {
         wan()
@@ -578,7 +606,7 @@ fn filter(addresses: &ClusterAddresses) -> Table {
                 )
                 .rule(
                     wan()
-                        .comment("to a load balancer address")
+                        .comment("to a load balancer address or a node port")
                         .when(Match::ConnectionStatus(status::DNAT))
                         .verdict(Verdict::Accept),
                 )
@@ -611,6 +639,7 @@ fn filter(addresses: &ClusterAddresses) -> Table {
                         .when(Match::Destination(addresses.load_balancers.into()))
                         .then(Action::RejectWithReset),
                 )
+                .rules(closed)
                 .rule(wan().verdict(Verdict::Drop)),
         )
         .chain(
@@ -632,7 +661,8 @@ mod tests {
 
     #[test]
     fn clusters_share_pod_and_service_networks_and_split_the_segment() {
-        let plan = plan_addresses(&["west".into(), "east".into()], Layout::Apart).expect("two fit");
+        let names = ["west".into(), "east".into()];
+        let plan = plan_addresses(&names, Layout::Apart, NodePorts::Inside).expect("two fit");
         let shown: Vec<String> = plan
             .iter()
             .map(|a| {
@@ -652,21 +682,37 @@ mod tests {
     }
 
     #[test]
+    fn nodes_have_an_external_address_only_if_their_ports_are_for_everybody() {
+        let names = ["west".into(), "east".into()];
+        let external = |node_ports| {
+            let plan = plan_addresses(&names, Layout::Apart, node_ports).expect("two fit");
+            plan.iter()
+                .map(|addresses| addresses.external.map(|address| address.to_string()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(external(NodePorts::Inside), [None, None]);
+        let addresses = ["203.0.113.2", "203.0.113.34"];
+        assert_eq!(
+            external(NodePorts::Everywhere),
+            addresses.map(|address| Some(address.to_owned()))
+        );
+    }
+
+    #[test]
     fn a_sandbox_of_too_many_clusters_is_refused() {
         let names: Vec<String> = (0..9).map(|number| format!("c{number}")).collect();
         for layout in [Layout::Apart, Layout::Flat] {
-            let error = plan_addresses(&names, layout).expect_err("the segment holds eight");
+            let plan = |names: &[String]| plan_addresses(names, layout, NodePorts::Everywhere);
+            let error = plan(&names).expect_err("the segment holds eight");
             assert_eq!(error.to_string(), "a sandbox has at most 8 clusters");
-            assert_eq!(
-                plan_addresses(&names[..8], layout).map(|plan| plan.len()).ok(),
-                Some(8)
-            );
+            assert_eq!(plan(&names[..8]).map(|plan| plan.len()).ok(), Some(8));
         }
     }
 
     #[test]
     fn in_a_flat_layout_every_cluster_knows_where_the_others_pods_are() {
-        let plan = plan_addresses(&["west".into(), "east".into()], Layout::Flat).expect("two fit");
+        let names = ["west".into(), "east".into()];
+        let plan = plan_addresses(&names, Layout::Flat, NodePorts::Inside).expect("two fit");
         let shown: Vec<String> = plan
             .iter()
             .map(|a| format!("{} {} {} {:?}", a.name, a.pods, a.services, a.reachable_pods))

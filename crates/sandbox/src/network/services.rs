@@ -1,9 +1,11 @@
-//! Gives Services their addresses: connections to a ClusterIP or a LoadBalancer address go to a ready endpoint.
+//! Gives Services their addresses: connections to a ClusterIP, a LoadBalancer address or a node port go to a ready
+//! endpoint.
 //!
 //! [`plan`] is pure: from a snapshot to a packet filter table. Each port of a Service is a chain; one verdict map
 //! finds it by address, protocol and port, so a packet is looked up once however many Services there are. The whole
 //! table is replaced in one transaction per change. Services without ready endpoints are left out: the node's own
-//! rules refuse what nobody claims. Node ports are deliberately missing.
+//! rules refuse what nobody claims. Ports of the node's own address have a map of their own, in which nobody looks for
+//! those who come from another cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,8 +21,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::ClusterNetwork;
+use super::cluster::{ClusterNetwork, LEG};
 use super::snapshot::Snapshot;
+use crate::kubelet::ClusterAddresses;
 
 /// A failed change is tried again after this long; nothing else would wake us.
 const RETRY: Duration = Duration::from_secs(1);
@@ -33,7 +36,7 @@ pub async fn run(
 ) {
     let mut applied: Option<Table> = None;
     loop {
-        let wanted = plan(&snapshots.borrow_and_update().clone());
+        let wanted = plan(&snapshots.borrow_and_update().clone(), network.addresses());
         let failed = applied.as_ref() != Some(&wanted) && {
             match apply(&network, &wanted) {
                 Ok(()) => {
@@ -64,8 +67,8 @@ fn apply(network: &ClusterNetwork, table: &Table) -> Result<(), ApplyError> {
 }
 
 /// The table that makes the snapshot's Services reachable.
-fn plan(snapshot: &Snapshot) -> Table {
-    let mut entries = Vec::new();
+fn plan(snapshot: &Snapshot, node: &ClusterAddresses) -> Table {
+    let (mut entries, mut inside) = (Vec::new(), Vec::new());
     let mut chains = Vec::new();
     let mut backends = BTreeSet::new();
     for ((namespace, name), service) in &snapshot.services {
@@ -89,13 +92,18 @@ fn plan(snapshot: &Snapshot) -> Table {
                 "{chain}/{number}-{}",
                 port.protocol.as_deref().unwrap_or("TCP").to_lowercase()
             );
-            for address in &addresses {
+            let entry = |address: Ipv4Addr, number: u16| {
                 let key = vec![
-                    Key::Address((*address).into()),
+                    Key::Address(address.into()),
                     Key::Protocol(protocol),
                     Key::Port(number),
                 ];
-                entries.push((key, Verdict::Goto(chain.clone())));
+                (key, Verdict::Goto(chain.clone()))
+            };
+            entries.extend(addresses.iter().map(|address| entry(*address, number)));
+            if let Some(port) = port.node_port.and_then(|port| u16::try_from(port).ok()) {
+                entries.extend(node.external.map(|address| entry(address, port)));
+                inside.push(entry(node.node, port));
             }
             backends.extend(endpoints.iter().map(SocketAddr::ip));
             let balance = Rule::new()
@@ -105,20 +113,37 @@ fn plan(snapshot: &Snapshot) -> Table {
         }
     }
     // Two Services with one address and port can't both have it. The API server doesn't hand out such addresses.
-    let entries: BTreeMap<_, _> = entries.into_iter().rev().collect();
-    table(entries.into_iter().collect(), backends, chains)
+    let unique = |entries: Vec<_>| -> Entries {
+        let entries: BTreeMap<_, _> = entries.into_iter().rev().collect();
+        entries.into_iter().collect()
+    };
+    table(unique(entries), unique(inside), backends, chains)
 }
 
-fn table(entries: Vec<(Vec<Key>, Verdict)>, backends: BTreeSet<IpAddr>, chains: Vec<Chain>) -> Table {
+type Entries = Vec<(Vec<Key>, Verdict)>;
+
+fn table(entries: Entries, inside: Entries, backends: BTreeSet<IpAddr>, chains: Vec<Chain>) -> Table {
     let fields = vec![Field::DestinationAddress, Field::Protocol, Field::DestinationPort];
     let pair = vec![Field::SourceAddress, Field::DestinationAddress];
-    let look = || {
-        Rule::new().then(Action::Look {
+    let look = |rule: Rule, set: &str| {
+        rule.then(Action::Look {
             fields: fields.clone(),
-            set: "services".into(),
+            set: set.into(),
         })
     };
-    let dnat = |name, hook| Chain::base(name, Kind::Nat, hook, priority::DNAT).rule(look());
+    let dnat = |name, hook, own: Rule| {
+        Chain::base(name, Kind::Nat, hook, priority::DNAT)
+            .rule(look(Rule::new(), "services"))
+            .rule(look(own, "node-ports"))
+    };
+    let not_from_outside = Rule::new()
+        .comment("ports of this node, not for other clusters")
+        .unless(Match::InputInterface(LEG.into()));
+    let verdicts = |name: &str, entries| Set {
+        name: name.into(),
+        fields: fields.clone(),
+        members: Members::Verdicts(entries),
+    };
     let same = |address: &IpAddr| vec![Key::Address(*address), Key::Address(*address)];
     let hairpin = Rule::new()
         .comment("a pod that reaches itself through a service")
@@ -129,18 +154,15 @@ fn table(entries: Vec<(Vec<Key>, Verdict)>, backends: BTreeSet<IpAddr>, chains: 
         })
         .then(Action::Masquerade);
     let mut table = Table::new(Family::Ip, "hawser-services")
-        .set(Set {
-            name: "services".into(),
-            fields: fields.clone(),
-            members: Members::Verdicts(entries),
-        })
+        .set(verdicts("services", entries))
+        .set(verdicts("node-ports", inside))
         .set(Set {
             name: "hairpin".into(),
             fields: pair,
             members: Members::Keys(backends.iter().map(same).collect()),
         })
-        .chain(dnat("prerouting", Hook::Prerouting))
-        .chain(dnat("output", Hook::Output))
+        .chain(dnat("prerouting", Hook::Prerouting, not_from_outside))
+        .chain(dnat("output", Hook::Output, Rule::new()))
         .chain(Chain::base("postrouting", Kind::Nat, Hook::Postrouting, priority::SNAT).rule(hairpin));
     table.chains.extend(chains);
     table
@@ -209,6 +231,7 @@ fn endpoints_of(slices: &[Arc<EndpointSlice>], port: &ServicePort) -> Vec<Socket
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::network::{Layout, NodePorts, plan_addresses};
 
     pub(crate) fn snapshot(objects: &str) -> Snapshot {
         let (mut services, mut slices) = (Vec::new(), Vec::new());
@@ -228,7 +251,17 @@ pub(crate) mod tests {
         Snapshot::new(services, slices)
     }
 
-    /// Entries of the verdict map, then balances, as text.
+    fn west(node_ports: NodePorts) -> ClusterAddresses {
+        plan_addresses(&["west".into()], Layout::Apart, node_ports)
+            .expect("one fits")
+            .remove(0)
+    }
+
+    fn shown_inside(objects: &str) -> Vec<String> {
+        shown(&plan(&snapshot(objects), &west(NodePorts::Inside)))
+    }
+
+    /// Entries of the verdict maps, then balances, as text.
     fn shown(table: &Table) -> Vec<String> {
         let mut lines = Vec::new();
         for set in &table.sets {
@@ -263,7 +296,7 @@ endpoints:
 
     #[test]
     fn every_address_of_a_service_leads_to_its_ready_endpoints() {
-        let lines = shown(&plan(&snapshot(WEB)));
+        let lines = shown_inside(WEB);
         assert_eq!(
             lines,
             [
@@ -277,7 +310,7 @@ endpoints:
 
     #[test]
     fn endpoints_that_terminate_serve_when_no_other_is_ready() {
-        let lines = shown(&plan(&snapshot(&WEB.replace("{ready: true}", "{ready: false}"))));
+        let lines = shown_inside(&WEB.replace("{ready: true}", "{ready: false}"));
         assert!(lines[2].contains("Balance([10.42.0.3:8080])"), "{lines:?}");
     }
 
@@ -286,7 +319,31 @@ endpoints:
         let headless = WEB.replace("10.43.0.7", "None").replace("{ip: 203.0.113.16}", "");
         let (service, _) = WEB.split_once("---\n").expect("two documents");
         for objects in [headless.as_str(), service] {
-            assert_eq!(shown(&plan(&snapshot(objects))), Vec::<String>::new());
+            assert_eq!(shown_inside(objects), Vec::<String>::new());
         }
+    }
+
+    #[test]
+    fn a_node_port_leads_there_by_the_nodes_own_address_and_by_the_external_one_if_there_is_one() {
+        let service = WEB.replace("{port: 80,", "{port: 80, nodePort: 30080,");
+        let of_set = |node_ports, name: &str| {
+            let table = plan(&snapshot(&service), &west(node_ports));
+            let set = table.sets.iter().find(|set| set.name == name).expect("a set");
+            let Members::Verdicts(entries) = &set.members else {
+                panic!("a verdict map");
+            };
+            let of_port = entries.iter().filter(|(key, _)| key[2] == Key::Port(30080));
+            of_port
+                .map(|(key, _)| format!("{:?}", key[0]))
+                .collect::<Vec<_>>()
+        };
+        for node_ports in [NodePorts::Inside, NodePorts::Everywhere] {
+            assert_eq!(of_set(node_ports, "node-ports"), ["Address(203.0.113.1)"]);
+        }
+        assert_eq!(of_set(NodePorts::Inside, "services"), Vec::<String>::new());
+        assert_eq!(
+            of_set(NodePorts::Everywhere, "services"),
+            ["Address(203.0.113.2)"]
+        );
     }
 }

@@ -81,14 +81,17 @@ fn node_status(agent: &Agent, since: Timestamp, now: Timestamp) -> Value {
             "lastHeartbeatTime": seconds(now), "lastTransitionTime": seconds(since),
         })
     };
+    let known = &agent.config.addresses;
+    let mut addresses = vec![json!({"type": "InternalIP", "address": known.node.to_string()})];
+    if let Some(external) = known.external {
+        addresses.push(json!({"type": "ExternalIP", "address": external.to_string()}));
+    }
+    addresses.push(json!({"type": "Hostname", "address": agent.config.node_name}));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     json!({"status": {
         "capacity": capacity(),
         "allocatable": capacity(),
-        "addresses": [
-            {"type": "InternalIP", "address": agent.config.addresses.node.to_string()},
-            {"type": "Hostname", "address": agent.config.node_name},
-        ],
+        "addresses": addresses,
         "conditions": [
             condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
             condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),

@@ -290,6 +290,7 @@ mod tests {
             name: "west".to_owned(),
             pods: "10.42.0.0/16".parse().unwrap(),
             reachable_pods: Vec::new(),
+            external: None,
             services: "10.43.0.0/16".parse().unwrap(),
             node: [172, 30, 0, 1].into(),
             load_balancers: "172.30.1.0/24".parse().unwrap(),

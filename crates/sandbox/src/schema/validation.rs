@@ -808,6 +808,10 @@ impl Checks {
             if !target.is_null() {
                 self.port_reference(target, &at.field("targetPort"));
             }
+            if kind == "ClusterIP" && get(port, &["nodePort"]).as_i64().unwrap_or(0) != 0 {
+                let why = "may not be used when `type` is 'ClusterIP'";
+                self.push(Cause::forbidden(&at.field("nodePort"), why));
+            }
             if !numbers.insert((get(port, &["port"]).to_string(), text(get(port, &["protocol"])))) {
                 let key = json!({"port": get(port, &["port"]), "protocol": get(port, &["protocol"])});
                 self.push(Cause::duplicate(&at, &key));
@@ -1257,6 +1261,14 @@ mod tests {
             [
                 "spec.type: Unsupported value: \"Node\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\""
             ]
+        );
+        assert_eq!(
+            faults(
+                SERVICE,
+                service(json!({"type": "ClusterIP", "ports": [{"port": 80, "nodePort": 30080}]})),
+                None
+            ),
+            ["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"]
         );
         let with_ip = |ip: &str| service(json!({"clusterIP": ip, "ports": [{"port": 80}]}));
         assert_eq!(

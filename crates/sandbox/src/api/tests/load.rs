@@ -72,6 +72,66 @@ async fn an_update_that_names_no_node_port_keeps_it() {
     assert_eq!((code, &updated["spec"]), (200, &created["spec"]), "{updated}");
 }
 
+#[tokio::test]
+async fn node_ports_are_chosen_once_per_number_and_refused_as_kubernetes_does() {
+    let cluster = Cluster::new(ClusterOptions {
+        services: Some("10.43.0.0/24".parse().unwrap()),
+        ..ClusterOptions::default()
+    });
+    let uri = "/api/v1/namespaces/default/services";
+    let service = |name: &str, kind: &str, ports: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+            "spec": { "type": kind, "ports": ports },
+        })
+    };
+    let dns = json!([
+        { "name": "udp", "port": 53, "protocol": "UDP" },
+        { "name": "tcp", "port": 53, "nodePort": 30053 },
+        { "name": "metrics", "port": 9153 },
+    ]);
+    let (code, dns) = send(&cluster, "POST", uri, JSON, service("dns", "LoadBalancer", dns)).await;
+    let ports = &dns["spec"]["ports"];
+    assert_eq!(
+        (code, &ports[0]["nodePort"], &ports[1]["nodePort"]),
+        (201, &json!(30053), &json!(30053))
+    );
+    let chosen = ports[2]["nodePort"].as_u64().unwrap();
+    assert!((30000..=32767).contains(&chosen) && chosen != 30053, "{dns}");
+
+    for (port, why) in [
+        (30053, "provided port is already allocated"),
+        (
+            80,
+            "provided port is not in the valid range. The range of valid ports is 30000-32767",
+        ),
+    ] {
+        let ports = json!([{ "port": 81, "nodePort": port }]);
+        let (code, refused) = send(&cluster, "POST", uri, JSON, service("web", "NodePort", ports)).await;
+        let said =
+            format!("Service \"web\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: {why}");
+        assert_eq!((code, &refused["message"]), (422, &json!(said)));
+    }
+
+    let back = json!({ "spec": { "type": "ClusterIP" } });
+    let merge = "application/merge-patch+json";
+    let (code, back) = send(&cluster, "PATCH", &format!("{uri}/dns"), merge, back).await;
+    assert_eq!(
+        (code, back.pointer("/spec/ports/1/nodePort")),
+        (200, None),
+        "{back}"
+    );
+    let (code, _) = send(
+        &cluster,
+        "POST",
+        uri,
+        JSON,
+        service("web", "NodePort", json!([{ "port": 81, "nodePort": 30053 }])),
+    )
+    .await;
+    assert_eq!(code, 201, "and it is free again");
+}
+
 /// Reads a watch's raw bytes, so that the test decides when.
 async fn raw_watch(cluster: &Arc<Cluster>, uri: &str) -> Body {
     let (parts, ()) = Request::get(uri).body(()).unwrap().into_parts();
