@@ -6,10 +6,14 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
+use hawser_proxy_api::{WAIT, WAITS};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Response, Status};
 
 use crate::view::{Changed, State, Topics, View};
 
@@ -41,7 +45,59 @@ where
     D: Fn(Option<&T>, &T) -> Vec<U> + Send + 'static,
 {
     let (first, changed) = view.observe(&look);
-    let first = first?;
+    Ok(start(view, drain, look, diff, first?, changed))
+}
+
+/// The same, with whole answers, for clients that may have been refused before: one that says so `waits`, hears the same
+/// again only after [`WAIT`], and until then of any other answer at once.
+pub async fn or_wait<T, L>(
+    waits: bool,
+    view: Arc<View>,
+    drain: CancellationToken,
+    look: L,
+) -> Result<Response<Updates<T>>, Status>
+where
+    T: Clone + PartialEq + Send + Sync + 'static,
+    L: Fn(&State, &mut Topics) -> Result<T, Status> + Send + 'static,
+{
+    let until = Instant::now() + if waits { WAIT } else { Duration::ZERO };
+    loop {
+        let (first, changed) = view.observe(&look);
+        let mut refused = match first {
+            Ok(first) => return Ok(Response::new(start(view, drain, look, whole, first, changed))),
+            Err(status) => status,
+        };
+        // What is not found is asked about by everybody, and rarely comes.
+        if refused.code() != Code::NotFound {
+            refused
+                .metadata_mut()
+                .insert(WAITS, MetadataValue::from_static("true"));
+        }
+        if Instant::now() >= until {
+            return Err(refused);
+        }
+        tokio::select! {
+            () = changed.wait() => {}
+            () = tokio::time::sleep_until(until) => return Err(refused),
+            () = drain.cancelled() => return Err(Status::unavailable("shutting down")),
+        }
+    }
+}
+
+fn start<T, U, L, D>(
+    view: Arc<View>,
+    drain: CancellationToken,
+    look: L,
+    diff: D,
+    first: T,
+    changed: Changed,
+) -> Updates<U>
+where
+    T: Send + 'static,
+    U: Send + 'static,
+    L: Fn(&State, &mut Topics) -> Result<T, Status> + Send + 'static,
+    D: Fn(Option<&T>, &T) -> Vec<U> + Send + 'static,
+{
     let pending = diff(None, &first).into();
     let follow = Follow {
         view,
@@ -69,7 +125,7 @@ where
             }
         }
     });
-    Ok(updates.take_until(drain.cancelled_owned()).boxed())
+    updates.take_until(drain.cancelled_owned()).boxed()
 }
 
 /// For answers that are sent whole.
@@ -130,6 +186,34 @@ mod tests {
         assert!(updates.next().now_or_never().is_some());
         drain.cancel();
         assert!(matches!(updates.next().now_or_never(), Some(None)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_waits_hears_of_another_answer_at_once_and_of_the_same_in_the_end() {
+        let view = Arc::new(View::default());
+        let ask = || {
+            let key = Key::new("test", "web");
+            let look = move |state: &State, topics: &mut Topics| {
+                topics.insert(Topic::Service(key.clone()));
+                let refused = || Status::failed_precondition("not exported");
+                state.service(&key).map(|_| true).ok_or_else(refused)
+            };
+            let view = view.clone();
+            move |waits| or_wait(waits, view, CancellationToken::new(), look)
+        };
+        let began = Instant::now();
+        let refused = ask()(false).await.map(drop).unwrap_err();
+        assert!(refused.metadata().contains_key(WAITS));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(ask()(true).await.is_err());
+        assert_eq!(began.elapsed(), WAIT);
+        let (answer, ()) = tokio::join!(ask()(true), async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            set(&view, Some(Service::default()));
+        });
+        let mut updates = answer.unwrap().into_inner();
+        assert_eq!(updates.next().await.map(Result::unwrap), Some(true));
+        assert_eq!(began.elapsed(), WAIT + Duration::from_secs(5));
     }
 
     #[test]

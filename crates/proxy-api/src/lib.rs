@@ -1,6 +1,6 @@
 //! What our proxies and our identity service say to each other beyond Linkerd's proxy API.
 //!
-//! One method, `dev.hawser.identity.v1.Trust/Watch`: a stream of whom to believe and who signs, for proxies that
+//! A refused profile can be followed ([`WAITS`]), and one method, `dev.hawser.identity.v1.Trust/Watch`: a stream of whom to believe and who signs, for proxies that
 //! already believe the service. Linkerd's control plane answers it with `Unimplemented`, Linkerd's proxies never ask;
 //! both keep the anchors that they started with. Written by hand, so that building needs no code generator.
 
@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use tokio_stream::Stream;
@@ -16,6 +17,12 @@ use tonic::server::NamedService;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
+
+/// Metadata of a refused profile: a client that sends it with the next question is answered when the answer is another
+/// one, or after [`WAIT`]. So what was refused is followed like anything else, although its stream has ended.
+pub const WAITS: &str = "hawser-waits";
+/// How long a question waits for another answer.
+pub const WAIT: Duration = Duration::from_secs(30);
 
 const SERVICE: &str = "dev.hawser.identity.v1.Trust";
 const WATCH: &str = "/dev.hawser.identity.v1.Trust/Watch";

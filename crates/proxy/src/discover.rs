@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use hawser_proxy_api::{WAIT, WAITS};
 use linkerd2_proxy_api::destination::destination_client::DestinationClient;
 use linkerd2_proxy_api::destination::{self as dst, GetDestination};
 use linkerd2_proxy_api::inbound::PortSpec;
@@ -20,6 +21,7 @@ use linkerd2_proxy_api::outbound::{TrafficSpec, traffic_spec};
 use rand::Rng as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status, Streaming};
 
 use crate::config::{Config, within};
@@ -260,9 +262,17 @@ pub(crate) async fn follow<T, O>(
     O: Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
 {
     let mut backoff = Backoff::default();
+    let mut waits = false;
     loop {
         let mut answered = false;
-        let ended = stream(config, open(), &is_final, |update| {
+        let asked_at = Instant::now();
+        let first_by = config.stream_initial_timeout;
+        let first_by = if waits {
+            first_by.map(|limit| limit + WAIT)
+        } else {
+            first_by
+        };
+        let ended = stream(config, first_by, open(), &is_final, |update| {
             answered = true;
             message(Ok(update))
         })
@@ -270,11 +280,15 @@ pub(crate) async fn follow<T, O>(
         let wait = match ended {
             None => return,
             Some(Ended::Final(status)) => {
+                // Whoever can wait with its next answer until the world has changed is asked at once; but not again
+                // and again if it doesn't.
+                let waited = !waits || asked_at.elapsed() >= REFUSED_AGAIN;
+                waits = can_wait(&status) && waited;
                 if !message(Err(status)) {
                     return;
                 }
-                // The world may change: ask again, but rarely.
-                REFUSED_AGAIN
+                // The world may change: ask others again as well, but rarely.
+                if waits { Duration::ZERO } else { REFUSED_AGAIN }
             }
             Some(Ended::Again(status)) => {
                 tracing::debug!(what, code = ?status.code(), message = status.message(), "Control plane stream ended");
@@ -289,9 +303,26 @@ pub(crate) async fn follow<T, O>(
     }
 }
 
+/// Whether we were refused by somebody who can wait with the next answer until it is another.
+fn can_wait(refused: &Status) -> bool {
+    refused.metadata().contains_key(WAITS)
+}
+
+/// A question to which the answer may wait.
+fn asked_again<T>(question: T, waits: bool) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(question);
+    if waits {
+        request
+            .metadata_mut()
+            .insert(WAITS, MetadataValue::from_static("true"));
+    }
+    request
+}
+
 /// One stream to its end; `None` if nobody listens any more.
 async fn stream<T>(
     config: &Config,
+    first_by: Option<Duration>,
     open: impl Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
     is_final: &impl Fn(Code) -> bool,
     mut message: impl FnMut(T) -> bool,
@@ -305,7 +336,7 @@ async fn stream<T>(
     };
     let patience = |limit: Option<Duration>| limit.unwrap_or(Duration::from_secs(365 * 86_400));
     let deadline = tokio::time::Instant::now() + patience(config.stream_lifetime);
-    let first_by = patience(config.stream_initial_timeout);
+    let first_by = patience(first_by);
     let mut updates = match tokio::time::timeout(first_by, open).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return Some(classify(status)),
@@ -389,8 +420,10 @@ async fn outbound(
             context_token: config.destination_context.clone(),
             ..Default::default()
         };
+        let waits = AtomicBool::new(false);
         let open = || {
-            let (mut client, request) = (DestinationClient::new(destination.clone()), request.clone());
+            let mut client = DestinationClient::new(destination.clone());
+            let request = asked_again(request.clone(), waits.load(Relaxed));
             async move { client.get_profile(request).await }
         };
         let refused = |code| {
@@ -400,6 +433,7 @@ async fn outbound(
             )
         };
         follow(&config, "profile", open, refused, |update| {
+            waits.store(update.as_ref().is_err_and(can_wait), Relaxed);
             let profile = match update {
                 Ok(update) => {
                     let profile = Profile::from_proto(update, &local(&config));
@@ -445,9 +479,11 @@ async fn outbound(
                 Target::Name(name) => traffic_spec::Target::Authority(name.to_string()),
             }),
         };
+        let waits = AtomicBool::new(false);
         let open = || {
-            let (mut client, spec) = (OutboundPoliciesClient::new(policy.clone()), spec.clone());
-            async move { client.watch(spec).await }
+            let mut client = OutboundPoliciesClient::new(policy.clone());
+            let request = asked_again(spec.clone(), waits.load(Relaxed));
+            async move { client.watch(request).await }
         };
         let refused = |code| {
             matches!(
@@ -456,6 +492,7 @@ async fn outbound(
             )
         };
         follow(&config, "outbound policy", open, refused, |update| {
+            waits.store(update.as_ref().is_err_and(can_wait), Relaxed);
             let answer = match update {
                 Ok(policy) => PolicyAnswer::Policy(Box::new(policy)),
                 Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => {

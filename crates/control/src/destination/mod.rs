@@ -11,6 +11,7 @@ mod tests;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use hawser_proxy_api::WAITS;
 use linkerd2_proxy_api::destination::destination_server::{Destination, DestinationServer};
 use linkerd2_proxy_api::destination::{DestinationProfile, GetDestination, Update};
 use linkerd2_proxy_api::meta::{Metadata, Resource, metadata};
@@ -113,6 +114,7 @@ impl Destination for Answers {
         &self,
         request: Request<GetDestination>,
     ) -> Result<Response<Self::GetProfileStream>, Status> {
+        let waits = request.metadata().contains_key(WAITS);
         let GetDestination {
             path, context_token, ..
         } = request.into_inner();
@@ -120,7 +122,7 @@ impl Destination for Answers {
         let target = self.target(&path)?;
         let (mesh, asker) = (self.mesh.clone(), Asker::parse(&context_token));
         let look = move |state: &_, topics: &mut _| profile::profile(&mesh, state, &target, &asker, topics);
-        follow::follow(self.view.clone(), self.drain.clone(), look, follow::whole).map(Response::new)
+        follow::or_wait(waits, self.view.clone(), self.drain.clone(), look).await
     }
 }
 

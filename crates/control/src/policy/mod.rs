@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_proxy_api::WAITS;
 use linkerd2_proxy_api::inbound::inbound_server_policies_server::{
     InboundServerPolicies, InboundServerPoliciesServer,
 };
@@ -191,7 +192,8 @@ impl OutboundPolicies for Answers {
     }
 
     async fn watch(&self, request: Request<TrafficSpec>) -> Result<Response<Self::WatchStream>, Status> {
+        let waits = request.metadata().contains_key(WAITS);
         let look = self.target(request.into_inner())?;
-        follow::follow(self.view.clone(), self.drain.clone(), look, follow::whole).map(Response::new)
+        follow::or_wait(waits, self.view.clone(), self.drain.clone(), look).await
     }
 }
