@@ -186,6 +186,18 @@ impl Why {
     }
 }
 
+/// The answer to a client whose question ends here, naming us to those who may know.
+pub(crate) fn reached<E: OnEnd>(version: Version, us: Option<&str>) -> Response<Body<E>> {
+    let mut response = Response::new(Body::empty());
+    *response.version_mut() = version;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    if let Some(us) = us.and_then(|us| HeaderValue::from_str(us).ok()) {
+        headers.insert(crate::http_rules::ANSWERED_BY, us);
+    }
+    response
+}
+
 /// What of a request decides the form of its answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RequestKind {

@@ -198,6 +198,9 @@ impl Gateway {
                 Refusal::NotExported => Why::NotExported,
                 _ => Why::GatewayDomain,
             })?;
+        if rules::ends_here(&mut request) {
+            return Ok(self.connection.reached("gateway", request.version(), false));
+        }
         if let Some(forwarded) = &self.forwarded {
             request.headers_mut().append(FORWARDED, forwarded.clone());
         }

@@ -12,6 +12,8 @@ pub(crate) const DST_OVERRIDE: HeaderName = HeaderName::from_static("l5d-dst-ove
 pub(crate) const DST_CANONICAL: HeaderName = HeaderName::from_static("l5d-dst-canonical");
 pub(crate) const PROXY_ERROR: HeaderName = HeaderName::from_static("l5d-proxy-error");
 pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("l5d-proxy-connection");
+/// On the answer to a question that [`ends_here`]: who answered it.
+pub(crate) const ANSWERED_BY: HeaderName = HeaderName::from_static("l5d-answered-by");
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 // Looked for in every message: as text they would be parsed each time, which costs as much again.
 const HOP_PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -55,6 +57,24 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
         return Err("authority-form without CONNECT");
     }
     Ok(())
+}
+
+/// Whether a client that asks how far its requests get wants to hear from us: `OPTIONS` with `Max-Forwards: 0`
+/// (RFC 9110, 7.6.2). Counts down for those behind us otherwise.
+pub(crate) fn ends_here<B>(request: &mut Request<B>) -> bool {
+    if request.method() != Method::OPTIONS {
+        return false;
+    }
+    let left = request.headers().get(header::MAX_FORWARDS);
+    let left: Option<u32> = left.and_then(|left| left.to_str().ok()?.parse().ok());
+    match left.map(|left| left.checked_sub(1)) {
+        Some(None) => true,
+        Some(Some(left)) => {
+            request.headers_mut().insert(header::MAX_FORWARDS, left.into());
+            false
+        }
+        None => false,
+    }
 }
 
 /// Does the client want another protocol on this connection? `h2c` doesn't count: it is stripped.
@@ -272,6 +292,22 @@ mod tests {
                 (carried.version(), carried.uri(), carried.headers()),
                 (sent.version(), sent.uri(), sent.headers())
             );
+        }
+    }
+
+    #[test]
+    fn only_options_are_counted_down_and_end_at_zero() {
+        for (method, forwards, ends, left) in [
+            (Method::OPTIONS, "2", false, "1"),
+            (Method::OPTIONS, "0", true, "0"),
+            (Method::OPTIONS, "soon", false, "soon"),
+            (Method::OPTIONS, "-1", false, "-1"),
+            (Method::GET, "0", false, "0"),
+        ] {
+            let mut request = request(Version::HTTP_11, "/", &[("max-forwards", forwards)]);
+            *request.method_mut() = method.clone();
+            assert_eq!(ends_here(&mut request), ends, "{method} {forwards}");
+            assert_eq!(request.headers()["max-forwards"], left, "{method} {forwards}");
         }
     }
 

@@ -158,6 +158,28 @@ async fn a_gateway_forwards_by_name_and_only_what_is_exported() {
         "{seen}"
     );
 
+    // Whoever asks how far a request gets is answered by the proxy at which the question ends.
+    let mut asking = http1(client.connect(WEB).await).await;
+    for (forwards, answer) in [
+        ("0", "outbound".to_owned()),
+        ("1", format!("gateway {}", gateway.identity)),
+        ("2", format!("inbound {}", server.identity)),
+    ] {
+        let mut question = get("/asked");
+        *question.method_mut() = http::Method::OPTIONS;
+        question
+            .headers_mut()
+            .insert("max-forwards", forwards.parse().unwrap());
+        let response = send(&mut asking, question).await;
+        assert_eq!(response.status(), 200, "{response:?}");
+        assert_eq!(
+            response.headers()["l5d-answered-by"],
+            answer.as_str(),
+            "{response:?}"
+        );
+        assert_eq!(response.body(), "", "the application heard nothing");
+    }
+
     let refused = client.get("10.0.0.2:80", "/").await;
     assert_eq!(refused.status(), 403);
     let told = refused.headers()["l5d-proxy-error"].to_str().unwrap();

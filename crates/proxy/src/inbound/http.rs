@@ -9,7 +9,7 @@ use hawser_core::authz::{Client, Source, authorize};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 
-use crate::answer::{RequestKind, Why};
+use crate::answer::{RequestKind, Why, reached};
 use crate::body::{Body, grpc_status};
 use crate::http_rules as rules;
 use crate::live::Live;
@@ -94,6 +94,18 @@ impl Connection {
             rules::answer_to_http2(&mut response);
         }
         Ok(response)
+    }
+
+    /// Answers a question that ends here. Like an explanation, a name goes only to clients that we know.
+    pub(crate) fn reached(&self, role: &str, version: Version, carried: bool) -> Response<ResponseBody> {
+        let name = &self.worker.shared.config.identity.name;
+        let us = || format!("{role} {}", name.as_str());
+        let us = self.client_id.is_some().then(us);
+        let mut response = reached(version, us.as_deref());
+        if carried {
+            rules::answer_to_http2(&mut response);
+        }
+        response
     }
 
     /// May this request pass? Returns the counters of its route.
@@ -264,6 +276,9 @@ async fn handle(
         Ok(metrics) => metrics,
         Err(why) => return connection.answer(&why, version, &kind, carried),
     };
+    if rules::ends_here(&mut request) {
+        return Ok(connection.reached("inbound", version, carried));
+    }
     if let Some(id) = &connection.client_id {
         request.headers_mut().insert(rules::CLIENT_ID, id.clone());
     }

@@ -16,7 +16,7 @@ use hyper::body::{Body as _, Incoming};
 use rand::Rng as _;
 use tokio_util::task::TaskTracker;
 
-use crate::answer::{RequestKind, Why};
+use crate::answer::{RequestKind, Why, reached};
 use crate::body::{Body, First, grpc_status};
 use crate::http_rules as rules;
 use crate::late::Late;
@@ -88,27 +88,36 @@ pub(crate) async fn serve(
     let config = worker.shared.config.clone();
     let last = RefCell::new(known.live.get());
     let client = Rc::new((worker.clone(), known, last));
-    serve_http(conn, version, &config.outbound.http, &drain, move |request| {
-        let client = client.clone();
-        async move {
-            let (worker, known, last) = &*client;
-            let kind = RequestKind::of(request.headers());
-            let version = request.version();
-            let outbound = current(known, last);
-            match exchange(worker, &worker.outbound_tasks, outbound.as_deref(), request, None).await {
-                Ok(response) => Ok(response),
-                Err(why) => {
-                    count(worker, &why);
-                    tracing::debug!(error = why.message(), "Request failed");
-                    if let Some(reset) = why.reset(version) {
-                        return Err(reset);
+    serve_http(
+        conn,
+        version,
+        &config.outbound.http,
+        &drain,
+        move |mut request| {
+            let client = client.clone();
+            async move {
+                let (worker, known, last) = &*client;
+                let kind = RequestKind::of(request.headers());
+                let version = request.version();
+                if rules::ends_here(&mut request) {
+                    return Ok(reached(version, Some("outbound")));
+                }
+                let outbound = current(known, last);
+                match exchange(worker, &worker.outbound_tasks, outbound.as_deref(), request, None).await {
+                    Ok(response) => Ok(response),
+                    Err(why) => {
+                        count(worker, &why);
+                        tracing::debug!(error = why.message(), "Request failed");
+                        if let Some(reset) = why.reset(version) {
+                            return Err(reset);
+                        }
+                        let tell = worker.shared.config.outbound.informational_headers;
+                        Ok(why.response(version, &kind, tell.then_some("")))
                     }
-                    let tell = worker.shared.config.outbound.informational_headers;
-                    Ok(why.response(version, &kind, tell.then_some("")))
                 }
             }
-        }
-    })
+        },
+    )
     .await
 }
 
