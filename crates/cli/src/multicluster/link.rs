@@ -3,6 +3,7 @@
 //! What the gateway Service says becomes the Link, and the token of an account becomes a kubeconfig; both are pure
 //! functions of objects that [`objects`] and [`run`] fetch. Source: `spec/multicluster.md` 2.2 and 4.3.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,10 +12,10 @@ use hawser_core::ClusterName;
 use hawser_crd::keys;
 use hawser_crd::link::{LinkSpec, ProbeSpec, parse_duration};
 use hawser_crd::selector;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
 use kube::api::ListParams;
 use kube::config::Cluster;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -26,6 +27,9 @@ use crate::problem::Problem;
 
 /// A load balancer's address and an account's token may be a moment in coming.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Kubernetes' label for nodes that take no traffic from outside.
+const NOT_FOR_OUTSIDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// Whether the controller is part of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -319,12 +323,18 @@ async fn find_gateway(client: &Client, wanted: &Wanted<'_>, patience: Duration) 
             }
             Err(error) => return Err(problem(what, error)),
         };
-        let gets_address = service
-            .spec
-            .as_ref()
-            .is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
+        let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
         match gateway(&service, wanted) {
-            Err(GatewayError::NoAddress) if gets_address && Instant::now() < deadline => {
+            Err(GatewayError::NoAddress) if kind == Some("NodePort") => {
+                let addresses = node_addresses(client, &service).await?;
+                let wanted = Wanted {
+                    addresses: &addresses,
+                    ..*wanted
+                };
+                return gateway(&service, &wanted)
+                    .map_err(|error| Problem::new(&what, error, error.attempt()));
+            }
+            Err(GatewayError::NoAddress) if kind == Some("LoadBalancer") && Instant::now() < deadline => {
                 if !is_waiting {
                     note(&format!(
                         "waiting for the load balancer's address (up to {patience:?})"
@@ -336,6 +346,61 @@ async fn find_gateway(client: &Client, wanted: &Wanted<'_>, patience: Duration) 
             result => return result.map_err(|error| Problem::new(&what, error, error.attempt())),
         }
     }
+}
+
+/// Addresses of the nodes, which all answer on a node port.
+async fn node_addresses(client: &Client, gateway: &Service) -> Result<String, Problem> {
+    let what = "cannot tell at which addresses the gateway's node port answers";
+    let attempt = "--gateway-addresses ADDRESS,ADDRESS";
+    let policy = gateway
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.external_traffic_policy.as_deref());
+    if policy == Some("Local") {
+        let why = "its externalTrafficPolicy is Local: only nodes with a pod of it answer, and pods move";
+        return Err(Problem::new(what, why, attempt));
+    }
+    let nodes: Api<Node> = Api::all(client.clone());
+    let nodes = nodes.list(&ListParams::default()).await;
+    let nodes = nodes.map_err(|error| Problem::new(what, error, attempt))?.items;
+    for (kind, remark) in [
+        ("ExternalIP", ""),
+        (
+            "InternalIP",
+            ", internal ones for want of others: the other cluster must have a route to them",
+        ),
+    ] {
+        let addresses = of_ready_nodes(&nodes, kind);
+        if !addresses.is_empty() {
+            let addresses = Vec::from_iter(addresses).join(",");
+            note(&format!(
+                "the link uses the nodes' addresses {addresses}{remark}; link again when nodes come and go, or give a \
+                 name that follows them with --gateway-addresses"
+            ));
+            return Ok(addresses);
+        }
+    }
+    Err(Problem::new(what, "no ready node has an address", attempt))
+}
+
+fn of_ready_nodes(nodes: &[Node], kind: &str) -> BTreeSet<String> {
+    let is_ready = |node: &&Node| {
+        let conditions = node
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        let mut ready = conditions.filter(|condition| condition.type_ == "Ready");
+        ready.any(|condition| condition.status == "True") && !node.labels().contains_key(NOT_FOR_OUTSIDE)
+    };
+    let ready = nodes
+        .iter()
+        .filter(is_ready)
+        .filter_map(|node| node.status.as_ref());
+    let addresses = ready.flat_map(|status| status.addresses.iter().flatten());
+    addresses
+        .filter(|address| address.type_ == kind)
+        .map(|address| address.address.clone())
+        .collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -683,6 +748,29 @@ mod tests {
             .port,
             5000
         );
+    }
+
+    #[test]
+    fn only_ready_nodes_that_take_traffic_from_outside_are_named() {
+        let node = |ready: &str, label: &str, address: &str| -> Node {
+            serde_json::from_value(json!({
+                "metadata": {"labels": {label: ""}},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": ready}],
+                    "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}, {"type": "ExternalIP", "address": address}],
+                },
+            }))
+            .unwrap()
+        };
+        let nodes = [
+            node("True", "a", "192.0.2.2"),
+            node("True", "a", "192.0.2.1"),
+            node("Unknown", "a", "192.0.2.3"),
+            node("True", NOT_FOR_OUTSIDE, "192.0.2.4"),
+        ];
+        let found = of_ready_nodes(&nodes, "ExternalIP");
+        assert_eq!(Vec::from_iter(found), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(Vec::from_iter(of_ready_nodes(&nodes, "InternalIP")), ["10.0.0.1"]);
     }
 
     #[test]

@@ -4,14 +4,13 @@
 //! a cluster that is cut off is left alone. Done with kubectl and `hawser` only.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::clusters::{Clusters, documents};
 use crate::demo::report;
-use crate::host::{self, HAWSER, Said, eventually};
+use crate::host::{Said, eventually};
 use crate::runner::{Test, alone};
 use crate::world::{A_ROLLOUT, SOON, words};
 
@@ -21,101 +20,23 @@ pub(crate) const TESTS: &[Test] = &[alone(
     a_federated_service_spreads_over_three_clusters_and_leaves_one_that_dies,
 )];
 
-const CLUSTERS: [&str; 3] = ["west", "east", "north"];
+const CLUSTERS: &[&str] = &["west", "east", "north"];
 const NAMESPACE: &str = "mixed";
-/// Of one command. Three clusters start at once here, which takes a busy machine its time.
-const DEADLINE: Duration = Duration::from_secs(130);
 /// A connection to a cluster that was cut off is found dead by its keep-alives, after three seconds and three more.
 const LEFT: Duration = Duration::from_secs(15);
 
-/// The sandbox; ends with the value.
-struct Flat {
-    dir: tempfile::TempDir,
+/// What clients in west see of the three.
+struct Flat(Clusters);
+
+impl std::ops::Deref for Flat {
+    type Target = Clusters;
+
+    fn deref(&self) -> &Clusters {
+        &self.0
+    }
 }
 
 impl Flat {
-    fn start() -> Self {
-        let flat = Self {
-            dir: host::state_dir(),
-        };
-        flat.hawser("sandbox up west east north --flat");
-        flat
-    }
-
-    fn hawser(&self, line: &str) -> String {
-        let mut command = Command::new(HAWSER);
-        command
-            .args(words(line))
-            .env("HAWSER_SANDBOX_DIR", self.dir.path())
-            .env("KUBECONFIG", self.kubeconfig());
-        let said = host::run(command, "", DEADLINE);
-        assert!(said.succeeded(), "hawser {line}: {said:?}");
-        said.out
-    }
-
-    fn kubeconfig(&self) -> PathBuf {
-        self.dir.path().join("kubeconfig")
-    }
-
-    fn try_kubectl(&self, cluster: &str, words: &[&str], input: &str) -> Said {
-        let mut command = Command::new("kubectl");
-        command
-            .arg("--kubeconfig")
-            .arg(self.kubeconfig())
-            .args(["--context", cluster])
-            .args(words)
-            .env("HOME", self.dir.path());
-        host::run(command, input, DEADLINE)
-    }
-
-    fn kubectl(&self, cluster: &str, line: &str) -> String {
-        let said = self.try_kubectl(cluster, &words(line), "");
-        assert!(said.succeeded(), "kubectl --context {cluster} {line}: {said:?}");
-        said.out
-    }
-
-    fn apply(&self, cluster: &str, manifest: &str) {
-        let said = self.try_kubectl(cluster, &["apply", "-f", "-"], manifest);
-        assert!(said.succeeded(), "applying to {cluster}: {said:?}\n{manifest}");
-    }
-
-    fn rolled_out(&self, cluster: &str, namespace: &str) {
-        let listed = self.kubectl(cluster, &format!("-n {namespace} get deployments -o name"));
-        for deployment in listed.lines() {
-            let line = format!("-n {namespace} rollout status {deployment} --timeout=120s");
-            let said = self.try_kubectl(cluster, &words(&line), "");
-            assert!(
-                said.succeeded(),
-                "{cluster}: {said:?}\n{}",
-                self.dump(cluster, namespace)
-            );
-        }
-    }
-
-    /// State for whoever reads a failure.
-    fn dump(&self, cluster: &str, namespace: &str) -> String {
-        let looks = [
-            "get pods -A -o wide".to_owned(),
-            format!("-n {namespace} get events --sort-by=.lastTimestamp"),
-            format!("-n {namespace} logs --selector=app --all-containers --prefix --tail=12"),
-            "-n linkerd logs deployment/linkerd-destination --all-containers --prefix --tail=12".to_owned(),
-        ];
-        let look = |line: &String| {
-            let said = self.try_kubectl(cluster, &words(line), "");
-            format!("--- {cluster}: {line}\n{}{}\n", said.out, said.err)
-        };
-        looks.iter().map(look).collect()
-    }
-
-    /// Where pods of other clusters reach an API server.
-    fn server(&self, cluster: &str) -> String {
-        let status: Value = serde_json::from_str(&self.hawser("sandbox status -o json")).expect("JSON");
-        let clusters = status["clusters"].as_array().cloned().unwrap_or_default();
-        let found = clusters.iter().find(|entry| entry["name"] == cluster);
-        let server = found.and_then(|entry| entry["internalServer"].as_str());
-        server.expect("the cluster runs").to_owned()
-    }
-
     fn shell(&self, pod: &str, script: &str) -> Said {
         let pod = format!("deployment/{pod}");
         let words = [
@@ -158,31 +79,6 @@ impl Flat {
         }
         answered
     }
-
-    fn everywhere(&self, work: impl Fn(&Self, &str) + Sync) {
-        std::thread::scope(|scope| {
-            for cluster in CLUSTERS {
-                let work = &work;
-                scope.spawn(move || work(self, cluster));
-            }
-        });
-    }
-}
-
-impl Drop for Flat {
-    fn drop(&mut self) {
-        let mut command = Command::new(HAWSER);
-        command
-            .args(["sandbox", "down", "--state-dir"])
-            .arg(self.dir.path());
-        host::run(command, "", DEADLINE);
-    }
-}
-
-/// JSON is YAML.
-fn documents(objects: &[Value]) -> String {
-    let texts: Vec<String> = objects.iter().map(Value::to_string).collect();
-    texts.join("\n---\n")
 }
 
 fn deployment(name: &str, container: Value) -> [Value; 2] {
@@ -267,7 +163,7 @@ fn only_the_caller() -> String {
 }
 
 fn a_federated_service_spreads_over_three_clusters_and_leaves_one_that_dies() {
-    let flat = Flat::start();
+    let flat = Flat(Clusters::start(CLUSTERS, "--flat"));
     // One root and one issuer for all of them.
     let mesh = flat.hawser("install --set proxy.mark=2102");
     flat.everywhere(|flat, cluster| {

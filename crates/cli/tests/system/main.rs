@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod check;
+mod clusters;
 mod demo;
 mod entry;
 mod failover;
@@ -14,6 +15,7 @@ mod host;
 mod isolation;
 mod kubectl;
 mod multicluster;
+mod node_ports;
 mod policy;
 mod recovery;
 mod rotation;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         sandbox::TESTS,
         workshop::TESTS,
         flat::TESTS,
+        node_ports::TESTS,
         user::TESTS,
         traces::TESTS,
     ]

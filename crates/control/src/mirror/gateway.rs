@@ -1,7 +1,7 @@
 //! The gateway of one Link, followed: where its names lead, and whether it lives.
 //!
-//! Names are resolved again every minute, and while they fail with growing pauses; the last good answer is kept in
-//! the meantime. Dropping a [`Gateway`] stops both tasks.
+//! Names are resolved again every minute, every few seconds while the gateway is dead (it may have moved), and while
+//! they fail with growing pauses; the last good answer is kept in the meantime. Dropping a [`Gateway`] stops both tasks.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ use super::snapshot::Addresses;
 use crate::observe::Bell;
 
 const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH_DEAD: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,7 +52,8 @@ impl Gateway {
                 let hosts = hosts.clone();
                 async move { lookup(&hosts).await }
             };
-            tasks.push(tokio::spawn(resolve(lookup, addresses.clone(), bell.clone())));
+            let refresh = resolve(lookup, addresses.clone(), is_dead.clone(), bell.clone());
+            tasks.push(tokio::spawn(refresh));
         }
         let labels = [("target_cluster_name", key.cluster.as_str())];
         let enabled = match (&key.probe, &key.probe_host) {
@@ -105,6 +107,7 @@ impl Drop for Gateway {
             "gateway_latency",
             "gateway_probe_latency_ms",
             probe::LATENCY_METRIC,
+            probe::FAILURE_METRIC,
         ] {
             self.metrics.forget(name, label);
         }
@@ -134,6 +137,7 @@ fn sorted(ips: Vec<IpAddr>) -> Addresses {
 async fn resolve<F: Future<Output = Addresses>>(
     lookup: impl Fn() -> F,
     addresses: Arc<Mutex<Addresses>>,
+    is_dead: Arc<AtomicBool>,
     bell: Bell,
 ) {
     let mut retry = RETRY_MIN;
@@ -153,7 +157,11 @@ async fn resolve<F: Future<Output = Addresses>>(
             retry = (retry * 2).min(RETRY_MAX);
         } else {
             retry = RETRY_MIN;
-            tokio::time::sleep(REFRESH).await;
+            let mut slept = Duration::ZERO;
+            while slept < REFRESH && (slept.is_zero() || !is_dead.load(Ordering::Acquire)) {
+                tokio::time::sleep(REFRESH_DEAD).await;
+                slept += REFRESH_DEAD;
+            }
         }
     }
 }
@@ -209,11 +217,43 @@ mod tests {
             }
         };
         tokio::select! {
-            () = resolve(lookup, addresses.clone(), Bell::default()) => unreachable!("it looks up for ever"),
+            () = resolve(lookup, addresses.clone(), Arc::default(), Bell::default()) => {
+                unreachable!("it looks up for ever")
+            }
             () = watching => {}
         }
         let (first, second) = (found("203.0.113.1"), found("203.0.113.2"));
         assert_eq!(seen, [failed(), first.clone(), first.clone(), first, second]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_name_of_a_gateway_that_died_is_looked_up_again_soon() {
+        let found = Addresses::Resolved(vec!["203.0.113.1".parse().unwrap()]);
+        let (lookups, is_dead) = (
+            std::sync::atomic::AtomicU32::new(0),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let lookup = || {
+            lookups.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(found.clone())
+        };
+        let counted = async |seconds| {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            lookups.swap(0, Ordering::Relaxed)
+        };
+        let watching = async {
+            assert_eq!(counted(31).await, 1, "it lives");
+            is_dead.store(true, Ordering::Release);
+            assert_eq!(counted(20).await, 4, "it is dead");
+            is_dead.store(false, Ordering::Release);
+            assert_eq!(counted(50).await, 0, "it lives again");
+        };
+        tokio::select! {
+            () = resolve(lookup, Arc::default(), is_dead.clone(), Bell::default()) => {
+                unreachable!("it looks up for ever")
+            }
+            () = watching => {}
+        }
     }
 
     #[test]
