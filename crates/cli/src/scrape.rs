@@ -18,8 +18,16 @@ pub(crate) enum ScrapeError {
     Forward(#[from] ForwardError),
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    #[error("the pod did not answer within {} s", DEADLINE.as_secs())]
-    Silent,
+    #[error("the pod did not answer within {0:?}")]
+    Silent(Duration),
+}
+
+impl ScrapeError {
+    /// Whether the pod answered that it serves no such thing.
+    pub(crate) fn is_missing(&self) -> bool {
+        let not_found = http::StatusCode::NOT_FOUND;
+        matches!(self, Self::Fetch(FetchError::Status { status, .. }) if *status == not_found)
+    }
 }
 
 /// `GET /metrics` on a port of a pod.
@@ -29,11 +37,22 @@ pub(crate) async fn metrics(pods: &Api<Pod>, pod: &str, port: u16) -> Result<Str
 
 /// `GET` of some path on a port of a pod.
 pub(crate) async fn get(pods: &Api<Pod>, pod: &str, port: u16, path: &str) -> Result<String, ScrapeError> {
+    get_within(DEADLINE, pods, pod, port, path).await
+}
+
+/// The same of something that takes its time.
+pub(crate) async fn get_within(
+    patience: Duration,
+    pods: &Api<Pod>,
+    pod: &str,
+    port: u16,
+    path: &str,
+) -> Result<String, ScrapeError> {
     let getting = async {
         let stream = forward::connect(pods, pod, port).await?;
         Ok(fetch::get(stream, path).await?)
     };
-    tokio::time::timeout(DEADLINE, getting)
+    tokio::time::timeout(patience, getting)
         .await
-        .unwrap_or(Err(ScrapeError::Silent))
+        .unwrap_or(Err(ScrapeError::Silent(patience)))
 }

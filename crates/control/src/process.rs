@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use hawser_runtime::{Guard, Metrics, Readiness, Shutdown, admin, logging, shutdown};
+use hawser_runtime::admin::{self, Pages};
+use hawser_runtime::{Guard, Metrics, Readiness, Shutdown, logging, shutdown};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::net::TcpListener;
@@ -35,6 +36,8 @@ pub struct Process {
     pub client: Client,
     pub readiness: Readiness,
     pub metrics: Metrics,
+    /// What the admin port answers besides.
+    pub pages: Pages,
     /// Cancelled when the process should end.
     pub drain: Shutdown,
     /// Dropped when the process serves.
@@ -52,10 +55,12 @@ impl Process {
             .metrics_addr
             .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], admin_port)));
         let listener = bind(admin_addr).await?;
-        tokio::spawn(admin::serve(
+        let pages = Pages::default();
+        tokio::spawn(admin::serve_with(
             listener,
             readiness.clone(),
             metrics.clone(),
+            pages.clone(),
             drain.clone(),
         ));
         let client = client(args.kubeconfig.as_deref()).await?;
@@ -63,6 +68,7 @@ impl Process {
             client,
             readiness,
             metrics,
+            pages,
             drain,
             starting,
         })

@@ -1,7 +1,10 @@
 //! The admin port of a control-plane process: `/live` (`/ping`), `/ready`, `/metrics`.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +23,34 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// More admin connections than this wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
 
+/// From the query of a request to the status and text of its answer.
+type Page = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = (StatusCode, String)> + Send>> + Send + Sync>;
+
+/// What a process answers on its admin port besides what all do.
+#[derive(Clone, Default)]
+pub struct Pages(Arc<Mutex<BTreeMap<&'static str, Page>>>);
+
+impl Pages {
+    pub fn add<F>(&self, path: &'static str, page: impl Fn(String) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = (StatusCode, String)> + Send + 'static,
+    {
+        let page: Page = Arc::new(move |query| Box::pin(page(query)));
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(path, page);
+    }
+
+    fn at(&self, path: &str) -> Option<Page> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(path)
+            .cloned()
+    }
+}
+
 /// Serves until shutdown.
 pub async fn serve(
     listener: TcpListener,
@@ -27,7 +58,18 @@ pub async fn serve(
     metrics: Metrics,
     shutdown: Shutdown,
 ) -> io::Result<()> {
-    let slots = std::sync::Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    serve_with(listener, readiness, metrics, Pages::default(), shutdown).await
+}
+
+/// Serves, with these pages besides, until shutdown.
+pub async fn serve_with(
+    listener: TcpListener,
+    readiness: Readiness,
+    metrics: Metrics,
+    pages: Pages,
+    shutdown: Shutdown,
+) -> io::Result<()> {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else {
             return Ok(());
@@ -41,11 +83,24 @@ pub async fn serve(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (readiness, metrics, shutdown) = (readiness.clone(), metrics.clone(), shutdown.clone());
+        let (readiness, metrics, pages) = (readiness.clone(), metrics.clone(), pages.clone());
+        let shutdown = shutdown.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| {
+            let service = service_fn(|request: Request<Incoming>| {
+                let page = pages
+                    .at(request.uri().path())
+                    .filter(|_| *request.method() == Method::GET);
+                let page = page.map(|page| page(request.uri().query().unwrap_or_default().to_owned()));
                 let response = answer(&request, &readiness, &metrics);
-                async move { Ok::<_, Infallible>(response) }
+                async move {
+                    Ok::<_, Infallible>(match page {
+                        Some(page) => {
+                            let (status, body) = page.await;
+                            text(status, body)
+                        }
+                        None => response,
+                    })
+                }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -61,16 +116,15 @@ pub async fn serve(
     }
 }
 
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let plain = header::HeaderValue::from_static("text/plain");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
 fn answer(request: &Request<Incoming>, readiness: &Readiness, metrics: &Metrics) -> Response<Full<Bytes>> {
-    let text = |status, body: String| {
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status;
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            header::HeaderValue::from_static("text/plain"),
-        );
-        response
-    };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(
             StatusCode::METHOD_NOT_ALLOWED,

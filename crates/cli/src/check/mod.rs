@@ -23,6 +23,7 @@ use crate::kube::{ClusterArgs, is_missing};
 use crate::multicluster;
 use crate::output::write_out;
 use crate::problem::Problem;
+use crate::viz;
 
 /// One request's patience with a cluster.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -97,6 +98,9 @@ async fn extensions(cluster: &ClusterArgs, checks: &Checks, report: &mut Report)
         report.push(category);
     }
     if let Some(category) = failover::check(&checks.client).await {
+        report.push(category);
+    }
+    if let Some(category) = viz::check(&checks.client, checks.deadline).await {
         report.push(category);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use hawser_control::mirror;
+use hawser_control::mirror::{self, reach};
 use hawser_control::values::VERSION;
 use hawser_crd::Link;
 use hawser_crd::keys;
@@ -23,14 +23,16 @@ use tokio::time::{Duration, Instant};
 
 use super::gateways::{self, SCRAPE_DEADLINE};
 use super::manifests::Names;
-use super::mesh_values;
+use super::{mesh_values, path};
 use crate::check::{Category, Format, Outcome, Report, until};
 use crate::kube::{ClusterArgs, is_missing};
 use crate::output::write_out;
 use crate::problem::Problem;
-use crate::route;
+use crate::{route, scrape};
 
 const CATEGORY: &str = "linkerd-multicluster";
+/// What is new has reached every proxy by then.
+const ON_ITS_WAY: Duration = Duration::from_secs(10);
 /// One check's patience with a cluster.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -191,6 +193,12 @@ impl Subject {
                 "l5d-multicluster-services-endpoints",
                 "look for pods behind the exported services of the target",
                 self.mirrors_have_endpoints().await,
+            );
+            category.row(
+                "requests to mirror services reach the pods behind them",
+                "",
+                "kubectl logs of the hop that is named, container linkerd-proxy; hawser diagnostics policy there",
+                self.requests_arrive().await,
             );
             category.row(
                 "all mirror services are part of a Link",
@@ -487,14 +495,18 @@ impl Subject {
         };
         let mut results = Vec::new();
         for name in probed {
-            let alive = gateways
-                .iter()
-                .any(|gateway| gateway.cluster == name && gateway.alive);
+            let seen = gateways.iter().find(|gateway| gateway.cluster == name);
             let found = self.probe_has_endpoints(name).await;
-            results.push(match (found, alive) {
-                (Ok(()), true) => Ok(name.to_owned()),
-                (Ok(()), false) => Err(format!("liveness checks failed for {name}")),
+            results.push(match (found, seen) {
                 (Err(error), _) => Err(format!("{name}: {error}")),
+                (Ok(()), Some(gateway)) if gateway.alive => Ok(name.to_owned()),
+                (Ok(()), seen) => {
+                    let why = seen.and_then(|gateway| gateway.failure.as_deref());
+                    let why = why.unwrap_or("no controller has probed it yet");
+                    Err(format!(
+                        "liveness checks failed for {name}: from here to its gateway: {why}"
+                    ))
+                }
             });
         }
         Outcome::each(results)
@@ -563,6 +575,72 @@ impl Subject {
                 without.join(", ")
             )),
         }
+    }
+
+    /// One service of each link is asked for, from the pod that mirrors it.
+    async fn requests_arrive(&self) -> Outcome {
+        // What was linked or exported a moment ago is on its way to the proxies.
+        let deadline = self.deadline.min(Instant::now() + ON_ITS_WAY);
+        until(deadline, "requests to mirror services", async || {
+            self.requests_once().await
+        })
+        .await
+    }
+
+    async fn requests_once(&self) -> Outcome {
+        let mut results = Vec::new();
+        for link in self
+            .links
+            .iter()
+            .filter(|link| !link.spec.gateway_address.is_empty())
+        {
+            let name = link.spec.target_cluster_name.as_str();
+            match self.request_arrives(name).await {
+                Ok(None) => {}
+                Ok(Some(told)) => results.push(Ok(format!("{name}: {told}"))),
+                Err(error) => results.push(Err(format!("{name}: {error}"))),
+            }
+        }
+        Outcome::each(results)
+    }
+
+    async fn request_arrives(&self, cluster: &str) -> Result<Option<String>, String> {
+        let mut chosen = None;
+        let of_cluster = |mirror: &Service| {
+            mirror
+                .labels()
+                .get(keys::CLUSTER_NAME)
+                .is_some_and(|c| c == cluster)
+        };
+        for mirror in self.mirrors().await?.into_iter().filter(of_cluster) {
+            let Some(port) = path::port(&mirror) else { continue };
+            let namespace = mirror.namespace().unwrap_or_default();
+            let endpoints: Api<Endpoints> = Api::namespaced(self.client.clone(), &namespace);
+            // Those without are another check's business.
+            if bounded(endpoints.get(&mirror.name_any()))
+                .await
+                .is_ok_and(|found| path::is_ready(&found))
+            {
+                chosen = Some((namespace, mirror.name_any(), port));
+                break;
+            }
+        }
+        let Some((namespace, name, port)) = chosen else {
+            return Ok(None);
+        };
+        let leaders = gateways::leaders(&self.client, &self.namespace, Some(cluster)).await;
+        let leaders = leaders.map_err(|problem| problem.to_string())?;
+        let (pod, admin) = leaders.first().ok_or("no controller leads the link")?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let question = reach::question(&namespace, &name, port);
+        let text = scrape::get_within(reach::PATIENCE, &pods, pod, *admin, &question).await;
+        let answers: Vec<reach::Answer> = match text {
+            Ok(text) => serde_json::from_str(&text).map_err(|error| error.to_string())?,
+            // A controller of another version, or of somebody else, can't be asked.
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(format!("pod {}/{pod}: {error}", self.namespace)),
+        };
+        path::judge(&format!("{namespace}/{name}:{port}"), cluster, &answers).map(Some)
     }
 
     async fn mirrors_have_links(&self) -> Outcome {

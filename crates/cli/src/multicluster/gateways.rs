@@ -2,11 +2,12 @@
 //!
 //! The leader of each link is asked for its metrics through the API server, so this works wherever kubectl works.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use hawser_control::mirror::{LATENCY_METRIC, LATENCY_QUANTILES, LATENCY_WINDOWS};
+use hawser_control::mirror::{FAILURE_METRIC, LATENCY_METRIC, LATENCY_QUANTILES, LATENCY_WINDOWS};
 use hawser_crd::keys;
 use hawser_runtime::exposition::samples;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -44,6 +45,8 @@ pub(super) struct GatewaysArgs {
 pub(super) struct Gateway {
     pub(super) cluster: String,
     pub(super) alive: bool,
+    /// Why it isn't alive.
+    pub(super) failure: Option<String>,
     services: usize,
     /// Of the last good probe.
     latency_ms: Option<f64>,
@@ -56,6 +59,7 @@ pub(super) struct Gateway {
 struct Reading {
     is_probed: bool,
     is_alive: bool,
+    failure: Option<String>,
     latency_ms: Option<f64>,
     quantiles_ms: [Option<f64>; 3],
 }
@@ -91,13 +95,12 @@ pub(super) async fn run(cluster: &ClusterArgs, args: GatewaysArgs) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks the leaders of all links.
-pub(super) async fn gather(
+/// Pods that lead a link, or the given one, and their admin ports.
+pub(super) async fn leaders(
     client: &Client,
     namespace: &str,
     only: Option<&str>,
-    window: &str,
-) -> Result<Vec<Gateway>, Problem> {
+) -> Result<Vec<(String, u16)>, Problem> {
     let what = "cannot find the controllers of links";
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
@@ -119,19 +122,28 @@ pub(super) async fn gather(
         })
         .filter_map(|lease| lease.spec?.holder_identity)
         .collect();
+    let leading = controllers
+        .into_iter()
+        .filter(|pod| leaders.contains(&pod.name_any()));
+    Ok(leading
+        .filter_map(|pod| Some((pod.name_any(), admin_port(&pod)?)))
+        .collect())
+}
+
+/// Asks the leaders of all links.
+pub(super) async fn gather(
+    client: &Client,
+    namespace: &str,
+    only: Option<&str>,
+    window: &str,
+) -> Result<Vec<Gateway>, Problem> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let mut gateways = Vec::new();
-    for pod in controllers.iter().filter(|pod| leaders.contains(&pod.name_any())) {
-        let Some(port) = admin_port(pod) else { continue };
-        let text = scrape::metrics(&pods, &pod.name_any(), port)
-            .await
-            .map_err(|error| {
-                let what = format!("cannot read the metrics of pod {namespace}/{}", pod.name_any());
-                Problem::new(
-                    what,
-                    error,
-                    format!("kubectl -n {namespace} logs {}", pod.name_any()),
-                )
-            })?;
+    for (pod, port) in leaders(client, namespace, only).await? {
+        let text = scrape::metrics(&pods, &pod, port).await.map_err(|error| {
+            let what = format!("cannot read the metrics of pod {namespace}/{pod}");
+            Problem::new(what, error, format!("kubectl -n {namespace} logs {pod}"))
+        })?;
         for (cluster, reading) in readings(&text, window) {
             if !reading.is_probed || only.is_some_and(|only| only != cluster) {
                 continue;
@@ -146,6 +158,7 @@ pub(super) async fn gather(
             gateways.push(Gateway {
                 cluster,
                 alive: reading.is_alive,
+                failure: reading.failure,
                 services: mirrors
                     .map_err(|error| problem("cannot count the mirrors", error))?
                     .items
@@ -181,6 +194,7 @@ fn readings(text: &str, window: &str) -> BTreeMap<String, Reading> {
         match sample.name {
             "gateway_enabled" => reading.is_probed = sample.value == 1.0,
             "gateway_alive" => reading.is_alive = sample.value == 1.0,
+            FAILURE_METRIC => reading.failure = sample.labels.get("reason").map(Cow::into_owned),
             "gateway_latency" => reading.latency_ms = Some(sample.value),
             LATENCY_METRIC if sample.labels.get("window").as_deref() == Some(window) => {
                 let quantile = sample.labels.get("quantile");
@@ -252,6 +266,7 @@ mod tests {
         Gateway {
             cluster: cluster.into(),
             alive,
+            failure: None,
             services: 1,
             latency_ms: alive.then_some(1.6),
             quantiles_ms: alive.then_some([1.6, 20.0, 1234.4]),
@@ -285,6 +300,7 @@ mod tests {
         let east = Reading {
             is_probed: true,
             is_alive: true,
+            failure: None,
             latency_ms: Some(3.0),
             quantiles_ms: [Some(2.5), None, None],
         };

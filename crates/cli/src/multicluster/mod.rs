@@ -7,6 +7,7 @@ mod check;
 mod gateways;
 mod link;
 pub(crate) mod manifests;
+mod path;
 mod removal;
 
 pub(crate) use removal::extension;

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod as Object};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use super::Format;
 use super::source::{COLLECTOR, Collector};
@@ -18,6 +18,8 @@ use crate::multicluster::manifests::Settings;
 use crate::output::write_out;
 use crate::problem::Problem;
 
+/// A cluster that doesn't answer in this time says nothing about its extensions.
+const DEADLINE: Duration = Duration::from_secs(10);
 const INSTALL: &str = "hawser viz install | kubectl apply -f -";
 
 #[derive(Debug, clap::Args)]
@@ -41,6 +43,16 @@ pub(super) async fn run(cluster: &ClusterArgs, args: CheckArgs) -> Result<ExitCo
     report.push(extension(&client, &args.namespace, Instant::now() + wait).await);
     write_out(&report.text(args.output))?;
     Ok(report.code())
+}
+
+/// The extension's checks, where it is installed.
+pub(crate) async fn check(client: &Client, deadline: Instant) -> Option<Category> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let query = format!("{}={}", keys::EXTENSION, keys::EXTENSION_VIZ);
+    let params = ListParams::default().labels(&query);
+    let found = tokio::time::timeout(DEADLINE, namespaces.list_metadata(&params)).await;
+    let namespace = found.ok()?.ok()?.items.first()?.name_any();
+    Some(extension(client, &namespace, deadline).await)
 }
 
 async fn extension(client: &Client, namespace: &str, deadline: Instant) -> Category {

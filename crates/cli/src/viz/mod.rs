@@ -8,6 +8,8 @@ mod manifests;
 mod show;
 mod source;
 
+pub(crate) use check::check;
+
 use std::process::ExitCode;
 use std::time::Duration;
 

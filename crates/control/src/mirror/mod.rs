@@ -12,6 +12,7 @@ mod headless;
 mod links;
 mod plan;
 mod probe;
+pub mod reach;
 mod remote;
 mod snapshot;
 mod status;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hawser_crd::Link;
 use hawser_crd::keys;
+use hawser_crd::link::Probe;
 use hawser_crd::selector;
 use hawser_runtime::Metrics;
 use jiff::Timestamp;
@@ -38,7 +40,7 @@ use crate::process::{Process, ProcessArgs};
 pub use federated::LocalConfig;
 use federated::LocalMembers;
 use gateway::{Gateway, GatewayKey};
-pub use probe::{LATENCY_METRIC, LATENCY_QUANTILES, LATENCY_WINDOWS};
+pub use probe::{FAILURE_METRIC, LATENCY_METRIC, LATENCY_QUANTILES, LATENCY_WINDOWS};
 pub use remote::{Connect, RemoteError, connector};
 pub(crate) use remote::{Heartbeat, Reach};
 use remote::{Session, SessionKey};
@@ -119,6 +121,7 @@ pub struct Config {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start(keys::CONTROLLER_ADMIN_PORT, &args.process).await?;
+    reach::answer_on(&process.pages, process.client.clone());
     let config = Config {
         namespace: args.namespace,
         link: args.link.unwrap_or_default(),
@@ -425,7 +428,10 @@ impl Controller {
             Some(GatewayKey {
                 cluster: link.cluster.to_string(),
                 spec: link.gateway.clone()?,
-                probe: link.probe.clone(),
+                probe: link.probe.clone().map(|probe| Probe {
+                    port: self.probe_port().unwrap_or(probe.port),
+                    ..probe
+                }),
                 probe_host: self.config.probe_service.clone(),
             })
         });
@@ -434,6 +440,16 @@ impl Controller {
             self.gateway = None;
             self.gateway = key.map(|key| Gateway::follow(key, self.metrics.clone(), self.bell.clone()));
         }
+    }
+
+    /// The port of the Service through which the gateway is probed, if that Service is known. It leads to the Link's
+    /// port, and need not be the same: a node port is rarely the one that a gateway has by default.
+    fn probe_port(&self) -> Option<u16> {
+        let services = self.local.as_ref()?.services.view()?;
+        let place = Key::new(&self.config.namespace, self.config.probe_service.as_deref()?);
+        let ports = &services.get(&place)?.ports;
+        let port = ports.iter().find(|port| port.name == keys::PROBE_PORT_NAME)?;
+        u16::try_from(port.port).ok()
     }
 
     /// Keeps a session with the target; says why there is none, if so.

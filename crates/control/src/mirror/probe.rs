@@ -39,6 +39,10 @@ pub const LATENCY_WINDOWS: [(&str, Duration); 4] = [
 pub const LATENCY_QUANTILES: [(&str, f64); 3] = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)];
 /// Quantiles of the good probes of a window.
 pub const LATENCY_METRIC: &str = "gateway_probe_latency_window_ms";
+/// What the probe that made a gateway dead failed of, in its label `reason`.
+pub const FAILURE_METRIC: &str = "gateway_probe_failure";
+/// Longer reasons are cut: a label is no log.
+const REASON_MAX: usize = 200;
 /// More than the fastest pace of ours makes in an hour; a faster one of a Link's own is summed up over less.
 const RECENT_MAX: usize = 8192;
 
@@ -195,6 +199,9 @@ pub(crate) enum ProbeError {
     Request(#[from] http::Error),
     #[error("answered {0}")]
     Status(http::StatusCode),
+    /// A proxy on the way answered in the gateway's stead, with its reason.
+    #[error("{1} ({0})")]
+    Proxy(http::StatusCode, String),
 }
 
 /// Probes for ever. `is_dead` follows the state, and the bell rings when it changes.
@@ -256,8 +263,14 @@ pub(crate) async fn run(
                 if dead { 0.0 } else { 1.0 },
             );
             is_dead.store(dead, Ordering::Release);
+            metrics.forget(FAILURE_METRIC, ("target_cluster_name", &cluster));
             match &outcome {
-                Err(error) => tracing::warn!(cluster, %error, "gateway is dead"),
+                Err(error) => {
+                    tracing::warn!(cluster, %error, "gateway is dead");
+                    let reason: String = error.to_string().chars().take(REASON_MAX).collect();
+                    let labels = [("target_cluster_name", cluster.as_str()), ("reason", &reason)];
+                    metrics.set(FAILURE_METRIC, "Why the gateway is dead", &labels, 1.0);
+                }
                 Ok(()) => tracing::info!(cluster, "gateway is alive"),
             }
             bell.ring();
@@ -284,9 +297,12 @@ pub(crate) async fn get(host: &str, port: u16, path: &str) -> Result<(), ProbeEr
         // A short answer and the end of its connection come together; then the answer is there already.
         _ = connection => response.await,
     };
-    match response?.status() {
-        http::StatusCode::OK => Ok(()),
-        status => Err(ProbeError::Status(status)),
+    let response = response?;
+    let why = response.headers().get("l5d-proxy-error");
+    match (response.status(), why.and_then(|why| why.to_str().ok())) {
+        (http::StatusCode::OK, _) => Ok(()),
+        (status, Some(why)) => Err(ProbeError::Proxy(status, why.to_owned())),
+        (status, None) => Err(ProbeError::Status(status)),
     }
 }
 
