@@ -49,6 +49,9 @@ pub(crate) struct LocalSettings {
     pub(crate) federated_service_selector: String,
     pub(crate) excluded_annotations: Vec<String>,
     pub(crate) excluded_labels: Vec<String>,
+    /// Links whose credentials it may read; those of all if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) links: Option<Vec<String>>,
 }
 
 /// One entry of `controllers`: whatever it leaves out is as in the extension's own settings.
@@ -197,6 +200,7 @@ impl Default for LocalSettings {
             federated_service_selector: format!("{}=member", keys::FEDERATED),
             excluded_annotations: Vec::new(),
             excluded_labels: Vec::new(),
+            links: None,
         }
     }
 }
@@ -649,7 +653,7 @@ fn link_access(
 
 /// The controller of this cluster's own members of federated services, which also looks after every Link that has no
 /// controller of its own. For that it may read the Secrets of its namespace: which of them are credentials of Links
-/// that don't exist yet, nobody can say.
+/// that don't exist yet, nobody can say, except who installs it.
 fn local_mirror(settings: &Settings) -> Vec<Value> {
     let local = &settings.local_service_mirror;
     let labels = json!({keys::COMPONENT: keys::COMPONENT_LOCAL_SERVICE_MIRROR});
@@ -690,18 +694,20 @@ fn local_mirror(settings: &Settings) -> Vec<Value> {
             &labels,
         ),
     );
-    let secrets = vec![
-        json!({"apiGroups": [""], "resources": ["secrets"], "verbs": watch}),
+    let mut secrets = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": watch});
+    if let Some(links) = &local.links {
+        secrets["resourceNames"] = json!(Vec::from_iter(
+            links.iter().map(|link| keys::credentials_secret(link))
+        ));
+    }
+    let rules = vec![
+        secrets,
         json!({"apiGroups": ["apps"], "resources": ["deployments"], "verbs": watch}),
+        // Of Links that are gone.
+        json!({"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["list", "delete"]}),
     ];
     let mut objects = vec![role, binding];
-    objects.extend(link_access(
-        settings,
-        LOCAL_MIRROR,
-        LOCAL_MIRROR,
-        &labels,
-        secrets,
-    ));
+    objects.extend(link_access(settings, LOCAL_MIRROR, LOCAL_MIRROR, &labels, rules));
     objects.push(json!({
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": labelled(settings.metadata(LOCAL_MIRROR)),
     }));
@@ -1277,6 +1283,21 @@ mod tests {
                 json!([{"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}])
             );
         }
+    }
+
+    #[test]
+    fn the_controller_of_all_links_reads_the_credentials_of_those_that_are_named() {
+        let names = |settings: Value| {
+            let settings = Settings::of(&Values::default(), json!({"localServiceMirror": settings})).unwrap();
+            let objects = render(&settings).unwrap();
+            let rules = find(&objects, "Role", LOCAL_MIRROR)["rules"].clone();
+            let mut rules = rules.as_array().cloned().unwrap_or_default().into_iter();
+            let secrets = rules.find(|rule| rule["resources"] == json!(["secrets"]));
+            secrets.unwrap()["resourceNames"].clone()
+        };
+        assert_eq!(names(json!({})), Value::Null, "those of links to come as well");
+        let east = json!(["cluster-credentials-east"]);
+        assert_eq!(names(json!({"links": ["east"]})), east);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! Which Links these are is [`wanted`], a pure function of what exists; each gets the same controller, with the same
 //! lease, that a Deployment of its own would run, so the two can take turns but never write at once. Mirrors whose Link
-//! was deleted while nobody looked get one too: it removes them.
+//! was deleted while nobody looked get one too: it removes them. Leases that are left of Links are [`abandoned`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,7 +11,9 @@ use std::time::Duration;
 use hawser_crd::{Link, keys};
 use hawser_runtime::Metrics;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
+use kube::api::{DeleteParams, ListParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +24,7 @@ use crate::observe::{Bell, Observed, Select, View};
 
 /// A look without a reason: a controller that ended by itself is started again.
 const REPAIR: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs controllers until shutdown, and until all of them have given their leases back. `config.link` is ignored: each
 /// gets its own.
@@ -73,11 +76,11 @@ pub(super) async fn look_after(
     );
     let mut running: BTreeMap<String, Running> = BTreeMap::new();
     loop {
-        tokio::select! {
-            () = bell.rung() => {}
-            () = tokio::time::sleep(REPAIR) => {}
+        let mut sweeps = tokio::select! {
+            () = bell.rung() => false,
+            () = tokio::time::sleep(REPAIR) => true,
             () = shutdown.cancelled() => break,
-        }
+        };
         let (Some(links), Some(deployments), Some(mirrors)) =
             (links.view(), deployments.view(), mirrors.view())
         else {
@@ -88,7 +91,20 @@ pub(super) async fn look_after(
             unwanted.stop.cancel();
         }
         // One that was told to stop is waited for before its Link gets another: under one name they'd share the lease.
-        running.retain(|_, member| !member.task.is_finished());
+        running.retain(|_, member| {
+            let ended = member.task.is_finished();
+            sweeps |= ended;
+            !ended
+        });
+        if sweeps {
+            let in_use = |link: &str| {
+                wanted.contains(link)
+                    || running.contains_key(link)
+                    || links.keys().any(|key| key.name == link)
+                    || deployments.values().any(|cluster| cluster.as_str() == link)
+            };
+            sweep(&client, &config.namespace, in_use).await;
+        }
         for link in wanted {
             running.entry(link).or_insert_with_key(|link| {
                 tracing::info!(link, "looking after a link");
@@ -127,6 +143,44 @@ pub(super) async fn look_after(
         // Its own requests have deadlines.
         let _ = member.task.await;
     }
+}
+
+/// Deletes the leases that Links left behind. What fails is tried again at the next repair.
+async fn sweep(client: &Client, namespace: &str, in_use: impl Fn(&str) -> bool) {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let sweeping = async {
+        let found = leases.list(&ListParams::default()).await?;
+        for lease in found.items.iter().filter(|lease| abandoned(lease, &in_use)) {
+            let name = lease.name_any();
+            let params = DeleteParams {
+                // Whoever takes it meanwhile keeps it.
+                preconditions: Some(Preconditions {
+                    resource_version: lease.resource_version(),
+                    uid: lease.uid(),
+                }),
+                ..DeleteParams::default()
+            };
+            leases.delete(&name, &params).await?;
+            tracing::info!(lease = name, "removed what was left of a link");
+        }
+        Ok::<_, kube::Error>(())
+    };
+    match tokio::time::timeout(DEADLINE, sweeping).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "leases of links that are gone"),
+        Err(_) => tracing::debug!("leases of links that are gone: no answer in time"),
+    }
+}
+
+/// Whether a lease is that of a Link, of one that nobody knows any more, and nobody holds it.
+fn abandoned(lease: &Lease, in_use: impl Fn(&str) -> bool) -> bool {
+    let name = lease.metadata.name.as_deref().unwrap_or_default();
+    let link = name.strip_prefix(keys::SERVICE_MIRROR_LEASE_PREFIX);
+    let holder = lease
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.holder_identity.as_deref());
+    holder.unwrap_or_default().is_empty() && link.is_some_and(|link| !in_use(link))
 }
 
 struct Running {
@@ -186,6 +240,27 @@ mod tests {
         let (links, deployments, mirrors) = (view(links), named(deployments), named(mirrors));
         let found = wanted(&links, &deployments, &mirrors, false);
         assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn only_leases_of_links_that_are_gone_and_that_nobody_holds_are_abandoned() {
+        let lease = |name: &str, holder: &str| -> Lease {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": name}, "spec": {"holderIdentity": holder},
+            }))
+            .unwrap()
+        };
+        let in_use = |link: &str| link == "east";
+        for (name, holder, expected) in [
+            ("north", "", true),
+            ("north", "pod-1", false),
+            ("east", "", false),
+        ] {
+            let lease = lease(&keys::service_mirror_lease(name), holder);
+            assert_eq!(abandoned(&lease, in_use), expected, "{name} {holder}");
+        }
+        assert!(!abandoned(&lease("linkerd-failover", ""), in_use));
+        assert!(!abandoned(&lease(keys::LOCAL_MIRROR_LEASE, ""), in_use));
     }
 
     #[test]
