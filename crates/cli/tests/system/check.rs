@@ -2,11 +2,13 @@
 
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::host::{self, HAWSER, Said};
+use crate::host::{self, HAWSER, Said, eventually};
 use crate::runner::{Test, linked};
-use crate::world::{COMMAND_DEADLINE, World, words};
+use crate::world::{COMMAND_DEADLINE, SOON, VISITORS, World, words};
 
 const TOOLS: &[&str] = &["kubectl"];
 
@@ -15,6 +17,16 @@ pub(crate) const TESTS: &[Test] = &[
         "check_finds_nothing_wrong_in_either_cluster_from_the_host",
         TOOLS,
         check_finds_nothing_wrong_in_either_cluster_from_the_host,
+    ),
+    linked(
+        "check_sends_a_request_to_a_pod_behind_each_link",
+        &["kubectl", "curl"],
+        check_sends_a_request_to_a_pod_behind_each_link,
+    ),
+    linked(
+        "check_names_the_proxy_that_lags_behind_a_new_bundle_until_it_has_caught_up",
+        TOOLS,
+        check_names_the_proxy_that_lags_behind_a_new_bundle_until_it_has_caught_up,
     ),
     linked(
         "check_fails_and_names_what_is_missing",
@@ -63,6 +75,94 @@ fn check_finds_nothing_wrong_in_either_cluster_from_the_host(world: &World) {
         assert_eq!(wrong, [&Value::Null; 0], "{cluster}");
         assert!(categories.len() > 10, "{cluster}: {report:#}");
     }
+}
+
+fn check_sends_a_request_to_a_pod_behind_each_link(world: &World) {
+    let told = world.hawser("west", "mc check --wait 20s", "");
+    let row =
+        "√ requests to mirror services reach the pods behind them\n\t* east: emojivoto/web-svc-east:80\n";
+    assert!(told.contains(row), "{told}");
+    // What answered was no application: web knows no OPTIONS.
+    let script = "curl -s -o /dev/null -X OPTIONS -H 'Max-Forwards: 2' --noproxy '*' --max-time 5 \
+                  -w '%{http_code} %header{l5d-answered-by}' http://web-svc-east.emojivoto/";
+    world.citizen("west", "asker");
+    let web = "inbound web.emojivoto.serviceaccount.identity.linkerd.cluster.local";
+    eventually("the proxy of web answers", SOON, || {
+        let said = world.shell("west", "asker", script);
+        match said.out == format!("200 {web}") {
+            true => Ok(()),
+            false => Err(format!("{said:?}")),
+        }
+    });
+    world.remove("west", "asker");
+}
+
+fn check_names_the_proxy_that_lags_behind_a_new_bundle_until_it_has_caught_up(world: &World) {
+    world.citizen("west", "laggard");
+    let pod = world.pod("west", VISITORS, "app=laggard").expect("it runs");
+    let pod = pod["metadata"]["name"].as_str().expect("a name").to_owned();
+    let dir = world.dir().join("lag");
+    std::fs::create_dir(&dir).expect("a folder of our own");
+    let file = |name: &str| dir.join(name).display().to_string();
+    world.hawser_alone(
+        &format!("certs create root {} {}", file("new.crt"), file("new.key")),
+        "",
+    );
+    let old = world
+        .get("west", "-n linkerd configmap linkerd-identity-trust-roots")
+        .expect("the bundle");
+    let old = old["data"]["ca-bundle.crt"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let new = std::fs::read_to_string(dir.join("new.crt")).expect("certs create wrote it");
+    let rendered = |name: &str, bundle: &str| {
+        std::fs::write(dir.join(name), bundle).expect("the folder is ours");
+        world.hawser(
+            "west",
+            &format!("upgrade --identity-trust-anchors-file {}", file(name)),
+            "",
+        )
+    };
+    let both = rendered("both.crt", &format!("{old}{new}"));
+    let lagging = |world: &World| {
+        let line = format!("check --proxy -n {VISITORS} --wait 1s -o json");
+        let report: Value = serde_json::from_str(&ask(world, "west", &line).out).expect("JSON");
+        let categories = report["categories"].as_array().cloned().unwrap_or_default();
+        let mut checks = categories
+            .iter()
+            .flat_map(|category| category["checks"].as_array().into_iter().flatten());
+        let row = checks.find(|check| check["description"] == "data plane proxies certificate match CA");
+        row.map(|row| row["error"].as_str().unwrap_or_default().to_owned())
+            .ok_or_else(|| report.to_string())
+    };
+
+    let proxy = host::process_of(world.pid(), &["LINKERD2_PROXY_", &pod]);
+    let stop = |signal| kill(Pid::from_raw(proxy), signal).expect("it is ours");
+    stop(Signal::SIGSTOP);
+    world.kubectl_words("west", &["apply", "-f", "-"], &both);
+    eventually("the one that lags is named, and no other", SOON, || {
+        let named = lagging(world)?;
+        let names: Vec<&str> = named.lines().filter(|line| line.starts_with("* ")).collect();
+        match names.as_slice() {
+            [one] if one.contains(&pod) => Ok(()),
+            _ => Err(named),
+        }
+    });
+    stop(Signal::SIGCONT);
+    eventually("once it has caught up, nobody is", SOON, || {
+        match lagging(world)? {
+            named if named.is_empty() => Ok(()),
+            named => Err(named),
+        }
+    });
+    let before = rendered("old.crt", &old);
+    world.kubectl_words("west", &["apply", "-f", "-"], &before);
+    eventually("back to the bundle of before", SOON, || match lagging(world)? {
+        named if named.is_empty() => Ok(()),
+        named => Err(named),
+    });
+    world.remove("west", "laggard");
 }
 
 fn check_fails_and_names_what_is_missing(world: &World) {

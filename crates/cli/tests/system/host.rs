@@ -145,6 +145,20 @@ pub(crate) fn family(ancestor: u32) -> BTreeSet<u32> {
     family
 }
 
+/// The only process of a family whose environment holds all these words.
+pub(crate) fn process_of(ancestor: u32, words: &[&str]) -> i32 {
+    let holds = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&environment);
+        words.iter().all(|word| environment.contains(word))
+    };
+    let found: Vec<u32> = family(ancestor).into_iter().filter(holds).collect();
+    let [one] = found.as_slice() else {
+        panic!("{} processes with {words:?}", found.len());
+    };
+    i32::try_from(*one).expect("pids are small")
+}
+
 /// Every namespace that a process of these holds, as the kernel names them: `net:[4026531840]`.
 pub(crate) fn namespaces(pids: &BTreeSet<u32>) -> BTreeSet<String> {
     let of = |pid: &u32| {

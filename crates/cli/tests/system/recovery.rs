@@ -324,11 +324,11 @@ fn votes_go_on_while_the_control_plane_restarts_and_changes_follow_afterwards(wo
     export(world, "voting-svc", false);
     vanishes(world, "voting-svc-east");
     world.kubectl("west", "-n emojivoto scale deployment web --replicas=0");
-    weighs(world, [false, true]);
+    weighs(world, "web-svc", [false, true]);
     local.forget();
     local.hears(5);
     world.kubectl("west", "-n emojivoto scale deployment web --replicas=1");
-    weighs(world, [true, false]);
+    weighs(world, "web-svc", [true, false]);
 }
 
 /// What `--ha` gives three replicas, except for the affinities that one node can't satisfy: cluster, namespace, name.
@@ -408,9 +408,9 @@ fn with_three_replicas_any_one_may_be_killed_under_load_and_nothing_is_lost(worl
 }
 
 /// Waits until exactly these backends of the split have weight.
-pub(crate) fn weighs(world: &World, wanted: [bool; 2]) {
+pub(crate) fn weighs(world: &World, split: &str, wanted: [bool; 2]) {
     eventually("the failover controller moves the weights", SOON, || {
-        let split = world.get("west", "-n emojivoto trafficsplit web-svc")?;
+        let split = world.get("west", &format!("-n emojivoto trafficsplit {split}"))?;
         let backends = split["spec"]["backends"].as_array().cloned().unwrap_or_default();
         let weights: Vec<bool> = backends
             .iter()

@@ -54,6 +54,11 @@ impl World {
         self.demo.dir.path()
     }
 
+    /// The process that everything of this world descends from.
+    pub(crate) fn pid(&self) -> u32 {
+        self.demo.pid()
+    }
+
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.dir().join("kubeconfig")
     }
@@ -145,7 +150,19 @@ impl World {
         self.rolled_out(cluster, VISITORS, name);
     }
 
-    /// The same, injected.
+    /// A citizen that asks for a URL ten times a second.
+    pub(crate) fn caller(&self, cluster: &str, name: &str, url: &str) {
+        let script =
+            format!("while :; do curl -s -o /dev/null --noproxy '*' --max-time 5 {url}; sleep 0.1; done");
+        let mut deployment = idle(name);
+        let template = &mut deployment["spec"]["template"];
+        template["metadata"]["annotations"]["linkerd.io/inject"] = "enabled".into();
+        template["spec"]["containers"][0]["command"] = serde_json::json!(["sh", "-c", script]);
+        self.apply(cluster, &deployment);
+        self.rolled_out(cluster, VISITORS, name);
+    }
+
+    /// Like a visitor, injected.
     pub(crate) fn citizen(&self, cluster: &str, name: &str) {
         let mut deployment = idle(name);
         deployment["spec"]["template"]["metadata"]["annotations"]["linkerd.io/inject"] = "enabled".into();
