@@ -6,6 +6,7 @@
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 
 use crate::body::{Body, OnEnd};
+use crate::wire::{Fault, SendError};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
@@ -122,18 +123,11 @@ impl Why {
     }
 
     /// What became of a request that failed after it was sent.
-    pub(crate) fn of_sending(error: &hyper::Error) -> Self {
-        let mut source = std::error::Error::source(error);
-        while let Some(error) = source {
-            if let Some(h2) = error.downcast_ref::<h2::Error>()
-                && h2.is_reset()
-                && let Some(reason) = h2.reason()
-            {
-                return Self::Reset(reason);
-            }
-            source = error.source();
+    pub(crate) fn of_sending(error: &SendError) -> Self {
+        match error {
+            SendError::Link(Fault::Reset(reason) | Fault::Ours(reason)) => Self::Reset(*reason),
+            _ => Self::BadGateway("client error (SendRequest)"),
         }
-        Self::BadGateway("client error (SendRequest)")
     }
 
     /// A reset is passed on as one, to clients that know them.

@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::head::Serving;
 use crate::http_rules::GRPC_STATUS;
 use crate::late::Late;
+use crate::wire::{Incoming, ReadError};
 
 /// What is told when a body has ended; dropping it without [`OnEnd::end`] means that the body was cut short.
 pub(crate) trait OnEnd {
@@ -25,13 +25,13 @@ pub(crate) trait OnEnd {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("reading a body")]
-    Read(#[source] hyper::Error),
+    Read(#[source] ReadError),
     #[error("a body took too long")]
     Late(#[source] h2::Error),
 }
 
 /// A frame that was looked at before the rest; `None` is the end.
-pub(crate) type First = Option<Result<Frame<Bytes>, hyper::Error>>;
+pub(crate) type First = Option<Result<Frame<Bytes>, ReadError>>;
 
 /// How long a body may take, and whether to say so in gRPC's trailers.
 #[derive(Debug)]

@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use hawser_core::authz::Client;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, header};
-use hyper::body::Incoming;
 
 use crate::answer::{RequestKind, Why};
 use crate::config::within;
@@ -22,6 +21,7 @@ use crate::outbound::http::{ResponseBody, exchange};
 use crate::outbound::{KnownTarget, tcp as outbound_tcp};
 use crate::snapshot::{Outbound, ProfileAnswer, Target};
 use crate::transport::Conn;
+use crate::wire::Incoming;
 use crate::worker::{Http, Worker, serve_http};
 
 const FORWARDED: HeaderName = header::FORWARDED;

@@ -32,6 +32,7 @@ mod process;
 mod route;
 mod snapshot;
 mod transport;
+mod wire;
 mod worker;
 
 pub use config::{Config, Env, Invalid};

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -30,6 +29,7 @@ use crate::head::{Heads, Watched};
 use crate::identity::Identity;
 use crate::metrics::Shard;
 use crate::transport::{Conn, OriginalDst};
+use crate::wire::{self, Incoming};
 use crate::{inbound, outbound};
 
 /// A request head may have this many bytes.
@@ -293,9 +293,10 @@ where
             let heads = Arc::new(Heads::default());
             let io = TokioIo::new(Watched::new(conn, heads.clone(), options.head_timeout));
             let (watched, draining) = (heads.clone(), drain.clone());
-            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
                 let (serving, draining) = (watched.begin(), draining.clone());
                 let connect = request.method() == Method::CONNECT;
+                let request = request.map(Incoming::Library);
                 let response = match watched.conflict() {
                     false => Ok(handle(request)),
                     true => {
@@ -341,8 +342,15 @@ where
             conn.as_mut().graceful_shutdown();
             conn.await
         }
+        Http::Two if !options.adaptive => {
+            wire::server::serve(conn, wire::Options::of_server(options), drain, handle).await;
+            Ok(())
+        }
+        // Windows that follow the round-trip time are the library's.
         Http::Two => {
-            let service = hyper::service::service_fn(handle);
+            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                handle(request.map(Incoming::Library))
+            });
             let mut builder = http2::Builder::new(LocalExecutor);
             builder
                 .timer(TokioTimer::new())
@@ -351,9 +359,7 @@ where
                 .initial_connection_window_size(options.connection_window)
                 .max_header_list_size(options.header_list_max.unwrap_or(HEAD_MAX as u32))
                 .max_frame_size(options.frame_max);
-            if options.adaptive {
-                builder.adaptive_window(true);
-            }
+            builder.adaptive_window(true);
             builder.max_concurrent_streams(options.streams_max.unwrap_or(1_024));
             if let Some(max) = options.pending_resets_max {
                 builder.max_pending_accept_reset_streams(max);

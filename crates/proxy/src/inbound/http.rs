@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use hawser_core::authz::{Client, Source, authorize};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
 
 use crate::answer::{RequestKind, Why, reached};
 use crate::body::{Body, grpc_status};
@@ -22,6 +21,8 @@ use crate::outbound::telemetry::{Grpc, HttpMetrics, ResponseEnd};
 use crate::route;
 use crate::snapshot::{Inbound, InboundRoute};
 use crate::transport::Conn;
+use crate::wire::Incoming;
+use crate::wire::SendError;
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
 use super::{Accepted, Refusal, drain_of, name_of, server_labels, target_labels};
@@ -333,9 +334,12 @@ async fn forward(
             .ok_or(Why::Internal("unexpected error"))?;
         let mut busy = app.busy();
         let (sent, h1) = match sender {
-            Sender::H2(mut sender) => (sender.try_send_request(sending).await, None),
+            Sender::H2(sender) => (sender.send(sending).await.map_err(SendError::from), None),
             Sender::H1(mut sender) => {
                 let sent = sender.try_send_request(sending).await;
+                let sent = sent
+                    .map(|response| response.map(Incoming::Library))
+                    .map_err(SendError::from);
                 (sent, host.clone().map(|host| (sender, host)))
             }
         };
@@ -348,7 +352,6 @@ async fn forward(
             Err(error) => error,
         };
         let fate = Fate::of_sending(&error);
-        let error = error.into_error();
         tracing::debug!(%error, "The application failed a request");
         if !attempts.again(fate, &request, app, &worker.metrics, Instant::now()) {
             return failed(Why::of_sending(&error));

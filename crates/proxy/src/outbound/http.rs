@@ -12,7 +12,7 @@ use futures::future::LocalBoxFuture;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use rand::Rng as _;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +25,7 @@ use crate::metrics::Labels;
 use crate::route::{self, Filter, HttpRoute, Matches, PathChange};
 use crate::snapshot::{Breaker, Distribution, EndpointTls, Hint, Outbound, Protocol};
 use crate::transport::Conn;
+use crate::wire::{Incoming, SendError};
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
 use super::balancer::Patience;
@@ -412,9 +413,12 @@ async fn send(
         let mut sending = Sending::to(worker, &peer, outbound.breaker);
         let answer = async {
             match sender {
-                Sender::H2(mut sender) => (sender.try_send_request(sent).await, None),
+                Sender::H2(sender) => (sender.send(sent).await.map_err(SendError::from), None),
                 Sender::H1(mut sender) => {
                     let answer = sender.try_send_request(sent).await;
+                    let answer = answer
+                        .map(|response| response.map(Incoming::Library))
+                        .map_err(SendError::from);
                     (answer, host.clone().map(|host| (sender, host)))
                 }
             }
@@ -433,7 +437,6 @@ async fn send(
             Ok(response) => response,
             Err(error) => {
                 let fate = Fate::of_sending(&error);
-                let error = error.into_error();
                 tracing::debug!(endpoint = %peer.endpoint.addr, %error, "Request failed");
                 match fate {
                     Fate::Broken | Fate::Failed => sending.ended(StatusCode::BAD_GATEWAY, Grpc::No, false),

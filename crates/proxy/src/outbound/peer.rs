@@ -16,8 +16,8 @@ use futures::future::{LocalBoxFuture, Shared};
 use hawser_tls::Role;
 use http::HeaderValue;
 use http::uri::Authority;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use rand::Rng as _;
 use rustls_pki_types::ServerName;
 use tokio_rustls::TlsConnector;
@@ -28,7 +28,9 @@ use crate::header::{Header, Session};
 use crate::metrics::{Labels, Shard};
 use crate::snapshot::{Endpoint, EndpointTls, Hint};
 use crate::transport::{self, Conn, TcpMetrics};
-use crate::worker::{HEAD_MAX, LocalExecutor, Worker};
+use crate::wire::Options;
+use crate::wire::client::Client;
+use crate::worker::{HEAD_MAX, Worker};
 
 use super::circuit::Circuit;
 use super::replay::RequestBody;
@@ -83,7 +85,7 @@ impl<S> DerefMut for Held<S> {
     }
 }
 
-type H2Sender = Held<http2::SendRequest<RequestBody>>;
+type H2Sender = Held<Client>;
 pub(crate) type H1Sender = Held<http1::SendRequest<RequestBody>>;
 type Connecting = Shared<LocalBoxFuture<'static, Result<H2Sender, ConnectError>>>;
 
@@ -359,27 +361,11 @@ impl Peer {
         let conn = self.dial(worker, Session::Http2).await?;
         let bond = conn.bond().cloned();
         let windows = &worker.shared.config.outbound.http;
-        let mut builder = http2::Builder::new(LocalExecutor);
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(windows.stream_window)
-            .initial_connection_window_size(windows.connection_window)
-            .max_header_list_size(u32::try_from(HEAD_MAX).unwrap_or(u32::MAX));
-        if let Some((interval, timeout)) = self.endpoint.keepalive {
-            builder
-                .keep_alive_interval(interval)
-                .keep_alive_timeout(timeout)
-                .keep_alive_while_idle(true);
-        }
-        let (sender, conn) = builder
-            .handshake(TokioIo::new(conn))
-            .await
-            .map_err(|_| ConnectError::Refused)?;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = conn.await {
-                tracing::debug!(%error, "HTTP/2 connection to an endpoint broke");
-            }
-        });
+        let options = Options {
+            keepalive: self.endpoint.keepalive,
+            ..Options::of_client(windows)
+        };
+        let sender = Client::start(conn, options);
         Ok(Held { sender, bond })
     }
 

@@ -11,9 +11,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::late::Progress;
+use crate::wire::{Incoming, ReadError};
 
 /// A request's body on its way to a server; `None` if it has no content.
 #[derive(Debug)]
@@ -21,12 +21,12 @@ pub(crate) struct RequestBody(Option<Reader>);
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ReadError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
         match &mut self.0 {
             None => Poll::Ready(None),
             Some(reader) => reader.poll_frame(cx),
@@ -100,7 +100,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
         let recording = &mut *self.recording.borrow_mut();
         if recording.readers != self.number {
             // Its stream has failed and is about to be dropped; what follows belongs to another.

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use hawser_core::authz::Source;
 use http::{Method, StatusCode};
-use hyper::client::conn::TrySendError;
 
 use crate::limits::Retry;
 use crate::metrics::{Labels, Shard};
+use crate::wire::{Fault, SendError};
 
 use super::peer::Peer;
 use super::replay::Replay;
@@ -37,20 +37,29 @@ pub(crate) enum Fate {
 }
 
 impl Fate {
-    pub(crate) fn of_sending<T>(error: &TrySendError<T>) -> Self {
-        // What is given back was not begun to be sent.
-        match error.message() {
-            Some(_) => Self::Unsent,
-            None => Self::of(error.error()),
+    pub(crate) fn of_sending(error: &SendError) -> Self {
+        match error {
+            SendError::Link(fault) => Self::of_link(*fault),
+            SendError::Library { unsent: true, .. } => Self::Unsent,
+            SendError::Library { error, .. } => Self::of(error),
+        }
+    }
+
+    fn of_link(fault: Fault) -> Self {
+        match fault {
+            Fault::Unsent => Self::Unsent,
+            // Streams that the other side may have looked at don't end with its GOAWAY.
+            Fault::GoneAway => Self::GoneAway,
+            Fault::Reset(h2::Reason::REFUSED_STREAM) => Self::Refused,
+            Fault::Broken => Self::Broken,
+            // What we reset ourselves says nothing about the other side.
+            Fault::Reset(_) | Fault::Ours(_) => Self::Failed,
         }
     }
 
     fn of(error: &hyper::Error) -> Self {
         let mut source: Option<&(dyn Error + 'static)> = Some(error);
         while let Some(error) = source {
-            if let Some(h2) = error.downcast_ref::<h2::Error>() {
-                return Self::of_h2(h2);
-            }
             if error.is::<io::Error>() {
                 return Self::Broken;
             }
@@ -59,20 +68,6 @@ impl Fate {
         let broken =
             error.is_incomplete_message() || error.is_canceled() || error.is_closed() || error.is_timeout();
         if broken { Self::Broken } else { Self::Failed }
-    }
-
-    fn of_h2(error: &h2::Error) -> Self {
-        if error.is_go_away() && error.is_remote() {
-            // Streams that the other side may have looked at don't end with its GOAWAY.
-            Self::GoneAway
-        } else if error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
-        {
-            Self::Refused
-        } else if error.is_io() {
-            Self::Broken
-        } else {
-            Self::Failed
-        }
     }
 
     /// For the metric.
@@ -293,10 +288,15 @@ mod tests {
 
     #[test]
     fn only_what_was_not_looked_at_or_does_no_harm_is_repeated() {
-        let fate = |error: h2::Error| Fate::of_h2(&error);
-        // What we reset ourselves says nothing about the other side.
-        assert_eq!(fate(h2::Reason::REFUSED_STREAM.into()), Fate::Failed);
-        assert_eq!(fate(h2::Reason::CANCEL.into()), Fate::Failed);
+        for (fault, fate) in [
+            (Fault::Reset(h2::Reason::REFUSED_STREAM), Fate::Refused),
+            (Fault::Ours(h2::Reason::REFUSED_STREAM), Fate::Failed),
+            (Fault::Reset(h2::Reason::CANCEL), Fate::Failed),
+            (Fault::GoneAway, Fate::GoneAway),
+            (Fault::Broken, Fate::Broken),
+        ] {
+            assert_eq!(Fate::of_sending(&fault.into()), fate);
+        }
         for (method, harmless) in [
             (Method::GET, true),
             (Method::PUT, true),

@@ -1,0 +1,1239 @@
+//! One HTTP/2 connection as its streams see it (RFC 9113): frames in, frames out, windows, and what is open.
+//!
+//! No socket and no task: [`super::client`] and [`super::server`] move the bytes. Whatever streams write in one turn of
+//! the loop is gathered in one buffer, which becomes one TLS record and one system call. Everything is on one thread;
+//! borrows end before anything else runs.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use h2::Reason;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+
+use super::frame::{self, Header};
+use super::hpack::{Decoder, Encoder, Field, Name};
+use super::{Fault, Options};
+
+/// Answers to settings and pings that the peer makes us write without reading them.
+const REPLIES_MAX: usize = 64 << 10;
+/// Streams that may be open before the peer has said how many.
+const STREAMS_ASSUMED: usize = 100;
+/// Frames of one header block.
+const CONTINUATIONS_MAX: u32 = 64;
+/// Frames without content between two with some.
+const EMPTY_MAX: u32 = 1_000;
+/// Identifiers after this one are not used: a new connection takes over.
+const ID_MAX: u32 = (1 << 31) - 1_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+/// Identifiers are dense already.
+#[derive(Default)]
+pub(super) struct ById(u64);
+
+impl Hasher for ById {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // The table takes its position from the low bits and its tag from the high ones.
+        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+pub(super) type Shared = Rc<RefCell<Link>>;
+
+/// What a client's request becomes, or its answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    answer: Option<Answer>,
+    data: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    fault: Option<Fault>,
+    /// The peer has said everything.
+    heard: bool,
+    /// Nobody reads it.
+    unread: bool,
+    /// What `content-length` says is still to come.
+    expected: Option<u64>,
+    /// Nothing follows the head of its answer, whatever that says.
+    headless: bool,
+    answered: bool,
+    receive_window: i64,
+    /// Read, and not yet given back to the peer's window.
+    owed: u32,
+    reader: Option<Waker>,
+    send_window: i64,
+    /// We have said everything.
+    said: bool,
+    writer: Option<Waker>,
+}
+
+impl Stream {
+    fn wake(&mut self) {
+        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
+            waker.wake();
+        }
+    }
+
+    fn fail(&mut self, fault: Fault) {
+        if self.fault.is_none() && !(self.heard && self.said) {
+            self.fault = Some(fault);
+        }
+        self.heard = true;
+        self.said = true;
+        self.wake();
+    }
+}
+
+/// A header block whose frames have not all come.
+#[derive(Debug)]
+struct Block {
+    stream: u32,
+    end: bool,
+    bytes: BytesMut,
+    frames: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// No new streams. On a client, because the peer says so.
+    Leaving,
+    Closed(Fault),
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    side: Side,
+    options: Options,
+    state: State,
+    /// What is to be written, in order.
+    pub(super) out: BytesMut,
+    encoder: Encoder,
+    decoder: Decoder,
+    streams: HashMap<u32, Stream, BuildHasherDefault<ById>>,
+    /// Of ours on a client, of the peer's on a server.
+    newest: u32,
+    block: Option<Block>,
+    receive_window: i64,
+    owed: u32,
+    send_window: i64,
+    peer_stream_window: i64,
+    peer_frame_max: usize,
+    peer_streams_max: usize,
+    greeted: bool,
+    /// Streams that wait for the connection's window or for the buffer.
+    blocked: Vec<Waker>,
+    /// Requests that wait for a stream.
+    queue: Vec<Waker>,
+    task: Option<Waker>,
+    woken: bool,
+    /// Requests that came and that nobody has taken yet.
+    accepted: VecDeque<(u32, Request<()>)>,
+    /// Streams that the peer has ended early, for whoever serves them.
+    cancelled: Vec<u32>,
+    /// Of those, the ones in this turn that nobody had begun to serve.
+    pending_resets: usize,
+    replies: usize,
+    empty: u32,
+    /// Since the last time that somebody asked.
+    lively: bool,
+}
+
+impl Link {
+    pub(super) fn new(side: Side, options: Options) -> Self {
+        let mut out = BytesMut::new();
+        let mut settings = vec![
+            (frame::INITIAL_WINDOW_SIZE, options.stream_window),
+            (frame::MAX_HEADER_LIST_SIZE, options.header_list_max),
+        ];
+        match side {
+            Side::Client => {
+                out.put_slice(frame::PREFACE);
+                settings.push((frame::ENABLE_PUSH, 0));
+            }
+            Side::Server => settings.push((frame::MAX_CONCURRENT_STREAMS, options.streams_max)),
+        }
+        if let Some(max) = options.frame_max {
+            settings.push((frame::MAX_FRAME_SIZE, max));
+        }
+        frame::put_settings(&mut out, &settings);
+        let more = options.connection_window.saturating_sub(frame::WINDOW_DEFAULT);
+        if more > 0 {
+            frame::put_u32(&mut out, frame::WINDOW_UPDATE, 0, more);
+        }
+        Self {
+            side,
+            state: State::Open,
+            out,
+            encoder: Encoder::new(),
+            decoder: Decoder::new(),
+            streams: HashMap::default(),
+            newest: 0,
+            block: None,
+            receive_window: i64::from(options.connection_window.max(frame::WINDOW_DEFAULT)),
+            owed: 0,
+            send_window: i64::from(frame::WINDOW_DEFAULT),
+            peer_stream_window: i64::from(frame::WINDOW_DEFAULT),
+            peer_frame_max: frame::SIZE_MIN,
+            peer_streams_max: match side {
+                Side::Client => STREAMS_ASSUMED,
+                Side::Server => 0,
+            },
+            greeted: false,
+            blocked: Vec::new(),
+            queue: Vec::new(),
+            task: None,
+            woken: false,
+            accepted: VecDeque::new(),
+            cancelled: Vec::new(),
+            pending_resets: 0,
+            replies: 0,
+            empty: 0,
+            lively: false,
+            options,
+        }
+    }
+
+    // The connection's task.
+
+    /// The task runs now; whatever happens needs no waking.
+    pub(super) fn begin_turn(&mut self, cx: &Context<'_>) {
+        self.woken = true;
+        self.pending_resets = 0;
+        if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+        }
+    }
+
+    pub(super) fn end_turn(&mut self) {
+        self.woken = false;
+    }
+
+    /// There is something to write or to end.
+    fn changed(&mut self) {
+        if !self.woken {
+            self.woken = true;
+            if let Some(task) = &self.task {
+                task.wake_by_ref();
+            }
+        }
+    }
+
+    /// Everything has been written.
+    pub(super) fn written(&mut self) {
+        self.replies = 0;
+        for waker in self.blocked.drain(..) {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn idle(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state != State::Open || self.newest > ID_MAX
+    }
+
+    /// Nothing is under way and nothing may begin.
+    pub(super) fn is_over(&self) -> bool {
+        match self.state {
+            State::Open => false,
+            State::Leaving => self.streams.is_empty(),
+            State::Closed(_) => true,
+        }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self.state, State::Closed(_))
+    }
+
+    pub(super) fn next_accepted(&mut self) -> Option<(u32, Request<()>)> {
+        self.accepted.pop_front()
+    }
+
+    pub(super) fn next_cancelled(&mut self) -> Option<u32> {
+        self.cancelled.pop()
+    }
+
+    /// Ends everything that is under way.
+    pub(super) fn close(&mut self, fault: Fault) {
+        if matches!(self.state, State::Closed(_)) {
+            return;
+        }
+        self.state = State::Closed(fault);
+        for (id, stream) in &mut self.streams {
+            stream.fail(fault);
+            self.cancelled.push(*id);
+        }
+        self.streams.retain(|_, stream| !stream.unread);
+        for waker in self.blocked.drain(..).chain(self.queue.drain(..)) {
+            waker.wake();
+        }
+        self.changed();
+    }
+
+    /// Says goodbye, with the reason, and ends everything.
+    pub(super) fn abort(&mut self, reason: Reason) {
+        let last = match self.side {
+            Side::Client => 0,
+            Side::Server => self.newest,
+        };
+        frame::put_goaway(&mut self.out, last, reason);
+        self.close(Fault::Ours(reason));
+    }
+
+    /// A server that ends in order: first without a limit, so that what is on its way still comes in.
+    pub(super) fn leave(&mut self) {
+        if self.side == Side::Server && self.state == State::Open {
+            frame::put_goaway(&mut self.out, frame::WINDOW_MAX, Reason::NO_ERROR);
+            frame::put_ping(&mut self.out, 0, LEAVING);
+            self.changed();
+        }
+    }
+
+    /// Asks for a sign of life.
+    pub(super) fn ping(&mut self) {
+        frame::put_ping(&mut self.out, 0, ALIVE);
+        self.changed();
+    }
+
+    /// Has anything come since this was last asked?
+    pub(super) fn lively(&mut self) -> bool {
+        std::mem::take(&mut self.lively)
+    }
+
+    /// Nobody will open streams any more.
+    pub(super) fn abandon(&mut self) {
+        if self.state == State::Open {
+            self.state = State::Leaving;
+            self.changed();
+        }
+    }
+
+    // Reading.
+
+    /// Takes in the frames that are whole. An error ends the connection.
+    pub(super) fn received(&mut self, bytes: &mut BytesMut) -> Result<(), Reason> {
+        self.lively = true;
+        let frame_max = self.options.frame_max.map_or(frame::SIZE_MIN, |max| max as usize);
+        while let Some(header) = Header::read(bytes) {
+            if header.length > frame_max {
+                return Err(Reason::FRAME_SIZE_ERROR);
+            }
+            if bytes.len() < frame::HEADER + header.length {
+                break;
+            }
+            bytes.advance(frame::HEADER);
+            let payload = bytes.split_to(header.length).freeze();
+            self.frame(header, payload)?;
+        }
+        if self.replies > REPLIES_MAX {
+            return Err(Reason::ENHANCE_YOUR_CALM);
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, header: Header, payload: Bytes) -> Result<(), Reason> {
+        if let Some(block) = &self.block
+            && (header.kind != frame::CONTINUATION || header.stream != block.stream)
+        {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        if !self.greeted && header.kind != frame::SETTINGS {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        match header.kind {
+            frame::DATA => self.data(header, payload),
+            frame::HEADERS => self.headers(header, payload),
+            frame::CONTINUATION => self.continuation(header, &payload),
+            frame::PRIORITY => match (header.stream, header.length) {
+                (0, _) => Err(Reason::PROTOCOL_ERROR),
+                (_, 5) => Ok(()),
+                _ => Err(Reason::FRAME_SIZE_ERROR),
+            },
+            frame::RST_STREAM => self.reset_by_peer(header, &payload),
+            frame::SETTINGS => self.settings(header, &payload),
+            frame::PUSH_PROMISE => Err(Reason::PROTOCOL_ERROR),
+            frame::PING => self.pinged(header, &payload),
+            frame::GOAWAY => self.goaway(header, &payload),
+            frame::WINDOW_UPDATE => self.window_update(header, &payload),
+            _ => Ok(()),
+        }
+    }
+
+    /// Was this stream ever opened?
+    fn known(&self, id: u32) -> bool {
+        // Clients have the odd ones, and nobody pushes.
+        id % 2 == 1 && id <= self.newest
+    }
+
+    fn data(&mut self, header: Header, mut payload: Bytes) -> Result<(), Reason> {
+        if header.stream == 0 || !self.known(header.stream) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let length = header.length as u32;
+        self.receive_window -= i64::from(length);
+        if self.receive_window < 0 {
+            return Err(Reason::FLOW_CONTROL_ERROR);
+        }
+        frame::unpadded(header, &mut payload).ok_or(Reason::PROTOCOL_ERROR)?;
+        let end = header.has(frame::END_STREAM);
+        if payload.is_empty() && !end {
+            self.empty += 1;
+            if self.empty > EMPTY_MAX {
+                return Err(Reason::ENHANCE_YOUR_CALM);
+            }
+        }
+        let content = payload.len() as u64;
+        let Some(stream) = self.streams.get_mut(&header.stream) else {
+            // It ended on our side, while this was on its way.
+            self.give_back(length);
+            return Ok(());
+        };
+        if stream.heard {
+            let gone = stream.fault.is_some();
+            self.give_back(length);
+            return match gone {
+                true => Ok(()),
+                false => self.reset(header.stream, Reason::STREAM_CLOSED),
+            };
+        }
+        stream.receive_window -= i64::from(length);
+        let overrun = stream.receive_window < 0;
+        if let Some(expected) = &mut stream.expected {
+            match expected.checked_sub(content) {
+                Some(rest) if rest == 0 || !end => *expected = rest,
+                _ => {
+                    self.give_back(length);
+                    return self.reset(header.stream, Reason::PROTOCOL_ERROR);
+                }
+            }
+        }
+        if overrun {
+            self.give_back(length);
+            return self.reset(header.stream, Reason::FLOW_CONTROL_ERROR);
+        }
+        let early = self.side == Side::Client && !stream.answered;
+        if early {
+            self.give_back(length);
+            return self.reset(header.stream, Reason::PROTOCOL_ERROR);
+        }
+        let overhead = length - content as u32;
+        let unread = stream.unread;
+        if unread {
+            self.give_back(length);
+        } else if content > 0 {
+            stream.data.push_back(payload);
+            stream.owed += overhead;
+            self.empty = 0;
+        }
+        if end {
+            self.heard(header.stream);
+        } else if let Some(stream) = self.streams.get_mut(&header.stream)
+            && let Some(reader) = stream.reader.take()
+        {
+            reader.wake();
+        }
+        if overhead > 0 && !unread {
+            self.give_back(overhead);
+        }
+        Ok(())
+    }
+
+    /// The peer has said everything on this stream.
+    fn heard(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.heard = true;
+            if let Some(reader) = stream.reader.take() {
+                reader.wake();
+            }
+        }
+        self.tidy(id);
+    }
+
+    /// Forgets a stream that is over on both sides and that nobody reads.
+    fn tidy(&mut self, id: u32) {
+        let over = self
+            .streams
+            .get(&id)
+            .is_some_and(|stream| stream.heard && stream.said && stream.unread);
+        if over {
+            self.streams.remove(&id);
+            // All of them: the first may have given up.
+            for waker in self.queue.drain(..) {
+                waker.wake();
+            }
+            if self.state == State::Leaving && self.streams.is_empty() {
+                self.changed();
+            }
+        }
+    }
+
+    fn give_back(&mut self, length: u32) {
+        self.owed += length;
+        if self.owed >= self.options.connection_window / 2 {
+            frame::put_u32(&mut self.out, frame::WINDOW_UPDATE, 0, self.owed);
+            self.receive_window += i64::from(self.owed);
+            self.owed = 0;
+            self.changed();
+        }
+    }
+
+    fn headers(&mut self, header: Header, mut payload: Bytes) -> Result<(), Reason> {
+        if header.stream == 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        frame::unpadded(header, &mut payload).ok_or(Reason::PROTOCOL_ERROR)?;
+        if header.has(frame::PRIORITIZED) {
+            if payload.len() < 5 {
+                return Err(Reason::PROTOCOL_ERROR);
+            }
+            payload.advance(5);
+        }
+        let end = header.has(frame::END_STREAM);
+        if header.has(frame::END_HEADERS) {
+            return self.block(header.stream, end, &payload);
+        }
+        self.block = Some(Block {
+            stream: header.stream,
+            end,
+            bytes: BytesMut::from(&*payload),
+            frames: 0,
+        });
+        Ok(())
+    }
+
+    fn continuation(&mut self, header: Header, payload: &[u8]) -> Result<(), Reason> {
+        let mut block = self.block.take().ok_or(Reason::PROTOCOL_ERROR)?;
+        block.bytes.put_slice(payload);
+        block.frames += 1;
+        // What is compressed well is still small; what isn't, is too long.
+        let most = self.options.header_list_max as usize * 2 + frame::SIZE_MIN;
+        if block.bytes.len() > most || block.frames > CONTINUATIONS_MAX {
+            return Err(Reason::ENHANCE_YOUR_CALM);
+        }
+        if header.has(frame::END_HEADERS) {
+            return self.block(block.stream, block.end, &block.bytes);
+        }
+        self.block = Some(block);
+        Ok(())
+    }
+
+    /// A whole header block: a request, an answer, or trailers.
+    fn block(&mut self, id: u32, end: bool, block: &[u8]) -> Result<(), Reason> {
+        let mut head = Head::default();
+        let most = self.options.header_list_max as usize;
+        self.decoder
+            .decode(block, |field, size| head.field(field, size, most))
+            .map_err(|_| Reason::COMPRESSION_ERROR)?;
+        if let Some(stream) = self.streams.get_mut(&id) {
+            if stream.heard {
+                let gone = stream.fault.is_some();
+                return match gone {
+                    true => Ok(()),
+                    false => self.reset(id, Reason::STREAM_CLOSED),
+                };
+            }
+            if self.side == Side::Client && !stream.answered {
+                return self.answer(id, end, head);
+            }
+            if !end || head.malformed || head.pseudo() || stream.expected.is_some_and(|rest| rest > 0) {
+                return self.reset(id, Reason::PROTOCOL_ERROR);
+            }
+            if !head.too_long && !stream.unread {
+                stream.trailers = Some(head.headers);
+            }
+            self.heard(id);
+            return Ok(());
+        }
+        if self.known(id) {
+            // It ended on our side, while this was on its way.
+            return Ok(());
+        }
+        match self.side {
+            Side::Client => Err(Reason::PROTOCOL_ERROR),
+            Side::Server if id.is_multiple_of(2) => Err(Reason::PROTOCOL_ERROR),
+            Side::Server => self.request(id, end, head),
+        }
+    }
+
+    fn answer(&mut self, id: u32, end: bool, head: Head) -> Result<(), Reason> {
+        let malformed = head.malformed || head.too_long || head.request_pseudo();
+        let (Some(status), false) = (head.status, malformed) else {
+            return self.reset(id, Reason::PROTOCOL_ERROR);
+        };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Ok(());
+        };
+        if status.is_informational() {
+            // Nobody waits to be told to continue: that is between a client and its proxy.
+            return match end || status == StatusCode::SWITCHING_PROTOCOLS {
+                true => self.reset(id, Reason::PROTOCOL_ERROR),
+                false => Ok(()),
+            };
+        }
+        let Ok(length) = content_length(&head.headers) else {
+            return self.reset(id, Reason::PROTOCOL_ERROR);
+        };
+        let headless = stream.headless || matches!(status.as_u16(), 204 | 304);
+        if headless {
+            stream.expected = Some(0);
+        } else {
+            stream.expected = length;
+            if end && length.is_some_and(|length| length > 0) {
+                return self.reset(id, Reason::PROTOCOL_ERROR);
+            }
+        }
+        stream.answered = true;
+        stream.answer = Some(Answer {
+            status,
+            headers: head.headers,
+        });
+        if end {
+            self.heard(id);
+        } else if let Some(reader) = stream.reader.take() {
+            reader.wake();
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, id: u32, end: bool, head: Head) -> Result<(), Reason> {
+        self.newest = id;
+        if self.state != State::Open {
+            // It was told so.
+            return Ok(());
+        }
+        if self.streams.len() >= self.options.streams_max as usize {
+            frame::put_u32(
+                &mut self.out,
+                frame::RST_STREAM,
+                id,
+                Reason::REFUSED_STREAM.into(),
+            );
+            self.replies += frame::HEADER + 4;
+            return Ok(());
+        }
+        if head.too_long {
+            self.put_answer(
+                id,
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                &HeaderMap::new(),
+                true,
+            );
+            if !end {
+                frame::put_u32(&mut self.out, frame::RST_STREAM, id, Reason::NO_ERROR.into());
+            }
+            self.replies += 2 * frame::HEADER;
+            return Ok(());
+        }
+        let length = content_length(&head.headers);
+        let expected = length.unwrap_or_default();
+        let request = head.request().filter(|_| {
+            // A length that nothing follows would be waited for by whoever gets it in HTTP/1.
+            length.is_ok() && !(end && expected.is_some_and(|expected| expected > 0))
+        });
+        let Some(request) = request else {
+            frame::put_u32(
+                &mut self.out,
+                frame::RST_STREAM,
+                id,
+                Reason::PROTOCOL_ERROR.into(),
+            );
+            self.replies += frame::HEADER + 4;
+            return Ok(());
+        };
+        let stream = Stream {
+            heard: end,
+            unread: end,
+            answered: true,
+            expected,
+            receive_window: i64::from(self.options.stream_window),
+            send_window: self.peer_stream_window,
+            ..Stream::default()
+        };
+        self.streams.insert(id, stream);
+        self.accepted.push_back((id, request));
+        Ok(())
+    }
+
+    fn reset_by_peer(&mut self, header: Header, payload: &[u8]) -> Result<(), Reason> {
+        if header.length != 4 {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        }
+        if header.stream == 0 || !self.known(header.stream) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let mut payload = payload;
+        let reason = Reason::from(payload.get_u32());
+        let Some(stream) = self.streams.get_mut(&header.stream) else {
+            return Ok(());
+        };
+        // An answer that is whole stays whole: its server only doesn't want the rest of the question.
+        if !(reason == Reason::NO_ERROR && stream.heard) {
+            stream.fail(Fault::Reset(reason));
+        } else {
+            stream.said = true;
+            stream.wake();
+        }
+        if self.side == Side::Server {
+            let waiting = self.accepted.len();
+            self.accepted.retain(|(id, _)| *id != header.stream);
+            if self.accepted.len() < waiting {
+                // Opened and reset before anybody could begin: whoever does that a lot wants to make us work.
+                if let Some(stream) = self.streams.get_mut(&header.stream) {
+                    stream.unread = true;
+                }
+                self.pending_resets += 1;
+                if self.pending_resets > self.options.pending_resets_max {
+                    return Err(Reason::ENHANCE_YOUR_CALM);
+                }
+            } else {
+                self.cancelled.push(header.stream);
+            }
+        }
+        self.tidy(header.stream);
+        Ok(())
+    }
+
+    fn settings(&mut self, header: Header, payload: &[u8]) -> Result<(), Reason> {
+        if header.stream != 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        if header.has(frame::ACK) {
+            return match header.length {
+                0 => Ok(()),
+                _ => Err(Reason::FRAME_SIZE_ERROR),
+            };
+        }
+        if !header.length.is_multiple_of(6) {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        }
+        if !self.greeted && self.side == Side::Client {
+            // Whoever doesn't say how many takes any number.
+            self.peer_streams_max = usize::MAX;
+        }
+        self.greeted = true;
+        let mut rest = payload;
+        while rest.len() >= 6 {
+            let (id, value) = (rest.get_u16(), rest.get_u32());
+            match id {
+                frame::HEADER_TABLE_SIZE => self.encoder.resize(value as usize),
+                frame::ENABLE_PUSH if value > 1 => return Err(Reason::PROTOCOL_ERROR),
+                frame::MAX_CONCURRENT_STREAMS => self.peer_streams_max = value as usize,
+                frame::INITIAL_WINDOW_SIZE if value > frame::WINDOW_MAX => {
+                    return Err(Reason::FLOW_CONTROL_ERROR);
+                }
+                frame::INITIAL_WINDOW_SIZE => {
+                    let change = i64::from(value) - self.peer_stream_window;
+                    self.peer_stream_window = i64::from(value);
+                    for stream in self.streams.values_mut() {
+                        stream.send_window += change;
+                        if stream.send_window > i64::from(frame::WINDOW_MAX) {
+                            return Err(Reason::FLOW_CONTROL_ERROR);
+                        }
+                        if let Some(writer) = stream.writer.take() {
+                            writer.wake();
+                        }
+                    }
+                }
+                frame::MAX_FRAME_SIZE => {
+                    let size = value as usize;
+                    if !(frame::SIZE_MIN..=frame::SIZE_MAX).contains(&size) {
+                        return Err(Reason::PROTOCOL_ERROR);
+                    }
+                    self.peer_frame_max = size;
+                }
+                _ => {}
+            }
+        }
+        frame::put_header(&mut self.out, 0, frame::SETTINGS, frame::ACK, 0);
+        self.replies += frame::HEADER;
+        for waker in self.queue.drain(..) {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    fn pinged(&mut self, header: Header, payload: &[u8]) -> Result<(), Reason> {
+        if header.length != 8 {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        }
+        if header.stream != 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        if header.has(frame::ACK) {
+            if payload == LEAVING && self.state == State::Open && self.side == Side::Server {
+                // It has seen the first goodbye: what it sent before is here.
+                frame::put_goaway(&mut self.out, self.newest, Reason::NO_ERROR);
+                self.state = State::Leaving;
+            }
+        } else {
+            frame::put_ping(&mut self.out, frame::ACK, payload);
+            self.replies += frame::HEADER + 8;
+        }
+        Ok(())
+    }
+
+    fn goaway(&mut self, header: Header, payload: &[u8]) -> Result<(), Reason> {
+        if header.stream != 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let Some(mut known) = payload.get(..8) else {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        };
+        let last = known.get_u32() & frame::WINDOW_MAX;
+        if self.side == Side::Client {
+            if self.state == State::Open {
+                self.state = State::Leaving;
+            }
+            for (_, stream) in self.streams.iter_mut().filter(|(id, _)| **id > last) {
+                stream.fail(Fault::GoneAway);
+            }
+            self.streams.retain(|_, stream| !(stream.unread && stream.heard));
+            for waker in self.queue.drain(..) {
+                waker.wake();
+            }
+        }
+        Ok(())
+    }
+
+    fn window_update(&mut self, header: Header, payload: &[u8]) -> Result<(), Reason> {
+        if header.length != 4 {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        }
+        let mut payload = payload;
+        let more = i64::from(payload.get_u32() & frame::WINDOW_MAX);
+        if header.stream == 0 {
+            self.send_window += more;
+            if more == 0 {
+                return Err(Reason::PROTOCOL_ERROR);
+            }
+            if self.send_window > i64::from(frame::WINDOW_MAX) {
+                return Err(Reason::FLOW_CONTROL_ERROR);
+            }
+            for waker in self.blocked.drain(..) {
+                waker.wake();
+            }
+            return Ok(());
+        }
+        if !self.known(header.stream) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let Some(stream) = self.streams.get_mut(&header.stream) else {
+            return Ok(());
+        };
+        if more == 0 {
+            return self.reset(header.stream, Reason::PROTOCOL_ERROR);
+        }
+        stream.send_window += more;
+        if stream.send_window > i64::from(frame::WINDOW_MAX) {
+            return self.reset(header.stream, Reason::FLOW_CONTROL_ERROR);
+        }
+        if let Some(writer) = stream.writer.take() {
+            writer.wake();
+        }
+        Ok(())
+    }
+
+    // Streams.
+
+    /// Ends a stream in both directions; whoever waits for it is told.
+    pub(super) fn reset(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Ok(());
+        };
+        let over = stream.heard && stream.said;
+        stream.fail(Fault::Ours(reason));
+        if !over {
+            frame::put_u32(&mut self.out, frame::RST_STREAM, id, reason.into());
+            if self.side == Side::Server {
+                self.cancelled.push(id);
+            }
+            self.changed();
+        }
+        self.tidy(id);
+        Ok(())
+    }
+
+    /// A stream for a request, as soon as there may be one more.
+    pub(super) fn poll_open(&mut self, cx: &Context<'_>) -> Poll<Result<(), Fault>> {
+        match self.state {
+            State::Closed(_) | State::Leaving => return Poll::Ready(Err(Fault::Unsent)),
+            State::Open if self.newest > ID_MAX => return Poll::Ready(Err(Fault::Unsent)),
+            State::Open => {}
+        }
+        if self.streams.len() < self.peer_streams_max {
+            return Poll::Ready(Ok(()));
+        }
+        self.queue.push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Begins a request; `end` if it has no content.
+    pub(super) fn open<B>(&mut self, request: &Request<B>, end: bool) -> u32 {
+        self.newest = match self.newest {
+            0 => 1,
+            newest => newest + 2,
+        };
+        let id = self.newest;
+        let stream = Stream {
+            said: end,
+            headless: request.method() == Method::HEAD,
+            receive_window: i64::from(self.options.stream_window),
+            send_window: self.peer_stream_window,
+            ..Stream::default()
+        };
+        self.streams.insert(id, stream);
+        let start = self.gap();
+        let Self { out, encoder, .. } = self;
+        encoder.method(request.method(), out);
+        let uri = request.uri();
+        if request.method() != Method::CONNECT {
+            encoder.scheme(uri.scheme().unwrap_or(&Scheme::HTTP), out);
+        }
+        if let Some(authority) = uri.authority() {
+            encoder.authority(authority.as_str(), out);
+        }
+        if request.method() != Method::CONNECT {
+            encoder.path(uri.path_and_query().map_or("/", PathAndQuery::as_str), out);
+        }
+        self.put_headers(request.headers());
+        self.put_block(start, id, end);
+        id
+    }
+
+    fn gap(&mut self) -> usize {
+        let start = self.out.len();
+        self.out.put_bytes(0, frame::HEADER);
+        self.encoder.begin(&mut self.out);
+        start
+    }
+
+    fn put_headers(&mut self, headers: &HeaderMap) {
+        for (name, value) in headers {
+            if !connection_specific(name, value) {
+                self.encoder.header(name, value, &mut self.out);
+            }
+        }
+    }
+
+    fn put_block(&mut self, start: usize, id: u32, end: bool) {
+        let flags = if end { frame::END_STREAM } else { 0 };
+        frame::frame_block(&mut self.out, start, self.peer_frame_max, flags, id);
+        self.changed();
+    }
+
+    fn put_answer(&mut self, id: u32, status: StatusCode, headers: &HeaderMap, end: bool) {
+        let start = self.gap();
+        self.encoder.status(status, &mut self.out);
+        self.put_headers(headers);
+        self.put_block(start, id, end);
+    }
+
+    /// The head of an answer.
+    pub(super) fn respond(&mut self, id: u32, status: StatusCode, headers: &HeaderMap, end: bool) {
+        match self.streams.get_mut(&id) {
+            Some(stream) if !stream.said => stream.said = end,
+            _ => return,
+        }
+        self.put_answer(id, status, headers, end);
+        if end {
+            self.tidy(id);
+        }
+    }
+
+    pub(super) fn send_trailers(&mut self, id: u32, trailers: &HeaderMap) {
+        match self.streams.get_mut(&id) {
+            Some(stream) if !stream.said => stream.said = true,
+            _ => return,
+        }
+        let start = self.gap();
+        self.put_headers(trailers);
+        self.put_block(start, id, true);
+        self.tidy(id);
+    }
+
+    /// How much of so much may be written now.
+    pub(super) fn poll_room(&mut self, id: u32, want: usize, cx: &Context<'_>) -> Poll<Result<usize, Fault>> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Poll::Ready(Err(Fault::Ours(Reason::CANCEL)));
+        };
+        if stream.said {
+            return Poll::Ready(Err(stream.fault.unwrap_or(Fault::Reset(Reason::NO_ERROR))));
+        }
+        if want == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let window = stream.send_window.min(self.send_window);
+        if stream.send_window <= 0 {
+            stream.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if window <= 0 || self.out.len() >= self.options.send_buffer_max {
+            self.blocked.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let room = usize::try_from(window).unwrap_or(usize::MAX);
+        Poll::Ready(Ok(want.min(room).min(self.peer_frame_max)))
+    }
+
+    /// Writes what there is room for.
+    pub(super) fn send_data(&mut self, id: u32, data: &[u8], end: bool) {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.said) else {
+            return;
+        };
+        stream.said = end;
+        stream.send_window -= data.len() as i64;
+        self.send_window -= data.len() as i64;
+        let flags = if end { frame::END_STREAM } else { 0 };
+        frame::put_header(&mut self.out, data.len(), frame::DATA, flags, id);
+        self.out.put_slice(data);
+        self.changed();
+        if end {
+            self.tidy(id);
+        }
+    }
+
+    /// Wakes when the peer has no more use for what we send.
+    pub(super) fn poll_unwanted(&mut self, id: u32, cx: &Context<'_>) -> Poll<Fault> {
+        match self.streams.get_mut(&id) {
+            Some(stream) if !stream.said => {
+                if !stream
+                    .writer
+                    .as_ref()
+                    .is_some_and(|writer| writer.will_wake(cx.waker()))
+                {
+                    stream.writer = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+            Some(stream) => Poll::Ready(stream.fault.unwrap_or(Fault::Reset(Reason::NO_ERROR))),
+            None => Poll::Ready(Fault::Ours(Reason::CANCEL)),
+        }
+    }
+
+    pub(super) fn poll_answer(&mut self, id: u32, cx: &Context<'_>) -> Poll<Result<Answer, Fault>> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Poll::Ready(Err(Fault::Broken));
+        };
+        if let Some(answer) = stream.answer.take() {
+            return Poll::Ready(Ok(answer));
+        }
+        if let Some(fault) = stream.fault {
+            return Poll::Ready(Err(fault));
+        }
+        stream.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Is there nothing more to read? Knows it before anybody has tried.
+    pub(super) fn at_end(&self, id: u32) -> bool {
+        self.streams.get(&id).is_none_or(|stream| {
+            stream.heard && stream.fault.is_none() && stream.data.is_empty() && stream.trailers.is_none()
+        })
+    }
+
+    /// What is left to read, if it is known.
+    pub(super) fn left(&self, id: u32) -> Option<u64> {
+        let Some(stream) = self.streams.get(&id) else {
+            return Some(0);
+        };
+        let here: usize = stream.data.iter().map(Bytes::len).sum();
+        stream.expected.map(|expected| expected + here as u64)
+    }
+
+    pub(super) fn poll_data(&mut self, id: u32, cx: &Context<'_>) -> Poll<Option<Result<Piece, Fault>>> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Poll::Ready(None);
+        };
+        if let Some(data) = stream.data.pop_front() {
+            let length = data.len() as u32;
+            stream.owed += length;
+            if !stream.heard && stream.owed >= self.options.stream_window / 2 {
+                stream.receive_window += i64::from(stream.owed);
+                frame::put_u32(&mut self.out, frame::WINDOW_UPDATE, id, stream.owed);
+                stream.owed = 0;
+                self.changed();
+            }
+            self.give_back(length);
+            return Poll::Ready(Some(Ok(Piece::Data(data))));
+        }
+        if let Some(trailers) = stream.trailers.take() {
+            return Poll::Ready(Some(Ok(Piece::Trailers(trailers))));
+        }
+        if let Some(fault) = stream.fault {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        if stream.heard {
+            return Poll::Ready(None);
+        }
+        stream.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Nobody reads this stream any more.
+    pub(super) fn unread(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        stream.unread = true;
+        stream.reader = None;
+        stream.trailers = None;
+        let left: usize = stream.data.drain(..).map(|data| data.len()).sum();
+        let (heard, said) = (stream.heard, stream.said);
+        if left > 0 {
+            self.give_back(left as u32);
+        }
+        match (self.side, heard, said) {
+            (_, true, _) => self.tidy(id),
+            (Side::Client, false, _) => _ = self.reset(id, Reason::CANCEL),
+            // Its answer may still be under way; the rest of the question is of no use to it.
+            (Side::Server, false, true) => _ = self.reset(id, Reason::NO_ERROR),
+            (Side::Server, false, false) => {}
+        }
+    }
+
+    /// The server's last word on a stream: if it isn't over yet, the client is not to send more.
+    pub(super) fn finish(&mut self, id: u32) {
+        let Some(stream) = self.streams.get(&id) else {
+            return;
+        };
+        if !stream.said {
+            let _ = self.reset(id, Reason::INTERNAL_ERROR);
+        } else if !stream.heard && stream.unread {
+            let _ = self.reset(id, Reason::NO_ERROR);
+        }
+    }
+}
+
+/// The payloads of our own pings.
+const LEAVING: &[u8] = b"leaving!";
+const ALIVE: &[u8] = b"alive???";
+
+#[derive(Debug)]
+pub(super) enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+/// What the message says about the size of its content, if it says so once or says the same twice.
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
+    let mut all = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = all.next() else {
+        return Ok(None);
+    };
+    let text = first.as_bytes();
+    let digits = !text.is_empty() && text.len() < 20 && text.iter().all(u8::is_ascii_digit);
+    if !digits || all.any(|other| other != first) {
+        return Err(());
+    }
+    let digit = |value: u64, digit: &u8| value * 10 + u64::from(digit - b'0');
+    Ok(Some(text.iter().fold(0, digit)))
+}
+
+/// Does it concern one HTTP/1 connection only? (RFC 9113, 8.2.2)
+fn connection_specific(name: &HeaderName, value: &HeaderValue) -> bool {
+    match *name {
+        header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE => true,
+        header::TE => !value.as_bytes().eq_ignore_ascii_case(b"trailers"),
+        _ => matches!(name.as_str(), "keep-alive" | "proxy-connection"),
+    }
+}
+
+/// The fields of a block, gathered.
+#[derive(Default)]
+struct Head {
+    method: Option<Method>,
+    scheme: Option<Scheme>,
+    authority: Option<Authority>,
+    path: Option<PathAndQuery>,
+    status: Option<StatusCode>,
+    headers: HeaderMap,
+    size: usize,
+    regular: bool,
+    malformed: bool,
+    too_long: bool,
+}
+
+impl Head {
+    fn field(&mut self, field: Field, size: usize, most: usize) {
+        self.size += size;
+        if self.size > most {
+            self.too_long = true;
+            return;
+        }
+        // Pseudo-headers come first, and each once.
+        let duplicate = match field {
+            Field::Header(name, value) => {
+                self.malformed |= connection_specific(&name, &value);
+                self.regular = true;
+                self.malformed |= self.headers.try_append(name, value).is_err();
+                return;
+            }
+            Field::Method(method) => self.method.replace(method).is_some(),
+            Field::Scheme(scheme) => self.scheme.replace(scheme).is_some(),
+            Field::Authority(authority) => self.authority.replace(authority).is_some(),
+            Field::Path(path) => self.path.replace(path).is_some(),
+            Field::Status(status) => self.status.replace(status).is_some(),
+            Field::Malformed(Name::Header(_) | Name::Wrong) | Field::Malformed(_) => true,
+        };
+        self.malformed |= duplicate || self.regular;
+    }
+
+    fn request_pseudo(&self) -> bool {
+        self.method.is_some() || self.scheme.is_some() || self.authority.is_some() || self.path.is_some()
+    }
+
+    fn pseudo(&self) -> bool {
+        self.status.is_some() || self.request_pseudo()
+    }
+
+    /// As a request, if it is one.
+    fn request(self) -> Option<Request<()>> {
+        let method = self.method?;
+        let connect = method == Method::CONNECT;
+        let complete = match connect {
+            true => self.authority.is_some() && self.scheme.is_none() && self.path.is_none(),
+            false => self.scheme.is_some() && self.path.is_some(),
+        };
+        if self.malformed || self.status.is_some() || !complete {
+            return None;
+        }
+        let mut parts = http::uri::Parts::default();
+        // A scheme without an authority isn't part of any URI.
+        parts.scheme = self.scheme.filter(|_| self.authority.is_some());
+        parts.authority = self.authority;
+        parts.path_and_query = self.path;
+        let mut request = Request::new(());
+        *request.uri_mut() = Uri::from_parts(parts).ok()?;
+        *request.method_mut() = method;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = self.headers;
+        Some(request)
+    }
+}
