@@ -20,21 +20,69 @@ const HOP_PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connecti
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// Has a message a header that [`strip_hop_by_hop`] or the mesh's rules are about? Most have none, and one pass over the
+/// few names there are costs less than looking each word up.
+fn any(headers: &HeaderMap, is: impl Fn(&HeaderName) -> bool) -> bool {
+    headers.keys().any(is)
+}
+
+fn hop_by_hop(name: &HeaderName) -> bool {
+    matches!(*name, header::CONNECTION | header::UPGRADE)
+        || matches!(
+            name.as_str(),
+            "proxy-connection" | "keep-alive" | "http2-settings"
+        )
+}
+
+/// Takes out these words of the mesh, and returns the first one's value.
+pub(crate) fn take_words<const N: usize>(
+    headers: &mut HeaderMap,
+    words: [HeaderName; N],
+) -> Option<HeaderValue> {
+    if !any(headers, |name| name.as_str().starts_with("l5d-")) {
+        return None;
+    }
+    let mut values = words.map(|word| headers.remove(word));
+    values.first_mut().and_then(Option::take)
+}
+
 /// What is wrong with a request so that nothing may be forwarded; two readers could understand it differently.
 pub(crate) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
     let headers = request.headers();
     if headers.get_all(header::HOST).iter().count() > 1 {
         return Err("more than one host header");
     }
+    let framed = any(headers, |name| {
+        matches!(*name, header::CONTENT_LENGTH | header::TRANSFER_ENCODING)
+    });
+    if framed {
+        check_framing(request)?;
+    }
+    if request.version() >= Version::HTTP_2 {
+        if request.method() != Method::CONNECT && request.uri().path_and_query().is_none() {
+            return Err("no path");
+        }
+        return Ok(());
+    }
+    let authority_form = request.uri().scheme().is_none() && request.uri().authority().is_some();
+    if request.method() == Method::CONNECT {
+        if !authority_form || request.version() != Version::HTTP_11 {
+            return Err("CONNECT not in authority-form");
+        }
+    } else if authority_form {
+        return Err("authority-form without CONNECT");
+    }
+    Ok(())
+}
+
+fn check_framing<B>(request: &Request<B>) -> Result<(), &'static str> {
+    let headers = request.headers();
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let length = lengths.next();
     if lengths.any(|other| Some(other) != length) {
         return Err("conflicting content-length headers");
     }
     if request.version() >= Version::HTTP_2 {
-        if request.method() != Method::CONNECT && request.uri().path_and_query().is_none() {
-            return Err("no path");
-        }
         return Ok(());
     }
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -47,14 +95,6 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
         && (length.is_some() || request.version() == Version::HTTP_10)
     {
         return Err("transfer-encoding with content-length or HTTP/1.0");
-    }
-    let authority_form = request.uri().scheme().is_none() && request.uri().authority().is_some();
-    if request.method() == Method::CONNECT {
-        if !authority_form || request.version() != Version::HTTP_11 {
-            return Err("CONNECT not in authority-form");
-        }
-    } else if authority_form {
-        return Err("authority-form without CONNECT");
     }
     Ok(())
 }
@@ -85,13 +125,15 @@ pub(crate) fn wants_upgrade<B>(request: &Request<B>) -> bool {
     if request.method() == Method::CONNECT {
         return true;
     }
-    let upgrade = request.headers().get(header::UPGRADE);
+    let Some(upgrade) = request.headers().get(header::UPGRADE) else {
+        return false;
+    };
     let asked = request
         .headers()
         .get_all(header::CONNECTION)
         .iter()
         .any(|value| names(value).any(|n| n.eq_ignore_ascii_case("upgrade")));
-    asked && upgrade.is_some_and(|upgrade| !upgrade.as_bytes().eq_ignore_ascii_case(b"h2c"))
+    asked && !upgrade.as_bytes().eq_ignore_ascii_case(b"h2c")
 }
 
 fn names(value: &HeaderValue) -> impl Iterator<Item = &str> {
@@ -105,6 +147,9 @@ fn names(value: &HeaderValue) -> impl Iterator<Item = &str> {
 
 /// Removes what concerns one connection only.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if !any(headers, hop_by_hop) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
@@ -225,6 +270,9 @@ pub(crate) fn to_http1<B>(request: &mut Request<B>, absolute: bool) {
         *request.uri_mut() = path.into();
     }
     // HTTP/2 may split cookies (RFC 9113, 8.2.3); HTTP/1 has one.
+    if !any(request.headers(), |name| *name == header::COOKIE) {
+        return;
+    }
     let cookies: Vec<&[u8]> = request
         .headers()
         .get_all(header::COOKIE)

@@ -271,7 +271,7 @@ pub(crate) enum Http {
 }
 
 /// While draining, an idle HTTP/1 connection stays open this long: a request may be on its way already.
-const DRAIN_IDLE: Duration = Duration::from_secs(1);
+pub(crate) const DRAIN_IDLE: Duration = Duration::from_secs(1);
 
 /// Serves HTTP on a connection until it ends or the process drains.
 ///

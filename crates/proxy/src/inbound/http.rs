@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use hawser_core::authz::{Client, Source, authorize};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
 
 use crate::answer::{RequestKind, Why, reached};
 use crate::body::{Body, grpc_status};
@@ -272,7 +273,7 @@ async fn handle(
     let carried = rules::from_http2(&mut request);
     let version = request.version();
     // Nobody but us says who the client is.
-    request.headers_mut().remove(rules::CLIENT_ID);
+    rules::take_words(request.headers_mut(), [rules::CLIENT_ID]);
     let metrics = match connection.permit(&request) {
         Ok(metrics) => metrics,
         Err(why) => return connection.answer(&why, version, &kind, carried),
@@ -283,7 +284,11 @@ async fn handle(
     if let Some(id) = &connection.client_id {
         request.headers_mut().insert(rules::CLIENT_ID, id.clone());
     }
-    match forward(connection, app, request, metrics).await {
+    let form = match carried {
+        true => Form::Carried,
+        false => Form::AsSent,
+    };
+    match forward(connection, app, request, form, metrics).await {
         Ok(mut response) => {
             if carried {
                 rules::answer_to_http2(&mut response);
@@ -294,11 +299,29 @@ async fn handle(
     }
 }
 
+/// Did it come as it was sent, or as HTTP/1 in HTTP/2?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    AsSent,
+    Carried,
+}
+
+/// Can it be sent without the library? What a client sent in HTTP/1 keeps the spelling of its headers, which only the
+/// library knows.
+fn is_plain(request: &Request<Incoming>, form: Form) -> bool {
+    form == Form::Carried
+        && request.version() == Version::HTTP_11
+        && request.uri().scheme().is_none()
+        && request.body().is_end_stream()
+        && !request.headers().contains_key(header::EXPECT)
+}
+
 /// Hands a request to the application.
 async fn forward(
     connection: &Rc<Connection>,
     app: &Rc<Peer>,
     mut request: Request<Incoming>,
+    form: Form,
     metrics: Rc<HttpMetrics>,
 ) -> Result<Response<ResponseBody>, Why> {
     let worker = &connection.worker;
@@ -313,6 +336,11 @@ async fn forward(
     if upgrade.is_none() {
         rules::strip_hop_by_hop(request.headers_mut());
     }
+    let kind = match version {
+        Version::HTTP_2 => Kind::H2,
+        _ if upgrade.is_none() && is_plain(&request, form) => Kind::Plain,
+        _ => Kind::H1,
+    };
     // What is known to have been left alone may be handed over again; bodies aren't kept for that.
     let mut request = Replay::new(request, 0, None);
     let mut attempts = Attempts::new(1, 0);
@@ -324,7 +352,7 @@ async fn forward(
     };
     let mut fresh = false;
     let (mut response, busy, h1) = loop {
-        let sender = match sender(worker, app, version, host.as_ref().filter(|_| !fresh), started_at).await {
+        let sender = match sender(worker, app, kind, host.as_ref().filter(|_| !fresh), started_at).await {
             Ok(sender) => sender,
             Err(why) => return failed(why),
         };
@@ -334,6 +362,10 @@ async fn forward(
             .ok_or(Why::Internal("unexpected error"))?;
         let mut busy = app.busy();
         let (sent, h1) = match sender {
+            Sender::Plain(sender) => {
+                let sent = sender.send(sending, app.pool(), config.inbound.idle_max).await;
+                (sent.map_err(SendError::from), None)
+            }
             Sender::H2(sender) => (sender.send(sending).await.map_err(SendError::from), None),
             Sender::H1(mut sender) => {
                 let sent = sender.try_send_request(sending).await;
@@ -373,9 +405,10 @@ async fn forward(
         }
         _ => rules::strip_hop_by_hop(response.headers_mut()),
     }
-    response.headers_mut().remove(rules::PROXY_ERROR);
-    response.headers_mut().remove(rules::PROXY_CONNECTION);
-    response.headers_mut().remove(rules::ORIG_PROTO);
+    rules::take_words(
+        response.headers_mut(),
+        [rules::PROXY_ERROR, rules::PROXY_CONNECTION, rules::ORIG_PROTO],
+    );
     let end = ResponseEnd {
         metrics,
         status: response.status(),
@@ -387,30 +420,36 @@ async fn forward(
     Ok(response.map(|body| Body::observed(body, None, end)))
 }
 
+/// The ways to send a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    H1,
+    Plain,
+    H2,
+}
+
 /// HTTP/1 fails at once; HTTP/2 waits a little for an application that is just starting.
 async fn sender(
     worker: &Rc<Worker>,
     app: &Rc<Peer>,
-    version: Version,
+    kind: Kind,
     host: Option<&HeaderValue>,
     since: Instant,
 ) -> Result<Sender, Why> {
     loop {
-        let error = if version == Version::HTTP_2 {
-            match app.h2(worker).await {
-                Ok(sender) => return Ok(Sender::H2(sender)),
-                Err(error) => error,
-            }
-        } else {
-            match app.h1(worker, host).await {
-                Ok(sender) => return Ok(Sender::H1(sender)),
-                Err(error) => error,
-            }
+        let sender = match kind {
+            Kind::H2 => app.h2(worker).await.map(Sender::H2),
+            Kind::H1 => app.h1(worker, host).await.map(Sender::H1),
+            Kind::Plain => app.plain(worker, host).await.map(Sender::Plain),
+        };
+        let error = match sender {
+            Ok(sender) => return Ok(sender),
+            Err(error) => error,
         };
         if error == ConnectError::Refused && worker.shared.drain.application_gone() {
             return Err(Why::Leaving);
         }
-        if version < Version::HTTP_2 {
+        if kind != Kind::H2 {
             return Err(match error {
                 ConnectError::Timeout => Why::ConnectTimeout,
                 error => Why::BadGateway(error.as_str()),

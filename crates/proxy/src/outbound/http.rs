@@ -4,6 +4,7 @@
 //! HTTP/2 connection per endpoint and worker, whatever they came as.
 
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,7 +26,8 @@ use crate::metrics::Labels;
 use crate::route::{self, Filter, HttpRoute, Matches, PathChange};
 use crate::snapshot::{Breaker, Distribution, EndpointTls, Hint, Outbound, Protocol};
 use crate::transport::Conn;
-use crate::wire::{Incoming, SendError};
+use crate::wire::h1_server::{self, Served};
+use crate::wire::{Fault, Incoming, SendError};
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
 use super::balancer::Patience;
@@ -89,38 +91,52 @@ pub(crate) async fn serve(
     let config = worker.shared.config.clone();
     let last = RefCell::new(known.live.get());
     let client = Rc::new((worker.clone(), known, last));
-    serve_http(
-        conn,
-        version,
-        &config.outbound.http,
-        &drain,
-        move |mut request| {
-            let client = client.clone();
-            async move {
-                let (worker, known, last) = &*client;
-                let kind = RequestKind::of(request.headers());
-                let version = request.version();
-                if rules::ends_here(&mut request) {
-                    return Ok(reached(version, Some("outbound")));
+    let shared = client.clone();
+    let handle = move |mut request: Request<Incoming>| {
+        let client = shared.clone();
+        async move {
+            let (worker, known, last) = &*client;
+            let kind = RequestKind::of(request.headers());
+            let version = request.version();
+            if rules::ends_here(&mut request) {
+                return Ok(reached(version, Some("outbound")));
+            }
+            let outbound = current(known, last);
+            match exchange(worker, &worker.outbound_tasks, outbound.as_deref(), request, None).await {
+                Ok(response) => {
+                    known
+                        .carried
+                        .set(response.extensions().get::<Uncarried>().is_none());
+                    Ok(response)
                 }
-                let outbound = current(known, last);
-                match exchange(worker, &worker.outbound_tasks, outbound.as_deref(), request, None).await {
-                    Ok(response) => Ok(response),
-                    Err(why) => {
-                        count(worker, &why);
-                        tracing::debug!(error = why.message(), "Request failed");
-                        if let Some(reset) = why.reset(version) {
-                            return Err(reset);
-                        }
-                        let tell = worker.shared.config.outbound.informational_headers;
-                        Ok(why.response(version, &kind, tell.then_some("")))
+                Err(why) => {
+                    count(worker, &why);
+                    tracing::debug!(error = why.message(), "Request failed");
+                    if let Some(reset) = why.reset(version) {
+                        return Err(reset);
                     }
+                    let tell = worker.shared.config.outbound.informational_headers;
+                    Ok(why.response(version, &kind, tell.then_some("")))
                 }
             }
-        },
-    )
-    .await
+        }
+    };
+    let mut conn = conn;
+    if version == Http::One {
+        let limit = config.outbound.http.head_timeout;
+        // What goes on as HTTP/1 keeps the spelling of its headers, which only the library knows.
+        let ours = || client.1.carried.get();
+        match h1_server::serve(conn, limit, &drain, ours, &handle).await {
+            Served::Over => return Ok(()),
+            Served::Odd(rest) => conn = rest,
+        }
+    }
+    serve_http(conn, version, &config.outbound.http, &drain, handle).await
 }
+
+/// On an answer: its HTTP/1 request went on as HTTP/1.
+#[derive(Clone, Copy, Debug)]
+struct Uncarried;
 
 /// What is known now; a target that turned opaque keeps its HTTP policy for connections that are HTTP already.
 fn current(known: &KnownTarget, last: &RefCell<Option<Arc<Outbound>>>) -> Option<Arc<Outbound>> {
@@ -172,8 +188,7 @@ pub(crate) async fn exchange(
     if upgrade.is_none() {
         rules::strip_hop_by_hop(request.headers_mut());
     }
-    let required = request.headers_mut().remove(rules::REQUIRE_ID);
-    request.headers_mut().remove(rules::DST_OVERRIDE);
+    let required = rules::take_words(request.headers_mut(), [rules::REQUIRE_ID, rules::DST_OVERRIDE]);
 
     let host = rules::host_of(&request);
     let route = route::best(
@@ -198,7 +213,8 @@ pub(crate) async fn exchange(
         late.as_ref().map(|late| late.progress().clone()),
     );
     let retries = Retries::new(retry, &route.source, &worker.metrics);
-    let sending = send(
+    // Pinned here, it is moved once; awaited in two places, it would have a place in each.
+    let mut sending = pin!(send(
         worker,
         outbound,
         route,
@@ -206,12 +222,12 @@ pub(crate) async fn exchange(
         request,
         upgrade.is_some(),
         required.as_ref(),
-    );
+    ));
     let mut response = match &mut late {
         None => sending.await?,
         Some(late) => tokio::select! {
             biased;
-            sent = sending => sent?,
+            sent = sending.as_mut() => sent?,
             () = late.ended() => return Err(Why::RequestTimeout),
         },
     };
@@ -413,6 +429,7 @@ async fn send(
         let mut sending = Sending::to(worker, &peer, outbound.breaker);
         let answer = async {
             match sender {
+                Sender::Plain(_) => (Err(Fault::Unsent.into()), None),
                 Sender::H2(sender) => (sender.send(sent).await.map_err(SendError::from), None),
                 Sender::H1(mut sender) => {
                     let answer = sender.try_send_request(sent).await;
@@ -425,7 +442,7 @@ async fn send(
         };
         let answer = match retries.timeout().filter(|_| !last) {
             None => Some(answer.await),
-            Some(limit) => tokio::time::timeout(limit, answer).await.ok(),
+            Some(limit) => Box::pin(tokio::time::timeout(limit, answer)).await.ok(),
         };
         let Some((answer, h1)) = answer else {
             sending.ended(StatusCode::GATEWAY_TIMEOUT, Grpc::No, false);
@@ -471,6 +488,9 @@ async fn send(
         retries.answered(status, code);
         if version < Version::HTTP_2 {
             rules::answer_from_http2(&mut response, version);
+            if !h2 {
+                response.extensions_mut().insert(Uncarried);
+            }
         }
         tidy(response.headers_mut(), &peer);
         for filter in filters.iter().flat_map(|backend| &backend.filters) {
@@ -527,8 +547,8 @@ fn prepare(request: &mut Request<RequestBody>, peer: &Peer, h2: bool) {
 
 /// Takes out what only proxies say to each other. A stranger's words about the mesh are not repeated.
 fn tidy(headers: &mut http::HeaderMap, peer: &Peer) {
-    headers.remove(rules::PROXY_CONNECTION);
-    if !matches!(peer.endpoint.tls, EndpointTls::Mutual { .. }) {
-        headers.remove(rules::PROXY_ERROR);
-    }
+    match peer.endpoint.tls {
+        EndpointTls::Mutual { .. } => rules::take_words(headers, [rules::PROXY_CONNECTION]),
+        _ => rules::take_words(headers, [rules::PROXY_CONNECTION, rules::PROXY_ERROR]),
+    };
 }

@@ -46,6 +46,8 @@ pub(crate) struct State {
 pub(crate) struct KnownTarget {
     pub(crate) live: Arc<Live<Outbound>>,
     used_at: Cell<Instant>,
+    /// As far as is known, HTTP/1 to it is carried in HTTP/2.
+    pub(crate) carried: Cell<bool>,
 }
 
 impl State {
@@ -55,6 +57,7 @@ impl State {
             Rc::new(KnownTarget {
                 live: worker.shared.discovery.outbound(target),
                 used_at: Cell::new(Instant::now()),
+                carried: Cell::new(true),
             })
         });
         known.used_at.set(Instant::now());

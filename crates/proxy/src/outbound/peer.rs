@@ -30,6 +30,7 @@ use crate::snapshot::{Endpoint, EndpointTls, Hint};
 use crate::transport::{self, Conn, TcpMetrics};
 use crate::wire::Options;
 use crate::wire::client::Client;
+use crate::wire::h1_client::{self, Pool};
 use crate::worker::{HEAD_MAX, Worker};
 
 use super::circuit::Circuit;
@@ -107,6 +108,7 @@ pub(crate) struct Peer {
     backoff: Cell<Duration>,
     h2: RefCell<H2>,
     h1: RefCell<Vec<Idle>>,
+    plain: Rc<Pool>,
     pub(crate) circuit: Circuit,
     pub(crate) budget: Budget,
     /// What a gateway calls the service, as requests say it.
@@ -159,6 +161,8 @@ pub(crate) enum Side {
 /// A way to send one request.
 pub(crate) enum Sender {
     H1(H1Sender),
+    /// For one request without content and with nothing unusual, on HTTP/1.
+    Plain(h1_client::Client),
     H2(H2Sender),
 }
 
@@ -173,6 +177,7 @@ impl Peer {
             backoff: Cell::default(),
             h2: RefCell::default(),
             h1: RefCell::default(),
+            plain: Rc::default(),
             circuit: Circuit::new(Instant::now()),
             budget: Budget::new(Instant::now()),
             overridden: OnceCell::new(),
@@ -378,7 +383,8 @@ impl Peer {
         if let Some(sender) = host.and_then(|host| self.idle_h1(host)) {
             return Ok(sender);
         }
-        let conn = self.dial(worker, Session::Http1).await?;
+        // Boxed, as it is rare and large: every request's future would have room for it.
+        let conn = Box::pin(self.dial(worker, Session::Http1)).await?;
         let bond = conn.bond().cloned();
         let (sender, conn) = http1::Builder::new()
             .preserve_header_case(true)
@@ -392,6 +398,24 @@ impl Peer {
             }
         });
         Ok(Held { sender, bond })
+    }
+
+    /// The same for plain requests; these connections are only theirs.
+    pub(crate) async fn plain(
+        &self,
+        worker: &Worker,
+        host: Option<&HeaderValue>,
+    ) -> Result<h1_client::Client, ConnectError> {
+        if let Some(client) = host.and_then(|host| self.plain.take(host)) {
+            return Ok(client);
+        }
+        let conn = Box::pin(self.dial(worker, Session::Http1)).await?;
+        Ok(h1_client::Client::new(conn))
+    }
+
+    /// Where they go back to.
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        &self.plain
     }
 
     fn idle_h1(&self, host: &HeaderValue) -> Option<H1Sender> {
@@ -418,6 +442,7 @@ impl Peer {
         self.h1.borrow_mut().retain(|kept| {
             !kept.sender.is_closed() && !kept.sender.retired() && now.duration_since(kept.since) < idle
         });
+        self.plain.evict(now, idle);
         let mut h2 = self.h2.borrow_mut();
         if matches!(&*h2, H2::Open(sender) if sender.retired()) {
             *h2 = H2::None;

@@ -53,7 +53,7 @@ impl Fate {
             Fault::Reset(h2::Reason::REFUSED_STREAM) => Self::Refused,
             Fault::Broken => Self::Broken,
             // What we reset ourselves says nothing about the other side.
-            Fault::Reset(_) | Fault::Ours(_) => Self::Failed,
+            Fault::Reset(_) | Fault::Ours(_) | Fault::Malformed => Self::Failed,
         }
     }
 

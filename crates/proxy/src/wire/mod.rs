@@ -6,6 +6,9 @@
 
 pub(crate) mod client;
 mod frame;
+mod h1;
+pub(crate) mod h1_client;
+pub(crate) mod h1_server;
 mod hpack;
 mod huffman;
 mod link;
@@ -87,6 +90,8 @@ pub(crate) enum Fault {
     Ours(Reason),
     #[error("the connection broke")]
     Broken,
+    #[error("the answer cannot be read")]
+    Malformed,
 }
 
 /// Why a request has no answer.
@@ -126,7 +131,7 @@ impl From<Fault> for ReadError {
     fn from(fault: Fault) -> Self {
         let reason = match fault {
             Fault::Reset(reason) | Fault::Ours(reason) => reason,
-            Fault::Unsent | Fault::GoneAway | Fault::Broken => Reason::INTERNAL_ERROR,
+            Fault::Unsent | Fault::GoneAway | Fault::Broken | Fault::Malformed => Reason::INTERNAL_ERROR,
         };
         Self::Link {
             fault,
@@ -151,8 +156,20 @@ fn reason_of(error: &(dyn Error + 'static)) -> Reason {
 #[derive(Debug)]
 pub(crate) enum Incoming {
     Empty,
+    /// It came with its head.
+    Whole(Bytes),
     Library(hyper::body::Incoming),
     Link(Receiving),
+    Plain(Box<h1_client::Answer>),
+}
+
+impl Incoming {
+    fn whole(content: Bytes) -> Self {
+        match content.is_empty() {
+            true => Self::Empty,
+            false => Self::Whole(content),
+        }
+    }
 }
 
 impl http_body::Body for Incoming {
@@ -165,6 +182,11 @@ impl http_body::Body for Incoming {
     ) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
+            whole @ Self::Whole(_) => match std::mem::replace(whole, Self::Empty) {
+                Self::Whole(content) => Poll::Ready(Some(Ok(Frame::data(content)))),
+                _ => Poll::Ready(None),
+            },
+            Self::Plain(body) => body.poll_frame(cx),
             Self::Library(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
@@ -175,6 +197,8 @@ impl http_body::Body for Incoming {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Whole(_) => false,
+            Self::Plain(body) => body.is_over(),
             Self::Library(body) => body.is_end_stream(),
             Self::Link(body) => body.link.borrow().at_end(body.id),
         }
@@ -183,6 +207,8 @@ impl http_body::Body for Incoming {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(content) => SizeHint::with_exact(content.len() as u64),
+            Self::Plain(body) => body.left().map_or_else(SizeHint::new, SizeHint::with_exact),
             Self::Library(body) => body.size_hint(),
             Self::Link(body) => {
                 let left = body.link.borrow().left(body.id);

@@ -26,6 +26,7 @@ where
 {
     let link = Rc::new(RefCell::new(Link::new(Side::Server, options)));
     let mut mover = Mover::new(conn, link.clone(), Side::Server, options.keepalive);
+    let handle = &handle;
     let mut slots = Slots::default();
     let mut drained = pin!(drain.cancelled());
     let mut draining = false;
@@ -43,8 +44,10 @@ where
                 link: link.clone(),
                 id,
             };
-            let handling = handle(request.map(|()| body.body()));
-            slots.begin(id, answer(link.clone(), id, handling));
+            slots.begin(
+                id,
+                answer(link.clone(), id, handle, request.map(|()| body.body())),
+            );
         }
         loop {
             let cancelled = link.borrow_mut().next_cancelled();
@@ -69,12 +72,14 @@ where
 }
 
 /// One request, until its answer has been written.
-async fn answer<F, E>(link: Shared, id: u32, handling: F)
+async fn answer<H, F, E>(link: Shared, id: u32, handle: &H, request: Request<Incoming>)
 where
+    H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Result<Response<Body<E>>, h2::Error>>,
     E: OnEnd + Unpin,
 {
-    match handling.await {
+    // Made here, the handler's future is moved less often than if it were handed over.
+    match handle(request).await {
         Ok(response) => {
             let (head, body) = response.into_parts();
             let end = body.is_end_stream();

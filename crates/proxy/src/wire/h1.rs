@@ -1,0 +1,523 @@
+//! HTTP/1.1 as bytes (RFC 9112): heads in and out, and how long a body is. Pure.
+//!
+//! Only what is plain is read here. Anything unusual is [`Odd`] and left to the library, untouched.
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
+
+/// Headers of most messages. Places for more are only made for those that have more: they would cost each message the
+/// clearing of some KiB.
+const HEADERS: usize = 24;
+const HEADERS_MAX: usize = 128;
+/// A chunk's size and extensions, or all trailers.
+const LINE_MAX: usize = 8 << 10;
+
+/// Not for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Odd;
+
+/// Takes a request without content, or whose content is here, off the front; `Ok(None)` wants more.
+pub(super) fn request(read: &mut BytesMut) -> Result<Option<(Request<()>, Bytes)>, Odd> {
+    request_of::<HEADERS>(read)
+}
+
+fn request_of<const N: usize>(read: &mut BytesMut) -> Result<Option<(Request<()>, Bytes)>, Odd> {
+    let mut headers = [httparse::EMPTY_HEADER; N];
+    let mut parsed = httparse::Request::new(&mut headers);
+    let length = match parsed.parse(read) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err(Odd),
+    };
+    let (Some(method), Some(path), Some(1)) = (parsed.method, parsed.path, parsed.version) else {
+        return Err(Odd);
+    };
+    if !path.starts_with('/') {
+        return Err(Odd);
+    }
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| Odd)?;
+    if method == Method::CONNECT {
+        return Err(Odd);
+    }
+    let base = read.as_ptr() as usize;
+    let place = |text: &[u8]| (text.as_ptr() as usize - base, text.len());
+    let path = place(path.as_bytes());
+    let count = parsed.headers.len();
+    let (mut content, mut places) = (None, [((0, 0), (0, 0)); N]);
+    for (field, found) in parsed.headers.iter().zip(&mut places) {
+        *found = (place(field.name.as_bytes()), place(field.value));
+        match special(field.name.as_bytes()) {
+            Some(header::CONNECTION) if field.value.eq_ignore_ascii_case(b"keep-alive") => {}
+            Some(header::CONTENT_LENGTH) => {
+                let length = number(field.value).and_then(|length| usize::try_from(length).ok());
+                if content.replace(length.ok_or(Odd)?).is_some() {
+                    return Err(Odd);
+                }
+            }
+            Some(_) => return Err(Odd),
+            None => {}
+        }
+    }
+    let content = content.unwrap_or(0);
+    if read.len() - length < content {
+        return Err(Odd);
+    }
+    // Nothing is odd any more: now the bytes are taken, and values refer to them.
+    let head = read.split_to(length).freeze();
+    let slice = |(start, length): (usize, usize)| head.slice(start..start + length);
+    let mut map = HeaderMap::with_capacity(count + 2);
+    for ((start, length), value) in places.into_iter().take(count) {
+        let name = HeaderName::from_bytes(&head[start..start + length]).map_err(|_| Odd)?;
+        let value = HeaderValue::from_maybe_shared(slice(value)).map_err(|_| Odd)?;
+        map.append(name, value);
+    }
+    let path = PathAndQuery::from_maybe_shared(slice(path)).map_err(|_| Odd)?;
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = path.into();
+    *request.headers_mut() = map;
+    Ok(Some((request, read.split_to(content).freeze())))
+}
+
+/// The headers that decide how a message is read.
+fn special(name: &[u8]) -> Option<HeaderName> {
+    // By length first: most names are none of them.
+    let (text, header): (&[u8], _) = match name.len() {
+        2 => (b"te", header::TE),
+        6 => (b"expect", header::EXPECT),
+        7 => (b"upgrade", header::UPGRADE),
+        10 => (b"connection", header::CONNECTION),
+        14 => (b"content-length", header::CONTENT_LENGTH),
+        17 => (b"transfer-encoding", header::TRANSFER_ENCODING),
+        _ => return None,
+    };
+    name.eq_ignore_ascii_case(text).then_some(header)
+}
+
+/// A length, in digits and nothing else.
+pub(super) fn number(text: &[u8]) -> Option<u64> {
+    let digits = text.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
+}
+
+/// How a message's body ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    Length(u64),
+    Chunked(Chunk),
+    /// With the connection.
+    UntilClosed,
+}
+
+/// An answer's head.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    pub(super) version: Version,
+    pub(super) headers: HeaderMap,
+    pub(super) framing: Framing,
+    pub(super) keep: bool,
+}
+
+/// Takes the head of an answer off the front; `Ok(None)` wants more.
+pub(super) fn answer(read: &mut BytesMut, to_head: bool) -> Result<Option<Head>, Odd> {
+    // There is nobody to leave an answer to.
+    answer_of::<HEADERS>(read, to_head).or_else(|Odd| answer_of::<HEADERS_MAX>(read, to_head))
+}
+
+fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Option<Head>, Odd> {
+    let mut headers = [httparse::EMPTY_HEADER; N];
+    let mut parsed = httparse::Response::new(&mut headers);
+    let length = match parsed.parse(read) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err(Odd),
+    };
+    let (Some(code), Some(minor)) = (parsed.code, parsed.version) else {
+        return Err(Odd);
+    };
+    let status = StatusCode::from_u16(code).map_err(|_| Odd)?;
+    let base = read.as_ptr() as usize;
+    let (mut content, mut chunked) = (None, false);
+    let mut keep = minor == 1;
+    let count = parsed.headers.len();
+    let mut places = [((0, 0), (0, 0)); N];
+    for (field, found) in parsed.headers.iter().zip(&mut places) {
+        let place = |text: &[u8]| (text.as_ptr() as usize - base, text.len());
+        *found = (place(field.name.as_bytes()), place(field.value));
+        match special(field.name.as_bytes()) {
+            Some(header::CONNECTION) => {
+                let mut names = field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+                keep &= !names.any(|name| name.eq_ignore_ascii_case(b"close"));
+            }
+            Some(header::TRANSFER_ENCODING) => {
+                if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Odd);
+                }
+                chunked = true;
+            }
+            Some(header::CONTENT_LENGTH) => {
+                let length = number(field.value).ok_or(Odd)?;
+                if content.replace(length).is_some_and(|other| other != length) {
+                    return Err(Odd);
+                }
+            }
+            _ => {}
+        }
+    }
+    if chunked && content.is_some() {
+        return Err(Odd);
+    }
+    let head = read.split_to(length).freeze();
+    let mut headers = HeaderMap::with_capacity(count + 2);
+    for ((name, name_len), (value, value_len)) in places.into_iter().take(count) {
+        let name = HeaderName::from_bytes(&head[name..name + name_len]).map_err(|_| Odd)?;
+        let value = HeaderValue::from_maybe_shared(head.slice(value..value + value_len)).map_err(|_| Odd)?;
+        headers.append(name, value);
+    }
+    let framing = if to_head || status.is_informational() || matches!(code, 204 | 304) {
+        Framing::Length(0)
+    } else if chunked {
+        Framing::Chunked(Chunk::default())
+    } else {
+        content.map_or(Framing::UntilClosed, Framing::Length)
+    };
+    Ok(Some(Head {
+        status,
+        version: if minor == 1 {
+            Version::HTTP_11
+        } else {
+            Version::HTTP_10
+        },
+        headers,
+        keep: keep && framing != Framing::UntilClosed,
+        framing,
+    }))
+}
+
+/// Where in a chunked body we are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Chunk {
+    #[default]
+    Size,
+    Data(u64),
+    /// The line end behind a chunk.
+    End,
+    Trailers,
+}
+
+/// What comes next in a body.
+#[derive(Debug)]
+pub(super) enum Next {
+    Data(Bytes),
+    Trailers(HeaderMap),
+    End,
+    More,
+}
+
+impl Framing {
+    pub(super) fn is_over(&self) -> bool {
+        *self == Self::Length(0)
+    }
+
+    /// Takes what has come of a body. After the end it is [`Framing::is_over`].
+    pub(super) fn next(&mut self, read: &mut BytesMut) -> Result<Next, Odd> {
+        match self {
+            Self::Length(0) => Ok(Next::End),
+            Self::Length(left) => Ok(take(left, read)),
+            Self::UntilClosed if read.is_empty() => Ok(Next::More),
+            Self::UntilClosed => Ok(Next::Data(read.split().freeze())),
+            Self::Chunked(chunk) => loop {
+                match chunk {
+                    Chunk::Size => {
+                        let (skip, size) = match httparse::parse_chunk_size(read) {
+                            Ok(httparse::Status::Complete(found)) => found,
+                            Ok(httparse::Status::Partial) if read.len() < LINE_MAX => return Ok(Next::More),
+                            _ => return Err(Odd),
+                        };
+                        read.advance(skip);
+                        *chunk = match size {
+                            0 => Chunk::Trailers,
+                            size => Chunk::Data(size),
+                        };
+                    }
+                    Chunk::Data(0) => *chunk = Chunk::End,
+                    Chunk::Data(left) => return Ok(take(left, read)),
+                    Chunk::End => match read.get(..2) {
+                        Some(b"\r\n") => {
+                            read.advance(2);
+                            *chunk = Chunk::Size;
+                        }
+                        Some(_) => return Err(Odd),
+                        None => return Ok(Next::More),
+                    },
+                    Chunk::Trailers => {
+                        let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+                        let (skip, trailers) = match httparse::parse_headers(read, &mut fields) {
+                            Ok(httparse::Status::Complete((skip, fields))) => (skip, owned(fields)?),
+                            Ok(httparse::Status::Partial) if read.len() < LINE_MAX => return Ok(Next::More),
+                            _ => return Err(Odd),
+                        };
+                        read.advance(skip);
+                        *self = Self::Length(0);
+                        return Ok(match trailers.is_empty() {
+                            true => Next::End,
+                            false => Next::Trailers(trailers),
+                        });
+                    }
+                }
+            },
+        }
+    }
+}
+
+fn take(left: &mut u64, read: &mut BytesMut) -> Next {
+    let here = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
+    if here == 0 {
+        return Next::More;
+    }
+    *left -= here as u64;
+    Next::Data(read.split_to(here).freeze())
+}
+
+fn owned(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Odd> {
+    let mut map = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Odd)?;
+        map.append(name, HeaderValue::from_bytes(field.value).map_err(|_| Odd)?);
+    }
+    Ok(map)
+}
+
+pub(super) fn put_request<B>(request: &Request<B>, out: &mut BytesMut) {
+    out.put_slice(request.method().as_str().as_bytes());
+    out.put_u8(b' ');
+    let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    out.put_slice(path.as_bytes());
+    out.put_slice(b" HTTP/1.1\r\n");
+    put_headers(request.headers(), out);
+    // Without a length the server would have to know that these methods may have no content.
+    if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH)
+        && !request.headers().contains_key(header::CONTENT_LENGTH)
+    {
+        out.put_slice(b"content-length: 0\r\n");
+    }
+    out.put_slice(b"\r\n");
+}
+
+pub(super) fn put_status(version: Version, status: StatusCode, out: &mut BytesMut) {
+    match (version, status) {
+        (Version::HTTP_10, _) => out.put_slice(b"HTTP/1.0 "),
+        (_, StatusCode::OK) => return out.put_slice(b"HTTP/1.1 200 OK\r\n"),
+        _ => out.put_slice(b"HTTP/1.1 "),
+    }
+    out.put_slice(status.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(status.canonical_reason().unwrap_or("unknown").as_bytes());
+    out.put_slice(b"\r\n");
+}
+
+pub(super) fn put_headers(headers: &HeaderMap, out: &mut BytesMut) {
+    for (name, value) in headers {
+        put_field(name.as_str().as_bytes(), value.as_bytes(), out);
+    }
+}
+
+pub(super) fn put_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
+    out.reserve(name.len() + value.len() + 4);
+    out.put_slice(name);
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}
+
+pub(super) fn put_number(mut number: usize, base: usize, out: &mut BytesMut) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    for slot in digits.iter_mut().rev() {
+        *slot = b"0123456789abcdef"[number % base];
+        number /= base;
+        at -= 1;
+        if number == 0 {
+            break;
+        }
+    }
+    out.put_slice(&digits[at..]);
+}
+
+pub(super) fn put_chunk(data: &[u8], out: &mut BytesMut) {
+    put_number(data.len(), 16, out);
+    out.put_slice(b"\r\n");
+    out.put_slice(data);
+    out.put_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn told(text: &str) -> Result<Option<String>, Odd> {
+        let mut read = BytesMut::from(text);
+        let found = request(&mut read)?;
+        Ok(found.map(|(request, body)| {
+            let headers: Vec<_> = request
+                .headers()
+                .iter()
+                .map(|(name, value)| format!("{name}={}", value.to_str().unwrap()))
+                .collect();
+            let body = String::from_utf8_lossy(&body).into_owned();
+            let left = read.len();
+            format!(
+                "{} {} {headers:?} {body:?} {left}",
+                request.method(),
+                request.uri()
+            )
+        }))
+    }
+
+    #[test]
+    fn plain_requests_are_read_and_what_follows_is_left() {
+        assert_eq!(
+            told("GET /a?b HTTP/1.1\r\nHost: w\r\nAccept:  */* \r\n\r\nGET")
+                .unwrap()
+                .unwrap(),
+            "GET /a?b [\"host=w\", \"accept=*/*\"] \"\" 3"
+        );
+        assert_eq!(
+            told("POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabcd")
+                .unwrap()
+                .unwrap(),
+            "POST / [\"content-length=3\"] \"abc\" 1"
+        );
+        assert_eq!(told("GET / HTTP/1.1\r\nHost: w\r\n"), Ok(None));
+    }
+
+    #[test]
+    fn what_is_unusual_is_left_to_the_library() {
+        for text in [
+            "GET / HTTP/1.0\r\n\r\n",
+            "CONNECT a:80 HTTP/1.1\r\n\r\n",
+            "GET http://a/ HTTP/1.1\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nconnection: close\r\n\r\n",
+            "GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+            "POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\na",
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: +1\r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\na",
+            "GET / HTTP/1.1\r\nx: a\r\n b\r\n\r\n",
+            "GET / HTTP/1.1\r\nx : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nx: a\rb\r\n\r\n",
+            "\0",
+        ] {
+            let mut read = BytesMut::from(text);
+            assert_eq!(request(&mut read).unwrap_err(), Odd, "{text:?}");
+            assert_eq!(&read[..], text.as_bytes(), "untouched");
+        }
+    }
+
+    fn content(framing: &mut Framing, mut read: BytesMut) -> Result<(String, bool), Odd> {
+        let mut all = Vec::new();
+        loop {
+            match framing.next(&mut read)? {
+                Next::Data(data) => all.extend_from_slice(&data),
+                Next::Trailers(trailers) => all.extend_from_slice(format!("{trailers:?}").as_bytes()),
+                Next::End | Next::More => break,
+            }
+        }
+        Ok((String::from_utf8(all).unwrap(), framing.is_over()))
+    }
+
+    #[test]
+    fn answers_end_as_their_heads_say() {
+        let framing = |text: &str, to_head| {
+            let head = answer(&mut BytesMut::from(text), to_head);
+            head.map(|head| head.map(|head| (head.framing, head.keep)))
+        };
+        let chunked = Framing::Chunked(Chunk::Size);
+        for (text, expected) in [
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n",
+                Ok(Some((Framing::Length(5), true))),
+            ),
+            ("HTTP/1.1 200 OK\r\n\r\n", Ok(Some((Framing::UntilClosed, false)))),
+            (
+                "HTTP/1.1 204 OK\r\ncontent-length: 5\r\n\r\n",
+                Ok(Some((Framing::Length(0), true))),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n",
+                Ok(Some((chunked, true))),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nconnection: a, Close\r\ncontent-length: 0\r\n\r\n",
+                Ok(Some((Framing::Length(0), false))),
+            ),
+            (
+                "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n",
+                Ok(Some((Framing::Length(0), false))),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+                Err(Odd),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+                Err(Odd),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+                Err(Odd),
+            ),
+            ("HTTP/1.1 200 OK\r\n", Ok(None)),
+            ("nonsense\r\n\r\n", Err(Odd)),
+        ] {
+            assert_eq!(framing(text, false), expected, "{text:?}");
+        }
+        let to_head = framing("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", true);
+        assert_eq!(to_head, Ok(Some((Framing::Length(0), true))));
+    }
+
+    #[test]
+    fn bad_chunks_are_refused() {
+        for text in [
+            "x\r\n",
+            "-1\r\na\r\n",
+            "1\r\nab\r\n",
+            "1\r\na\n0\r\n\r\n",
+            "fffffffffffffffff\r\n",
+            "0\r\nx y\r\n\r\n",
+        ] {
+            let mut framing = Framing::Chunked(Chunk::Size);
+            assert_eq!(content(&mut framing, BytesMut::from(text)), Err(Odd), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_are_read_however_they_arrive(
+            pieces in proptest::collection::vec("[a-z]{1,40}", 0..6), cut in any::<proptest::sample::Index>(),
+        ) {
+            let mut wire = BytesMut::new();
+            for piece in &pieces {
+                put_chunk(piece.as_bytes(), &mut wire);
+            }
+            wire.put_slice(b"0\r\n\r\n");
+            let mut framing = Framing::Chunked(Chunk::Size);
+            let mut all = String::new();
+            let mut read = BytesMut::new();
+            let rest = wire.split_off(cut.index(wire.len()));
+            for part in [wire, rest] {
+                read.extend_from_slice(&part);
+                while let Next::Data(data) = framing.next(&mut read).unwrap() {
+                    all.push_str(std::str::from_utf8(&data).unwrap());
+                }
+            }
+            prop_assert!(framing.is_over() && read.is_empty());
+            prop_assert_eq!(all, pieces.concat());
+        }
+    }
+}
