@@ -18,3 +18,4 @@ pub mod network;
 pub mod node;
 pub mod schema;
 pub mod store;
+mod streams;

@@ -9,11 +9,11 @@
 
 mod admission;
 mod allocation;
-mod body;
+pub(crate) mod body;
 mod convert;
 mod crd;
 mod discovery;
-mod error;
+pub(crate) mod error;
 mod form;
 mod handler;
 mod identity;
@@ -21,16 +21,15 @@ mod impersonation;
 mod kinds;
 mod objects;
 mod openapi;
-mod pki;
+pub(crate) mod pki;
 mod rbac;
 mod read;
 mod registry;
-mod request;
+pub(crate) mod request;
 mod selector;
 mod serve;
 mod shape;
-mod spdy;
-mod streams;
+pub(crate) mod streams;
 mod subresources;
 mod table;
 mod tokens;
@@ -38,7 +37,7 @@ mod watch;
 mod webhook;
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -124,27 +123,8 @@ impl std::fmt::Debug for Cluster {
 impl Cluster {
     /// A new cluster with the namespaces that every cluster has.
     pub fn new(options: ClusterOptions) -> Arc<Self> {
-        const NAMES: [&str; 5] = [
-            "localhost",
-            "kubernetes",
-            "kubernetes.default",
-            "kubernetes.default.svc",
-            "kubernetes.default.svc.cluster.local",
-        ];
-        let names: Vec<String> = NAMES
-            .into_iter()
-            .map(str::to_owned)
-            .chain(options.names.iter().cloned())
-            .collect();
-        let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(Ipv6Addr::LOCALHOST)];
-        addresses.extend(&options.addresses);
-        // The first address of the service network is that of the `kubernetes` Service.
-        addresses.extend(
-            options
-                .services
-                .and_then(|range| range.hosts().next())
-                .map(IpAddr::from),
-        );
+        let names = pki::server_names(&options.names);
+        let addresses = pki::server_addresses(&options.addresses, options.services);
         let pki = Pki::new(&names, &addresses)
             .expect("the crypto library makes keys and signs names that are DNS names");
         let signer = Signer::new(ISSUER).expect("the crypto library makes keys");
@@ -343,7 +323,7 @@ impl Cluster {
 const REQUESTS_IN_FLIGHT_MAX: usize = 600;
 
 /// Issuer of ServiceAccount tokens, and their default audience.
-const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+pub(crate) const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 #[cfg(test)]
 mod tests;

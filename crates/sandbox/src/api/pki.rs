@@ -1,14 +1,15 @@
 //! A cluster's certificates: its authority, its server's certificate, and those of clients; and the kubeconfig that
 //! carries them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::Ipv4Net;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
@@ -45,20 +46,8 @@ impl Pki {
         let ca_pem = certificate.pem();
         let issuer = Issuer::new(params, key);
 
-        let server_key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = subject("kube-apiserver", &[]);
-        for name in names {
-            params
-                .subject_alt_names
-                .push(SanType::DnsName(name.as_str().try_into()?));
-        }
-        params
-            .subject_alt_names
-            .extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let chain = vec![params.signed_by(&server_key, &issuer)?.der().clone()];
+        let (server_certificate, server_key) = server(&issuer, names, addresses)?;
+        let chain = vec![server_certificate.der().clone()];
 
         let mut roots = RootCertStore::empty();
         roots.add(certificate.der().clone())?;
@@ -76,6 +65,16 @@ impl Pki {
             ca_pem,
             server: Arc::new(server),
         })
+    }
+
+    /// Another certificate for a server, as PEM of certificate and key.
+    pub(crate) fn server_pem(
+        &self,
+        names: &[String],
+        addresses: &[IpAddr],
+    ) -> Result<(String, String), PkiError> {
+        let (certificate, key) = server(&self.issuer, names, addresses)?;
+        Ok((certificate.pem(), key.serialize_pem()))
     }
 
     /// A client certificate for a user, as PEM of certificate and key.
@@ -109,6 +108,57 @@ impl Pki {
              {certificate}\n    client-key-data: {key}\n"
         ))
     }
+}
+
+/// A key that signs ServiceAccount tokens and the public key that they are verified by, as PEM.
+pub(crate) fn signing_key() -> Result<(String, String), PkiError> {
+    let key = KeyPair::generate()?;
+    Ok((key.serialize_pem(), key.public_key_pem()))
+}
+
+/// Names by which pods know their API server, followed by others.
+pub(crate) fn server_names(others: &[String]) -> Vec<String> {
+    const NAMES: [&str; 5] = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ];
+    let names = NAMES.into_iter().map(str::to_owned);
+    names.chain(others.iter().cloned()).collect()
+}
+
+/// Loopback addresses, these, and that of the `kubernetes` Service, which is the first of the service network.
+pub(crate) fn server_addresses(others: &[IpAddr], services: Option<Ipv4Net>) -> Vec<IpAddr> {
+    let service = services.and_then(|range| range.hosts().next()).map(IpAddr::from);
+    let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from(Ipv6Addr::LOCALHOST)];
+    loopback
+        .into_iter()
+        .chain(others.iter().copied())
+        .chain(service)
+        .collect()
+}
+
+fn server(
+    issuer: &Issuer<'_, KeyPair>,
+    names: &[String],
+    addresses: &[IpAddr],
+) -> Result<(Certificate, KeyPair), PkiError> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject("kube-apiserver", &[]);
+    for name in names {
+        params
+            .subject_alt_names
+            .push(SanType::DnsName(name.as_str().try_into()?));
+    }
+    params
+        .subject_alt_names
+        .extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Ok((params.signed_by(&key, issuer)?, key))
 }
 
 pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
