@@ -1,6 +1,7 @@
-//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `picture`, `bench`.
+//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `picture`, `bench`, `kubernetes`.
 
 mod bench;
+mod kubernetes;
 mod kubernetes_table;
 mod picture;
 
@@ -13,7 +14,15 @@ fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("codegen") => kubernetes_table::generate(&workspace),
         Some("picture") => picture::draw(),
+        Some("kubernetes") => {
+            let arguments: Vec<String> = std::env::args().skip(2).collect();
+            kubernetes::run(&workspace, &arguments)
+        }
         Some("bench") => bench::run(std::env::args().skip(2).collect()),
-        _ => bail!("usage: cargo xtask codegen | picture, or {}", bench::USAGE),
+        _ => bail!(
+            "usage: cargo xtask codegen | picture, or {}, or {}",
+            kubernetes::USAGE,
+            bench::USAGE
+        ),
     }
 }

@@ -1,0 +1,207 @@
+//! Builds a real control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, from the Go module
+//! `tests/kubernetes`, into `target/tools/kubernetes/VERSION`; `current` beside it leads there.
+//!
+//! Go compiles some two thousand packages, about ten minutes of two cores; what is there and belongs to the module as
+//! it is now is not built again. A machine that has the programs names their directory in `KUBEBUILDER_ASSETS`.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+pub(crate) const USAGE: &str = "kubernetes build | kubernetes path | kubernetes conformance [--record]";
+
+/// Each program and the package that it is built from.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("etcd", "go.etcd.io/etcd/server/v3"),
+    ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    (
+        "kube-controller-manager",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+    ),
+    ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+];
+const ASSETS: &str = "KUBEBUILDER_ASSETS";
+const PROGRESS_EVERY: Duration = Duration::from_secs(15);
+
+pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match *arguments {
+        ["build"] => programs(workspace).map(drop),
+        ["path"] => say(&programs(workspace)?.display().to_string()),
+        ["conformance"] => conformance(workspace, false),
+        ["conformance", "--record"] => conformance(workspace, true),
+        _ => bail!("usage: cargo xtask {USAGE}"),
+    }
+}
+
+/// The directory of the programs, which are built if they are not there.
+fn programs(workspace: &Path) -> Result<PathBuf> {
+    if let Some(assets) = std::env::var_os(ASSETS).filter(|assets| !assets.is_empty()) {
+        let assets = PathBuf::from(assets);
+        let absent = PROGRAMS.iter().find(|(name, _)| !assets.join(name).is_file());
+        if let Some((name, _)) = absent {
+            bail!("{ASSETS} is {}, where there is no {name}", assets.display());
+        }
+        return Ok(assets);
+    }
+    let module = workspace.join("tests/kubernetes").canonicalize()?;
+    let version = version(&fs::read_to_string(module.join("go.mod"))?)?;
+    build(&module, &version, &workspace.join("target/tools/kubernetes"))
+}
+
+/// Asks a cluster of Kubernetes and the sandbox the same, and compares; or records what Kubernetes answers.
+fn conformance(workspace: &Path, record: bool) -> Result<()> {
+    let programs = programs(workspace)?;
+    let state = tempfile::tempdir()?;
+    let sandbox = |words: &[&str]| -> Result<()> {
+        let mut hawser = cargo(
+            workspace,
+            &[
+                "run",
+                "--quiet",
+                "-p",
+                "hawser-cli",
+                "--",
+                "sandbox",
+                "--state-dir",
+            ],
+        );
+        hawser.arg(state.path()).args(words).env(ASSETS, &programs);
+        ensure!(hawser.status()?.success(), "hawser sandbox {words:?} failed");
+        Ok(())
+    };
+    sandbox(&["up", "twin", "--api", "kubernetes"])?;
+    let mut test = cargo(
+        workspace,
+        &["test", "-p", "hawser-sandbox", "--test", "conformance"],
+    );
+    test.env("HAWSER_TEST_KUBECONFIG", state.path().join("kubeconfig"));
+    if record {
+        test.env("HAWSER_RECORD", "1");
+    }
+    let compared = test.status();
+    sandbox(&["down"])?;
+    ensure!(compared?.success(), "the sandbox and Kubernetes differ");
+    Ok(())
+}
+
+fn cargo(workspace: &Path, words: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace).args(words);
+    cargo
+}
+
+/// The version of Kubernetes that the module requires.
+fn version(go_mod: &str) -> Result<String> {
+    let line = go_mod
+        .lines()
+        .map(str::split_whitespace)
+        .find_map(|mut words| (words.next() == Some("k8s.io/kubernetes")).then(|| words.next()));
+    let version = line
+        .flatten()
+        .context("tests/kubernetes/go.mod requires no k8s.io/kubernetes")?;
+    Ok(version.to_owned())
+}
+
+fn build(module: &Path, version: &str, tools: &Path) -> Result<PathBuf> {
+    let dir = tools.join(version);
+    fs::create_dir_all(&dir)?;
+    let dir = dir.canonicalize()?;
+    // What the programs were built from: a change builds them again, where Go's own cache makes that short.
+    let wanted = ["go.mod", "go.sum"].map(|file| fs::read_to_string(module.join(file)));
+    let wanted = wanted.into_iter().collect::<std::io::Result<String>>()?;
+    let stamp = dir.join("built-from");
+    let complete = PROGRAMS.iter().all(|(name, _)| dir.join(name).is_file());
+    if complete && fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
+        say(&format!("Kubernetes {version} is in {}", dir.display()))?;
+    } else {
+        let began = Instant::now();
+        for (name, package) in PROGRAMS {
+            go_build(module, version, name, package, &dir)?;
+        }
+        fs::write(&stamp, wanted)?;
+        let seconds = began.elapsed().as_secs();
+        say(&format!(
+            "Kubernetes {version} is built, in {seconds} s: {}",
+            dir.display()
+        ))?;
+    }
+    let current = tools.join("current");
+    if fs::read_link(&current).ok().as_deref() != Some(Path::new(version)) {
+        let _ = fs::remove_file(&current);
+        std::os::unix::fs::symlink(version, &current)?;
+    }
+    Ok(dir)
+}
+
+/// Builds one program, telling now and then how far it is.
+fn go_build(module: &Path, version: &str, name: &str, package: &str, dir: &Path) -> Result<()> {
+    let minor = version.split('.').nth(1).unwrap_or_default();
+    let about = "k8s.io/component-base/version";
+    let flags =
+        format!("-s -w -X {about}.gitVersion={version} -X {about}.gitMajor=1 -X {about}.gitMinor={minor}");
+    let began = Instant::now();
+    say(&format!("building {name}"))?;
+    let mut go = Command::new("go")
+        .current_dir(module)
+        .args([
+            "build",
+            "-v",
+            "-trimpath",
+            "-buildvcs=false",
+            "-mod=readonly",
+            "-ldflags",
+        ])
+        .args([flags.as_str(), "-o"])
+        .args([dir.join(name).as_os_str(), package.as_ref()])
+        .env("CGO_ENABLED", "0")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting go: install Go, or set {ASSETS} to where the programs are"))?;
+    let (mut packages, mut told) = (0_u32, began);
+    let mut complaints = String::new();
+    if let Some(said) = go.stderr.take() {
+        for line in BufReader::new(said).lines() {
+            let line = line?;
+            // Packages are named as they are built; what else Go says has spaces.
+            if line.contains(' ') {
+                complaints.push_str(&line);
+                complaints.push('\n');
+                continue;
+            }
+            packages += 1;
+            if told.elapsed() > PROGRESS_EVERY {
+                told = Instant::now();
+                say(&format!(
+                    "  {name}: {packages} packages, {} s",
+                    began.elapsed().as_secs()
+                ))?;
+            }
+        }
+    }
+    ensure!(go.wait()?.success(), "go build {package} failed:\n{complaints}");
+    say(&format!(
+        "  {name}: {packages} packages, {} s, done",
+        began.elapsed().as_secs()
+    ))
+}
+
+fn say(line: &str) -> Result<()> {
+    use std::io::Write as _;
+    writeln!(std::io::stdout(), "{line}").context("printing")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_version_is_the_one_that_the_module_requires() {
+        let text = "module m\nrequire (\n\tk8s.io/api v0.1.0\n\tk8s.io/kubernetes v1.37.2\n)\n";
+        assert_eq!(super::version(text).expect("it is there"), "v1.37.2");
+        assert!(super::version("module m\n").is_err());
+    }
+}
