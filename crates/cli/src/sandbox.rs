@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use hawser_sandbox::launcher::control::{self, Answer, ControlError, Status};
 use hawser_sandbox::launcher::doctor::{Finding, doctor};
-use hawser_sandbox::launcher::enter::{self, Attachment, EnterError, Entered, Request};
+use hawser_sandbox::launcher::enter::{self, ApiServers, Attachment, EnterError, Entered, Request};
+use hawser_sandbox::launcher::kubernetes;
 use hawser_sandbox::network::{Layout, NodePorts};
 
 use crate::output::write_out;
@@ -16,6 +17,10 @@ use crate::problem::Problem;
 
 /// How long one command to a running sandbox may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+/// Small clusters start in a second or two; a busy machine may take longer.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Kubernetes' own programs take several seconds of computing to start.
+const KUBERNETES_START_DEADLINE: Duration = Duration::from_secs(300);
 /// How often a starting sandbox is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -41,7 +46,7 @@ pub(crate) struct SandboxArgs {
 enum SandboxCommand {
     /// Start clusters and wait until they are ready
     #[command(
-        after_help = "Examples:\n  hawser sandbox up west east\n  hawser sandbox up west east north --flat\n  hawser sandbox up west east --node-ports"
+        after_help = "Examples:\n  hawser sandbox up west east\n  hawser sandbox up west east north --flat\n  hawser sandbox up west east --node-ports\n  hawser sandbox up west east --api kubernetes"
     )]
     Up {
         /// Names of the clusters, also the contexts of the kubeconfig
@@ -53,9 +58,11 @@ enum SandboxCommand {
         /// Give each node an external address, at which other clusters reach its node ports
         #[arg(long)]
         node_ports: bool,
-        /// How long to wait until they are ready, in seconds
-        #[arg(long, default_value_t = 60)]
-        wait: u64,
+        /// How long to wait until they are ready, in seconds: 60, or 300 for Kubernetes' control planes
+        #[arg(long)]
+        wait: Option<u64>,
+        #[command(flatten)]
+        api: ApiArgs,
     },
     /// Stop all clusters
     #[command(after_help = "Example:\n  hawser sandbox down")]
@@ -111,7 +118,66 @@ enum SandboxCommand {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+/// What the clusters' control planes are.
+#[derive(Debug, Args)]
+pub(crate) struct ApiArgs {
+    /// Whose API servers, controllers and schedulers run: the sandbox's own, or those of Kubernetes
+    #[arg(long, value_enum, env = "HAWSER_SANDBOX_API", default_value_t)]
+    api: Api,
+    /// Where etcd, kube-apiserver, kube-controller-manager and kube-scheduler are, for --api kubernetes
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "KUBEBUILDER_ASSETS",
+        default_value = "target/tools/kubernetes/current"
+    )]
+    kubernetes: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Api {
+    #[default]
+    Sandbox,
+    Kubernetes,
+}
+
+impl ApiArgs {
+    pub(crate) fn servers(&self) -> Result<ApiServers, Problem> {
+        if self.api == Api::Sandbox {
+            return Ok(ApiServers::Sandbox);
+        }
+        let missing = |why: String| {
+            Problem::new(
+                "cannot start control planes of Kubernetes",
+                why,
+                "cargo xtask kubernetes build, or set KUBEBUILDER_ASSETS",
+            )
+        };
+        let binaries = self.kubernetes.canonicalize();
+        let binaries =
+            binaries.map_err(|error| missing(format!("{}: {error}", self.kubernetes.display())))?;
+        let absent = kubernetes::PROGRAMS
+            .iter()
+            .find(|program| !binaries.join(program).is_file());
+        match absent {
+            Some(program) => Err(missing(format!(
+                "there is no {program} in {}",
+                binaries.display()
+            ))),
+            None => Ok(ApiServers::Kubernetes { binaries }),
+        }
+    }
+
+    /// How long clusters may take to start.
+    pub(crate) fn patience(&self) -> Duration {
+        match self.api {
+            Api::Sandbox => START_DEADLINE,
+            Api::Kubernetes => KUBERNETES_START_DEADLINE,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
     Table,
     Json,
@@ -133,14 +199,21 @@ pub(crate) fn run(args: SandboxArgs) -> Result<ExitCode, Problem> {
             flat,
             node_ports,
             wait,
+            api,
         } => {
-            let layout = if flat { Layout::Flat } else { Layout::Apart };
-            let node_ports = if node_ports {
-                NodePorts::Everywhere
-            } else {
-                NodePorts::Inside
+            let request = Request {
+                clusters: names,
+                layout: if flat { Layout::Flat } else { Layout::Apart },
+                node_ports: if node_ports {
+                    NodePorts::Everywhere
+                } else {
+                    NodePorts::Inside
+                },
+                api: api.servers()?,
+                state_dir: dir,
             };
-            return up(&dir, names, layout, node_ports, Duration::from_secs(wait));
+            let patience = wait.map_or_else(|| api.patience(), Duration::from_secs);
+            return up(&request, patience);
         }
         SandboxCommand::Doctor { output } => return examine(output),
         SandboxCommand::Status { output } => show(&status(&dir)?, output)?,
@@ -172,13 +245,8 @@ pub(crate) fn run(args: SandboxArgs) -> Result<ExitCode, Problem> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(
-    dir: &Path,
-    names: Vec<String>,
-    layout: Layout,
-    node_ports: NodePorts,
-    patience: Duration,
-) -> Result<ExitCode, Problem> {
+fn up(request: &Request, patience: Duration) -> Result<ExitCode, Problem> {
+    let dir = &request.state_dir;
     if status(dir).is_ok() {
         let why = format!("one is running in {}", dir.display());
         return Err(Problem::new(
@@ -187,7 +255,7 @@ fn up(
             "hawser sandbox down, or another --state-dir",
         ));
     }
-    let mut entered = begin(dir, names, layout, node_ports, Attachment::Detached)?;
+    let mut entered = begin(request, Attachment::Detached)?;
     let status = ready(&mut entered, dir, patience, |waiting| progress(&waiting))?;
     progress("");
     show(&status, Output::Table)?;
@@ -199,13 +267,8 @@ fn up(
 }
 
 /// Starts a sandbox's processes; [`ready`] waits for its clusters.
-pub(crate) fn begin(
-    dir: &Path,
-    names: Vec<String>,
-    layout: Layout,
-    node_ports: NodePorts,
-    attachment: Attachment,
-) -> Result<Entered, Problem> {
+pub(crate) fn begin(request: &Request, attachment: Attachment) -> Result<Entered, Problem> {
+    let names = &request.clusters;
     for (i, name) in names.iter().enumerate() {
         let wrong = |why: String| {
             Problem::new(
@@ -220,13 +283,7 @@ pub(crate) fn begin(
             return Err(wrong("the name was given twice".into()));
         }
     }
-    let request = Request {
-        clusters: names,
-        layout,
-        node_ports,
-        state_dir: dir.to_owned(),
-    };
-    enter::start(&request, attachment).map_err(|error| {
+    enter::start(request, attachment).map_err(|error| {
         let hint = match error {
             EnterError::Namespaces { .. } | EnterError::IdMaps { .. } => "hawser sandbox doctor",
             _ => "another --state-dir",

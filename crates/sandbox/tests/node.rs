@@ -94,6 +94,7 @@ impl TestNode {
             networks: Arc::new(SharedNetworks),
             state_dir: state.path().to_owned(),
             log_dir: state.path().join("logs"),
+            port: None,
             node_name: "n1".to_owned(),
             labels: BTreeMap::new(),
             host_paths: Vec::new(),

@@ -10,10 +10,10 @@ mod traffic;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hawser_sandbox::launcher::control::Status;
-use hawser_sandbox::launcher::enter::Attachment;
+use hawser_sandbox::launcher::enter::{Attachment, Request};
 use hawser_sandbox::network::{Layout, NodePorts};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -27,15 +27,13 @@ const WEST: &str = "west";
 const EAST: &str = "east";
 /// Tells the proxy's own traffic from its pod's where all processes are one user: see `hawser-proxy-init`.
 const PROXY_MARK: u32 = 2102;
-/// Two small clusters start in a second or two; a busy machine may take longer.
-const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Play the workshop: two linked clusters, votes through the gateway, failover and back.
 ///
 /// Everything runs in private namespaces of this machine and vanishes with the demo.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  hawser demo           play, then show live traffic until Ctrl-C\n  hawser demo --once    play, check every outcome, print a summary and end"
+    after_help = "Examples:\n  hawser demo           play, then show live traffic until Ctrl-C\n  hawser demo --once    play, check every outcome, print a summary and end\n  hawser demo --once --api kubernetes\n                        the same, with control planes of Kubernetes"
 )]
 pub(crate) struct DemoArgs {
     /// Play once, check every outcome and end: 0 if all was as it should be
@@ -44,6 +42,8 @@ pub(crate) struct DemoArgs {
     /// Where logs, kubeconfig and control socket live
     #[arg(long, env = "HAWSER_DEMO_DIR")]
     state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    api: sandbox::ApiArgs,
 }
 
 pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Problem> {
@@ -58,17 +58,18 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Problem> {
             "end it, or use another --state-dir",
         ));
     }
+    let request = Request {
+        clusters: vec![WEST.into(), EAST.into()],
+        layout: Layout::Apart,
+        node_ports: NodePorts::Inside,
+        api: args.api.servers()?,
+        state_dir: dir.clone(),
+    };
     let began = Instant::now();
     print_line("clusters: west and east, each with its own network, API server and node");
     // Before any thread: see `enter::start`.
-    let mut entered = sandbox::begin(
-        &dir,
-        vec![WEST.into(), EAST.into()],
-        Layout::Apart,
-        NodePorts::Inside,
-        Attachment::Attached,
-    )?;
-    let status = sandbox::ready(&mut entered, &dir, START_DEADLINE, |waiting| {
+    let mut entered = sandbox::begin(&request, Attachment::Attached)?;
+    let status = sandbox::ready(&mut entered, &dir, args.api.patience(), |waiting| {
         sandbox::progress(&waiting)
     })?;
     sandbox::progress("");

@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 use self::apply::{Answer, ApplyError};
 use self::plan::{Action, Plan};
 use self::snapshot::{Snapshot, Target};
-use self::watches::Watches;
+use self::watches::{Update, Watches};
 use crate::kubelet::ClusterAddresses;
 
 /// An admission webhook may take 30 s.
@@ -62,7 +63,25 @@ const SCOPES_KEPT: usize = 1024;
 /// The client needs the rights of `system:masters`. ConfigMaps `kube-root-ca.crt` are copied from the one in
 /// kube-system, so whoever starts the cluster has to write that one.
 pub async fn run(client: Client, addresses: ClusterAddresses, shutdown: CancellationToken) {
-    let (mut watches, mut updates) = Watches::start(client.clone());
+    let watches = Watches::start(client.clone());
+    follow(client, addresses, watches, plan::plan, shutdown).await;
+}
+
+/// Runs only what an infrastructure provider adds to Kubernetes' own controllers: addresses of load balancers.
+pub async fn run_provider(client: Client, addresses: ClusterAddresses, shutdown: CancellationToken) {
+    let watches = Watches::start_services(client.clone());
+    follow(client, addresses, watches, plan::provider, shutdown).await;
+}
+
+type Planner = fn(&Snapshot, &ClusterAddresses, Timestamp) -> Plan;
+
+async fn follow(
+    client: Client,
+    addresses: ClusterAddresses,
+    (mut watches, mut updates): (Watches, mpsc::Receiver<Update>),
+    planner: Planner,
+    shutdown: CancellationToken,
+) {
     let mut snapshot = Snapshot::default();
     let mut scopes = Scopes::default();
     let mut writes: JoinSet<(Target, Result<Answer, ApplyError>)> = JoinSet::new();
@@ -99,7 +118,7 @@ pub async fn run(client: Client, addresses: ClusterAddresses, shutdown: Cancella
         if !watches.are_synced() {
             continue;
         }
-        let plan = plan::plan(&snapshot, &addresses, Timestamp::now());
+        let plan = planner(&snapshot, &addresses, Timestamp::now());
         let (ready, wait) = scopes.admit(plan, Instant::now());
         wake = wait;
         if ready.is_empty() {

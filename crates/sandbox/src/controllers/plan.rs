@@ -297,6 +297,14 @@ pub(crate) fn plan(snapshot: &Snapshot, addresses: &ClusterAddresses, now: Times
     plan
 }
 
+/// What there is to do for an infrastructure provider.
+pub(crate) fn provider(snapshot: &Snapshot, addresses: &ClusterAddresses, now: Timestamp) -> Plan {
+    let view = View::new(snapshot, addresses);
+    let mut plan = Plan::new(now);
+    super::load_balancers::plan(&view, &mut plan);
+    plan
+}
+
 /// The merge patch that turns one value into the other, if they differ. Values that we left out as "none" are removed.
 pub(crate) fn merge_patch(from: &Value, to: &Value) -> Option<Value> {
     let (Value::Object(from), Value::Object(to)) = (from, to) else {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent};
+use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::discovery::{Discovery, Scope, verbs};
@@ -45,8 +45,24 @@ pub(crate) struct Watches {
 
 impl Watches {
     pub(crate) fn start(client: Client) -> (Self, mpsc::Receiver<Update>) {
+        let (mut watches, receiver) = Self::new(client);
+        watches.watch_all();
+        let root_cas = watcher::Config::default().fields("metadata.name=kube-root-ca.crt");
+        watches.watch_some::<ConfigMap>(root_cas, |snapshot| &mut snapshot.root_cas);
+        watches.discover();
+        (watches, receiver)
+    }
+
+    /// Services and nothing else.
+    pub(crate) fn start_services(client: Client) -> (Self, mpsc::Receiver<Update>) {
+        let (mut watches, receiver) = Self::new(client);
+        watches.watch::<Service>(|snapshot| &mut snapshot.services);
+        (watches, receiver)
+    }
+
+    fn new(client: Client) -> (Self, mpsc::Receiver<Update>) {
         let (sender, receiver) = mpsc::channel(UPDATES_MAX);
-        let mut watches = Self {
+        let watches = Self {
             client,
             sender,
             tasks: JoinSet::new(),
@@ -56,10 +72,6 @@ impl Watches {
             discovering: false,
             rediscover: false,
         };
-        watches.watch_all();
-        let root_cas = watcher::Config::default().fields("metadata.name=kube-root-ca.crt");
-        watches.watch_some::<ConfigMap>(root_cas, |snapshot| &mut snapshot.root_cas);
-        watches.discover();
         (watches, receiver)
     }
 

@@ -1,7 +1,7 @@
 //! Puts a sandbox together from its parts, inside the namespaces that [`super::enter`] made.
 //!
 //! Per cluster: a network, an API server on two listeners (loopback of the machine, and the segment between clusters),
-//! controllers, a node agent, service addresses and DNS. Every part is a client of its cluster's API server; the only
+//! controllers, a node agent, service addresses and DNS. API server and controllers are the sandbox's own or Kubernetes'. Every part is a client of its cluster's API server; the only
 //! thing they share is this file.
 
 use std::collections::BTreeMap;
@@ -26,7 +26,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{self, Answer, ClusterStatus, Command, Status};
-use super::enter::{self, KUBECONFIG, Request};
+use super::enter::{self, ApiServers, KUBECONFIG, Request};
+use super::kubernetes::{self, ControlPlane, ControlPlaneError};
 use crate::api::{Cluster, ClusterOptions, Identity, ServiceDialer};
 use crate::images::Images;
 use crate::kubelet::{BoxFuture, ClusterAddresses};
@@ -54,6 +55,8 @@ pub enum AssembleError {
     },
     #[error("writing {path}")]
     Write { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    ControlPlane(#[from] ControlPlaneError),
     #[error("making the first objects of cluster {cluster}")]
     Bootstrap {
         cluster: String,
@@ -138,10 +141,32 @@ pub struct Sandbox {
 
 struct Running {
     addresses: ClusterAddresses,
-    api: Arc<Cluster>,
+    api: ApiServer,
     client: Client,
     /// Where this machine's clients reach the API server.
     server: String,
+}
+
+/// What serves a cluster's API.
+enum ApiServer {
+    Sandbox(Arc<Cluster>),
+    Kubernetes(Arc<ControlPlane>),
+}
+
+impl ApiServer {
+    fn kubeconfig(&self, server_url: &str) -> String {
+        match self {
+            Self::Sandbox(cluster) => cluster.kubeconfig(server_url),
+            Self::Kubernetes(plane) => plane.kubeconfig(server_url),
+        }
+    }
+
+    fn interrupt(&self, absence: Duration) {
+        match self {
+            Self::Sandbox(cluster) => cluster.interrupt(absence),
+            Self::Kubernetes(plane) => plane.interrupt(absence),
+        }
+    }
 }
 
 impl Sandbox {
@@ -167,6 +192,7 @@ impl Sandbox {
                 addresses,
                 listener,
                 images: &images,
+                api: &request.api,
                 private: &private,
                 logs: &logs,
                 wan: &wan,
@@ -306,6 +332,7 @@ struct Start<'a> {
     addresses: ClusterAddresses,
     listener: TcpListener,
     images: &'a Images,
+    api: &'a ApiServers,
     /// Seen by the sandbox alone.
     private: &'a Path,
     /// Stays readable when the sandbox has ended.
@@ -332,37 +359,132 @@ impl Start<'_> {
         let port = self.listener.local_addr().map_err(listen(loopback))?.port();
         let server = format!("https://127.0.0.1:{port}");
         let machine = tokio::net::TcpListener::from_std(self.listener).map_err(listen(loopback))?;
-        let segment = network
-            .node()
-            .listen(addresses.api)
-            .await
-            .map_err(listen(addresses.api))?;
-
-        let (services, dialer) = dialer(network.clone());
-        let api = Cluster::new(ClusterOptions {
-            name: cluster.clone(),
-            addresses: vec![addresses.node.into()],
-            services: Some(addresses.services),
-            service_dialer: Some(dialer),
-            ..ClusterOptions::default()
-        });
-        let client = api.client(Identity::admin());
-        let _ = services.set(client.clone());
-        for listener in [machine, segment] {
-            let (api, name) = (api.clone(), cluster.clone());
-            tasks.spawn(async move {
-                if let Err(error) = api.serve(listener).await {
-                    tracing::error!(cluster = name, %error, "the API server stopped");
+        let parts = Parts {
+            network: network.clone(),
+            images: self.images.clone(),
+            private: self.private.to_owned(),
+            logs: self.logs.to_owned(),
+            shutdown: shutdown.clone(),
+        };
+        let (api, client) = match self.api {
+            ApiServers::Sandbox => {
+                let segment = network
+                    .node()
+                    .listen(addresses.api)
+                    .await
+                    .map_err(listen(addresses.api))?;
+                let (services, dialer) = dialer(network.clone());
+                let api = Cluster::new(ClusterOptions {
+                    name: cluster.clone(),
+                    addresses: vec![addresses.node.into()],
+                    services: Some(addresses.services),
+                    service_dialer: Some(dialer),
+                    ..ClusterOptions::default()
+                });
+                let client = api.client(Identity::admin());
+                let _ = services.set(client.clone());
+                for listener in [machine, segment] {
+                    let (api, name) = (api.clone(), cluster.clone());
+                    tasks.spawn(async move {
+                        if let Err(error) = api.serve(listener).await {
+                            tracing::error!(cluster = name, %error, "the API server stopped");
+                        }
+                    });
                 }
-            });
-        }
-        bootstrap(&client, &addresses, network.gateway(), api.ca_pem())
-            .await
-            .map_err(|source| AssembleError::Bootstrap {
-                cluster: cluster.clone(),
-                source: Box::new(source),
-            })?;
+                let objects = first_objects(&addresses, network.gateway(), api.ca_pem());
+                let own = own_objects(&addresses, api.ca_pem());
+                write(&client, objects.iter().chain(&own))
+                    .await
+                    .map_err(|source| AssembleError::Bootstrap {
+                        cluster: cluster.clone(),
+                        source: Box::new(source),
+                    })?;
+                let agent = parts.agent(client.clone(), None);
+                api.set_kubelet(agent.clone());
+                parts
+                    .start(client.clone(), agent, controllers::run, tasks)
+                    .await?;
+                (ApiServer::Sandbox(api), client)
+            }
+            ApiServers::Kubernetes { binaries } => {
+                let node = network.node();
+                let logs = self.logs.with_file_name("control-plane");
+                let plane =
+                    ControlPlane::start(&addresses, node, binaries, self.private, &logs, tasks).await?;
+                let client = plane.client();
+                tasks.spawn(kubernetes::carry(machine, node.clone(), addresses.api));
+                let agent = parts.agent(client.clone(), Some(node::server::PORT));
+                let at = SocketAddr::from((addresses.node, node::server::PORT));
+                let listener = node.listen(at).await.map_err(listen(at))?;
+                tasks.spawn(node::server::serve(agent.clone(), listener, plane.node_tls()));
+                let objects = first_objects(&addresses, network.gateway(), plane.ca_pem());
+                let (name, client_too) = (cluster.clone(), client.clone());
+                tasks.spawn(async move {
+                    kubernetes::ready(&client_too).await;
+                    // Namespaces of the system appear a little later.
+                    while let Err(error) = write(&client_too, &objects).await {
+                        tracing::info!(cluster = name, %error, "making the first objects");
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                    let mut own = JoinSet::new();
+                    let started = parts.start(client_too, agent, controllers::run_provider, &mut own);
+                    if let Err(error) = started.await {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(cluster = name, error, "the cluster could not be started");
+                    }
+                    while own.join_next().await.is_some() {}
+                });
+                (ApiServer::Kubernetes(plane), client)
+            }
+        };
+        Ok(Running {
+            addresses,
+            api,
+            client,
+            server,
+        })
+    }
+}
 
+/// What a cluster consists of beside its API server: all of it clients of that.
+struct Parts {
+    network: Arc<ClusterNetwork>,
+    images: Images,
+    private: PathBuf,
+    logs: PathBuf,
+    shutdown: CancellationToken,
+}
+
+impl Parts {
+    fn agent(&self, client: Client, port: Option<u16>) -> Arc<node::Agent> {
+        let addresses = self.network.addresses();
+        node::Agent::new(node::AgentConfig {
+            client,
+            addresses: addresses.clone(),
+            images: self.images.clone(),
+            networks: Arc::new(Networks(self.network.clone())),
+            state_dir: self.private.clone(),
+            log_dir: self.logs.clone(),
+            node_name: format!("{}-node", addresses.name),
+            labels: BTreeMap::new(),
+            port,
+            host_paths: Vec::new(),
+        })
+    }
+
+    async fn start<C>(
+        self,
+        client: Client,
+        agent: Arc<node::Agent>,
+        controllers: impl FnOnce(Client, ClusterAddresses, CancellationToken) -> C,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), AssembleError>
+    where
+        C: Future<Output = ()> + Send + 'static,
+    {
+        let (network, shutdown) = (self.network, self.shutdown);
+        let addresses = network.addresses().clone();
+        let cluster = addresses.name.clone();
         let (snapshots, follow) = network::snapshot::follow(client.clone(), shutdown.clone());
         tasks.spawn(follow);
         tasks.spawn(network::services::run(
@@ -371,34 +493,21 @@ impl Start<'_> {
             shutdown.clone(),
         ));
         let at = SocketAddr::from((network.gateway(), DNS_PORT));
-        let names = dns::Server::bind(network.node(), at).await.map_err(listen(at))?;
+        let names = dns::Server::bind(network.node(), at).await;
+        let names = names.map_err(|source| AssembleError::Listen {
+            cluster: cluster.clone(),
+            at,
+            source,
+        })?;
         tasks.spawn(names.run(
             snapshots,
             addresses.domain.clone(),
             BTreeMap::new(),
             shutdown.clone(),
         ));
-        tasks.spawn(controllers::run(
-            client.clone(),
-            addresses.clone(),
-            shutdown.clone(),
-        ));
-
-        let agent = node::Agent::new(node::AgentConfig {
-            client: client.clone(),
-            addresses: addresses.clone(),
-            images: self.images.clone(),
-            networks: Arc::new(Networks(network.clone())),
-            state_dir: self.private.to_owned(),
-            log_dir: self.logs.to_owned(),
-            node_name: format!("{cluster}-node"),
-            labels: BTreeMap::new(),
-            host_paths: Vec::new(),
-        });
-        api.set_kubelet(agent.clone());
-        let stop = shutdown.clone();
+        tasks.spawn(controllers(client, addresses, shutdown.clone()));
         tasks.spawn(async move {
-            if let Err(error) = agent.run(stop).await {
+            if let Err(error) = agent.run(shutdown).await {
                 tracing::error!(
                     cluster,
                     error = &error as &dyn std::error::Error,
@@ -406,12 +515,7 @@ impl Start<'_> {
                 );
             }
         });
-        Ok(Running {
-            addresses,
-            api,
-            client,
-            server,
-        })
+        Ok(())
     }
 }
 
@@ -468,33 +572,15 @@ fn dialer(network: Arc<ClusterNetwork>) -> (Arc<OnceLock<Client>>, ServiceDialer
     (client, dialer)
 }
 
-/// Objects that every cluster begins with besides those of its API server: how pods find the API server and DNS, and
-/// whom they trust.
-async fn bootstrap(
-    client: &Client,
-    addresses: &ClusterAddresses,
-    gateway: Ipv4Addr,
-    ca_pem: &str,
-) -> Result<(), kube::Error> {
-    let api = Ipv4Addr::from(u32::from(addresses.services.network()) + 1);
-    let objects = [
-        json!({
-            "apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "kube-root-ca.crt", "namespace": "kube-system"},
-            "data": {"ca.crt": ca_pem},
-        }),
+/// Objects that every cluster begins with besides those of its API server: how pods find DNS, and how other clusters
+/// find the API server.
+fn first_objects(addresses: &ClusterAddresses, gateway: Ipv4Addr, ca_pem: &str) -> Vec<Value> {
+    vec![
         json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": "cluster-info", "namespace": "kube-public"},
             "data": {"kubeconfig": cluster_info(addresses, ca_pem)},
         }),
-        service("default", "kubernetes", api, &[("https", "TCP", 443)]),
-        slice(
-            "default",
-            "kubernetes",
-            addresses.node,
-            &[("https", "TCP", addresses.api.port())],
-        ),
         service(
             "kube-system",
             "kube-dns",
@@ -507,7 +593,30 @@ async fn bootstrap(
             gateway,
             &[("dns", "UDP", DNS_PORT), ("dns-tcp", "TCP", DNS_PORT)],
         ),
-    ];
+    ]
+}
+
+/// What Kubernetes' own control plane writes by itself: how pods find the API server, and whom they trust.
+fn own_objects(addresses: &ClusterAddresses, ca_pem: &str) -> Vec<Value> {
+    let api = Ipv4Addr::from(u32::from(addresses.services.network()) + 1);
+    vec![
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "kube-root-ca.crt", "namespace": "kube-system"},
+            "data": {"ca.crt": ca_pem},
+        }),
+        service("default", "kubernetes", api, &[("https", "TCP", 443)]),
+        slice(
+            "default",
+            "kubernetes",
+            addresses.node,
+            &[("https", "TCP", addresses.api.port())],
+        ),
+    ]
+}
+
+/// Makes these objects what they should be.
+async fn write(client: &Client, objects: impl IntoIterator<Item = &Value>) -> Result<(), kube::Error> {
     for object in objects {
         let text = |pointer: &str| {
             object
@@ -597,18 +706,22 @@ fn join(kubeconfigs: &[String]) -> String {
 }
 
 fn write_private(path: &Path, text: &str) -> Result<(), AssembleError> {
+    write_file(path, text).map_err(|source| AssembleError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A file that nobody else may read.
+pub(super) fn write_file(path: &Path, text: &str) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
-    let file = std::fs::OpenOptions::new()
+    let mut file = std::fs::OpenOptions::new()
         .create(true)
         .write(true)
         .truncate(true)
         .mode(0o600)
-        .open(path);
-    file.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .map_err(|source| AssembleError::Write {
-            path: path.to_owned(),
-            source,
-        })
+        .open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 #[cfg(test)]

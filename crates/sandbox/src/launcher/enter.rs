@@ -57,8 +57,21 @@ pub struct Request {
     pub layout: Layout,
     #[serde(default)]
     pub node_ports: NodePorts,
+    #[serde(default)]
+    pub api: ApiServers,
     /// Logs, kubeconfig and control socket live here; made with mode 0700.
     pub state_dir: PathBuf,
+}
+
+/// What the clusters' API servers are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApiServers {
+    /// The sandbox's own, with its own controllers.
+    #[default]
+    Sandbox,
+    /// Kubernetes' programs, from this directory.
+    Kubernetes { binaries: PathBuf },
 }
 
 /// A directory in memory that only the sandbox's own processes see.

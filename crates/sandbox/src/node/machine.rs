@@ -88,7 +88,12 @@ fn node_status(agent: &Agent, since: Timestamp, now: Timestamp) -> Value {
     }
     addresses.push(json!({"type": "Hostname", "address": agent.config.node_name}));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let endpoints = agent
+        .config
+        .port
+        .map(|port| json!({"kubeletEndpoint": {"Port": port}}));
     json!({"status": {
+        "daemonEndpoints": endpoints,
         "capacity": capacity(),
         "allocatable": capacity(),
         "addresses": addresses,

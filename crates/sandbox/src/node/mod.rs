@@ -14,6 +14,7 @@ mod machine;
 mod plan;
 mod probe;
 mod recipe;
+pub(crate) mod server;
 pub mod starter;
 mod status;
 mod volume;
@@ -80,6 +81,8 @@ pub struct AgentConfig {
     pub node_name: String,
     /// Labels of the Node beside the usual ones.
     pub labels: BTreeMap<String, String>,
+    /// Where [`server`] answers for this node, if it does.
+    pub port: Option<u16>,
     /// Directories of the host that `hostPath` volumes may show; none by default.
     pub host_paths: Vec<PathBuf>,
 }
