@@ -1,4 +1,4 @@
-//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `picture`, `bench`, `kubernetes`.
+//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `ui`, `picture`, `bench`, `kubernetes`.
 
 mod bench;
 mod kubernetes;
@@ -7,12 +7,13 @@ mod picture;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 fn main() -> Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     match std::env::args().nth(1).as_deref() {
         Some("codegen") => kubernetes_table::generate(&workspace),
+        Some("ui") => ui(&workspace.join("ui")),
         Some("picture") => picture::draw(),
         Some("kubernetes") => {
             let arguments: Vec<String> = std::env::args().skip(2).collect();
@@ -20,9 +21,26 @@ fn main() -> Result<()> {
         }
         Some("bench") => bench::run(std::env::args().skip(2).collect()),
         _ => bail!(
-            "usage: cargo xtask codegen | picture, or {}, or {}",
+            "usage: cargo xtask codegen | ui | picture, or {}, or {}",
             kubernetes::USAGE,
             bench::USAGE
         ),
     }
+}
+
+/// Builds the dashboard's page, which is committed: needs Node, as nothing else does.
+fn ui(dir: &Path) -> Result<()> {
+    for args in [
+        &["ci", "--no-audit", "--no-fund"][..],
+        &["run", "check"],
+        &["run", "build"],
+    ] {
+        let status = std::process::Command::new("npm")
+            .args(args)
+            .current_dir(dir)
+            .status()
+            .context("running npm")?;
+        ensure!(status.success(), "npm {} ended with {status}", args.join(" "));
+    }
+    Ok(())
 }

@@ -237,6 +237,7 @@ mod tests {
             "hawser viz stat deploy -n emojivoto",
             "hawser --context=west viz stat --from deploy/vote-bot svc -n emojivoto -t 30s -o wide",
             "hawser viz edges po -A -o json",
+            "hawser viz dashboard --port 0 --show url",
         ] {
             let words = line.split(' ').filter(|word| !word.is_empty());
             let parsed = Cli::try_parse_from(words);

@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use hawser_runtime::{Guard, Metrics};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::api::Status;
 use crate::fetch::FetchError;
+use crate::objects::{Objects, seconds};
+use crate::peers::chain;
 use crate::pods::{Pod, PodName, Pods};
 use crate::query::Known;
 use crate::reading::Reading;
@@ -28,6 +31,16 @@ pub(crate) struct Pace {
     pub(crate) every: Duration,
     pub(crate) span: Duration,
 }
+
+impl Pace {
+    /// What a portrait's rates are taken over: short enough to be now, long enough to be steady.
+    fn glance(self) -> Duration {
+        (self.every * 4).max(Duration::from_secs(10))
+    }
+}
+
+/// A portrait is painted anew after this long; so many viewers cost hardly more than one.
+const PORTRAIT_AGE_MAX: Duration = Duration::from_millis(500);
 
 /// A process that doesn't answer in this time is not read in this round.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -59,7 +72,10 @@ where
 pub(crate) struct Collector<R> {
     pace: Pace,
     began: Instant,
+    cluster: String,
     pods: watch::Receiver<Option<Pods>>,
+    objects: watch::Receiver<Objects>,
+    portrait: Option<(Instant, Value)>,
     read: R,
     window: Window,
     metrics: Metrics,
@@ -78,10 +94,11 @@ struct Look {
 }
 
 impl<R: Read> Collector<R> {
-    /// `first_round` is dropped when every process was looked at once.
+    /// `cluster` is what this one is called. `first_round` is dropped when every process was looked at once.
     pub(crate) fn new(
         pace: Pace,
-        pods: watch::Receiver<Option<Pods>>,
+        cluster: String,
+        (pods, objects): (watch::Receiver<Option<Pods>>, watch::Receiver<Objects>),
         read: R,
         metrics: Metrics,
         first_round: Guard,
@@ -89,7 +106,10 @@ impl<R: Read> Collector<R> {
         Self {
             pace,
             began: Instant::now(),
+            cluster,
             pods,
+            objects,
+            portrait: None,
             read,
             window: Window::new(pace.span),
             metrics,
@@ -194,7 +214,20 @@ impl<R: Read> Collector<R> {
         }
     }
 
-    fn answer(&self, ask: &Ask) -> Value {
+    fn answer(&mut self, ask: &Ask) -> Value {
+        if *ask == Ask::Portrait {
+            let fresh = |(at, _): &&(Instant, Value)| at.elapsed() < PORTRAIT_AGE_MAX;
+            if let Some((_, portrait)) = self.portrait.as_ref().filter(fresh) {
+                return portrait.clone();
+            }
+            let portrait = self.look_up(ask);
+            self.portrait = Some((Instant::now(), portrait.clone()));
+            return portrait;
+        }
+        self.look_up(ask)
+    }
+
+    fn look_up(&self, ask: &Ask) -> Value {
         let pods = self.pods.borrow();
         let nothing = Pods::new();
         let known = Known {
@@ -207,6 +240,26 @@ impl<R: Read> Collector<R> {
             Ask::Edges { objects, window } => json!(known.edges(objects, *window)),
             Ask::Gateways { window } => json!(known.gateways(*window)),
             Ask::Status => json!(self.status()),
+            Ask::Portrait => {
+                let mut portrait = known.portrait(
+                    &self.objects.borrow(),
+                    self.pace.glance(),
+                    seconds(Timestamp::now()),
+                );
+                portrait.cluster.clone_from(&self.cluster);
+                portrait.status = self.status();
+                json!(portrait)
+            }
+            Ask::Series {
+                namespace,
+                name,
+                window,
+                ..
+            } => {
+                let (service, length) = ((namespace.clone(), name.clone()), (*window).min(self.pace.span));
+                let now = seconds(Timestamp::now());
+                json!(known.series(&self.objects.borrow(), &service, length, self.pace.every, now))
+            }
         }
     }
 
@@ -229,12 +282,6 @@ async fn next(round: &mut Option<BoxStream<'static, Look>>) -> Option<Look> {
         Some(looks) => looks.next().await,
         None => std::future::pending().await,
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
@@ -275,7 +322,15 @@ mod tests {
             }
         };
         let guard = readiness.guard("first round");
-        let collector = Collector::new(pace, pods, read, Metrics::default(), guard);
+        let (_objects, objects) = watch::channel(crate::objects::Objects::default());
+        let collector = Collector::new(
+            pace,
+            "west".into(),
+            (pods, objects),
+            read,
+            Metrics::default(),
+            guard,
+        );
         let (ask, questions) = mpsc::channel(1);
         let running = tokio::spawn(collector.run(questions));
         readiness.ready().await;

@@ -35,6 +35,14 @@ pub async fn get<Io>(io: Io, path: &str) -> Result<String, FetchError>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    get_from(io, "localhost", path).await
+}
+
+/// The same from a host that cares for its name.
+pub(crate) async fn get_from<Io>(io: Io, host: &str, path: &str) -> Result<String, FetchError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| FetchError::Http {
         path: path.to_owned(),
         source,
@@ -43,7 +51,7 @@ where
         .await
         .map_err(|error| failed(error.into()))?;
     let request = http::Request::get(path)
-        .header(http::header::HOST, "localhost")
+        .header(http::header::HOST, host)
         .header(http::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| failed(error.into()))?;

@@ -9,7 +9,11 @@ pub mod api;
 mod collect;
 pub mod fetch;
 mod kinds;
+mod objects;
+mod page;
+pub mod peers;
 mod pods;
+mod portrait;
 mod query;
 mod reading;
 mod serve;
@@ -39,8 +43,10 @@ pub use query::Known;
 pub use reading::Reading;
 pub use window::{At, Window};
 
-/// Where the API listens: see [`serve`].
+/// Where the API and the page listen: see [`serve`].
 pub const API_PORT: u16 = 8085;
+/// Where collectors of linked clusters ask.
+pub const PEER_PORT: u16 = 8086;
 pub const ADMIN_PORT: u16 = 9995;
 
 /// Reads the metrics of all proxies and answers questions about them.
@@ -53,6 +59,19 @@ struct Args {
     /// Where questions are answered; anyone who reaches it may ask
     #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], API_PORT)))]
     addr: SocketAddr,
+    /// Where collectors of linked clusters ask, through the gateway. Whoever reaches it decides what it believes, so
+    /// only the gateway may: the extension's policy sees to that
+    #[arg(long)]
+    peer_addr: Option<SocketAddr>,
+    /// What this cluster is called on the page
+    #[arg(long, default_value = "")]
+    cluster_name: String,
+    /// Namespaces to look at; all if absent
+    #[arg(long, value_delimiter = ',')]
+    namespaces: Vec<String>,
+    /// Namespace of the control plane
+    #[arg(long, default_value = hawser_crd::keys::CONTROL_PLANE_NAMESPACE)]
+    linkerd_namespace: String,
     /// Where /live, /ready and /metrics are answered
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ADMIN_PORT)))]
     metrics_addr: SocketAddr,
@@ -118,8 +137,20 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let first_round = readiness.guard("a first look at every proxy");
     let admin_listener = bind(args.metrics_addr).await?;
     let api_listener = bind(args.addr).await?;
+    let peer_listener = match args.peer_addr {
+        Some(addr) => Some(bind(addr).await?),
+        None => None,
+    };
     let client = client(args.kubeconfig.as_deref()).await?;
+    let namespace = client.default_namespace().to_owned();
     let (list, pods) = tokio::sync::watch::channel(None);
+    let (objects_sender, objects) = tokio::sync::watch::channel(objects::Objects::default());
+    let (peers_sender, peers) = tokio::sync::watch::channel(peers::Peers::new());
+    let places = watch::Places {
+        namespaces: args.namespaces,
+        linkerd_namespace: args.linkerd_namespace,
+    };
+    let cluster = args.cluster_name;
     let (questions, asked) = tokio::sync::mpsc::channel(16);
     let pace = collect::Pace {
         every: args.every,
@@ -131,13 +162,28 @@ async fn run(args: Args) -> anyhow::Result<()> {
             .map_err(fetch::FetchError::Connect)?;
         fetch::get(socket, "/metrics").await
     };
-    let collector = collect::Collector::new(pace, pods, read, metrics.clone(), first_round);
+    let watched = (pods, objects.clone());
+    let collector =
+        collect::Collector::new(pace, cluster.clone(), watched, read, metrics.clone(), first_round);
+    let asking = serve::Asking {
+        questions,
+        peers,
+        cluster,
+    };
+    let to_peers = async {
+        match peer_listener {
+            Some(listener) => serve::serve(listener, serve::Audience::Collectors, asking.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
     tracing::info!(addr = %args.addr, every = ?args.every, window = ?args.window, "collecting");
     // These share nothing but channels; whichever ends, ends the process.
     tokio::select! {
-        () = watch::pods(client, list) => anyhow::bail!("the watch on pods ended"),
+        () = watch::everything(client, places, list, objects_sender) => anyhow::bail!("the watches ended"),
+        () = peers::follow(namespace, objects, peers_sender) => anyhow::bail!("asking linked clusters ended"),
         () = collector.run(asked) => anyhow::bail!("the collector ended"),
-        () = serve::serve(api_listener, questions) => anyhow::bail!("the API ended"),
+        () = serve::serve(api_listener, serve::Audience::People, asking.clone()) => anyhow::bail!("the API ended"),
+        () = to_peers => anyhow::bail!("the API for linked clusters ended"),
         outcome = admin::serve(admin_listener, readiness, metrics, drain.clone()) => outcome.context("serving the admin port"),
         () = drain.cancelled() => Ok(()),
     }

@@ -17,6 +17,7 @@ use crate::kinds::Kind;
 const PROXY_ADMIN_PORT: u16 = 4191;
 const PROXY_CONTAINER: &str = "linkerd-proxy";
 const PROXY_ADMIN_PORT_NAME: &str = "linkerd-admin";
+const CONTROL_PLANE_COMPONENT: &str = "linkerd.io/control-plane-component";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PodName {
@@ -32,9 +33,11 @@ pub struct Pod {
     pub(crate) ip: Option<IpAddr>,
     pub(crate) is_running: bool,
     pub(crate) is_gateway: bool,
+    /// Part of the mesh itself.
+    pub(crate) is_system: bool,
     /// Where its proxy's metrics are; absent without a proxy.
     pub(crate) proxy: Option<u16>,
-    /// Where a link's controller tells about the gateway that it probes.
+    /// Where a link's controller tells about the gateway that it probes, and identity about its issuer.
     pub(crate) prober: Option<u16>,
 }
 
@@ -68,10 +71,12 @@ impl Pod {
                 port(container, |name| name == PROXY_ADMIN_PORT_NAME).unwrap_or(PROXY_ADMIN_PORT)
             });
         let component = object.labels().get(keys::COMPONENT).map(String::as_str);
-        let is_prober = matches!(
-            component,
-            Some(keys::COMPONENT_SERVICE_MIRROR_POD | keys::COMPONENT_CONTROLLER)
-        );
+        let part = object.labels().get(CONTROL_PLANE_COMPONENT).map(String::as_str);
+        let is_prober = part == Some("identity")
+            || matches!(
+                component,
+                Some(keys::COMPONENT_SERVICE_MIRROR_POD | keys::COMPONENT_CONTROLLER)
+            );
         let prober = containers()
             .filter(|container| is_prober && container.name != PROXY_CONTAINER)
             .find_map(|container| port(container, |name| name.ends_with("admin") || name == "admin-http"));
@@ -90,6 +95,7 @@ impl Pod {
             ip: status.and_then(|status| status.pod_ip.as_deref()?.parse().ok()),
             is_running: phase == Some("Running") && object.metadata.deletion_timestamp.is_none(),
             is_gateway: annotation(keys::ENABLE_GATEWAY) == Some("true"),
+            is_system: part.is_some() || object.labels().contains_key(keys::EXTENSION),
             proxy,
             prober,
         }

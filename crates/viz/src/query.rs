@@ -241,7 +241,7 @@ fn security(peer: &Peer) -> (bool, String) {
 }
 
 /// Service account and namespace of an identity.
-fn account(identity: &str) -> Option<(String, String)> {
+pub(crate) fn account(identity: &str) -> Option<(String, String)> {
     let (path, _) = identity.split_once(".serviceaccount.identity.")?;
     let (account, namespace) = path.rsplit_once('.')?;
     Some((account.to_owned(), namespace.to_owned()))

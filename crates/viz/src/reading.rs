@@ -73,11 +73,21 @@ pub(crate) struct Totals {
     pub(crate) open: u64,
 }
 
+/// Certificates that a process tells about.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Expiry {
+    /// When its own expires; Unix time in seconds.
+    pub(crate) own_at: Option<f64>,
+    /// Of the mesh's issuer: how long it has left, in seconds.
+    pub(crate) issuer_in: Option<f64>,
+}
+
 /// One look.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
     /// When the process started, as it says itself.
     pub(crate) started_at: Option<f64>,
+    pub(crate) expiry: Expiry,
     pub(crate) flows: BTreeMap<Flow, Totals>,
     /// Lines that are no samples, and samples beyond the bounds.
     pub(crate) left_out: usize,
@@ -110,6 +120,15 @@ impl Reading {
         let field: fn(&mut Totals, u64) = match sample.name {
             "process_start_time_seconds" => {
                 self.started_at = Some(sample.value).filter(|at| at.is_finite());
+                return;
+            }
+            "control_identity_cert_expiration_timestamp_seconds"
+            | "identity_cert_expiration_timestamp_seconds" => {
+                self.expiry.own_at = Some(sample.value).filter(|at| at.is_finite() && *at > 0.0);
+                return;
+            }
+            "issuer_cert_ttl_seconds" => {
+                self.expiry.issuer_in = Some(sample.value).filter(|left| left.is_finite());
                 return;
             }
             "gateway_enabled" => {

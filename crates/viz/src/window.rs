@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use hawser_runtime::exposition::Histogram;
 
+use crate::api::Golden;
 use crate::pods::{Pod, PodName};
-use crate::reading::{FLOWS_MAX, Flow, Reading, Totals};
+use crate::reading::{Expiry, FLOWS_MAX, Flow, Reading, Totals};
 use crate::tape::{BOUNDS, Counts, Tape};
 
 /// Since some moment before everything else.
@@ -43,6 +44,7 @@ struct History {
     first: u64,
     /// Whether the last reading was complete, so that what it lacked wasn't there.
     was_whole: bool,
+    expiry: Expiry,
     flows: BTreeMap<Flow, Tracked>,
 }
 
@@ -60,6 +62,8 @@ pub(crate) struct Rates {
     pub(crate) read: f64,
     pub(crate) written: f64,
     pub(crate) open: u64,
+    /// Whether anything was looked at, or nothing is known.
+    pub(crate) is_seen: bool,
     latency: [f64; BOUNDS.len()],
 }
 
@@ -82,6 +86,7 @@ impl Window {
                 looks: VecDeque::new(),
                 first: 0,
                 was_whole: false,
+                expiry: Expiry::default(),
                 flows: BTreeMap::new(),
             });
         if history.looks.back().is_none_or(|last| *last < at) {
@@ -111,13 +116,24 @@ impl Window {
 
     /// Every flow with what it did in the last `length` before `now`.
     pub(crate) fn rates(&self, now: At, length: Duration) -> impl Iterator<Item = (&Pod, &Flow, Rates)> {
+        self.rates_where(now, length, |_| true)
+    }
+
+    /// The same of some flows only, which costs that much less.
+    pub(crate) fn rates_where<'a>(
+        &'a self,
+        now: At,
+        length: Duration,
+        wanted: impl Fn(&Flow) -> bool + Copy + 'a,
+    ) -> impl Iterator<Item = (&'a Pod, &'a Flow, Rates)> {
         self.histories.values().flat_map(move |history| {
             let seen = history.seen(now, length);
             let fresh = history
                 .looks
                 .back()
                 .is_some_and(|last| now.saturating_sub(*last) <= STALE);
-            history.flows.iter().map(move |(flow, tracked)| {
+            let flows = history.flows.iter().filter(move |(flow, _)| wanted(flow));
+            flows.map(move |(flow, tracked)| {
                 let mut rates = seen.as_ref().map_or_else(Rates::default, |(looks, scale)| {
                     Rates::of(&tracked.tape.sum(looks), *scale)
                 });
@@ -125,6 +141,30 @@ impl Window {
                 (&*history.pod, flow, rates)
             })
         })
+    }
+}
+
+impl Window {
+    /// Pods that were read in the last `length`, also those that are gone.
+    pub(crate) fn pods(&self, now: At, length: Duration) -> impl Iterator<Item = &Pod> {
+        let lately = move |history: &&History| {
+            let last = history.looks.back();
+            last.is_some_and(|last| now.saturating_sub(*last) <= length)
+        };
+        self.histories
+            .values()
+            .filter(lately)
+            .map(|history| &*history.pod)
+    }
+
+    /// What processes that were read lately say about certificates.
+    pub(crate) fn expiries(&self, now: At) -> impl Iterator<Item = (&Pod, Expiry)> {
+        let fresh = move |history: &&History| {
+            let last = history.looks.back();
+            last.is_some_and(|last| now.saturating_sub(*last) <= STALE)
+        };
+        let histories = self.histories.values().filter(fresh);
+        histories.map(|history| (&*history.pod, history.expiry))
     }
 }
 
@@ -139,6 +179,7 @@ impl History {
         };
         let tells_start = reading.started_at.is_some();
         self.started_at = reading.started_at;
+        self.expiry = reading.expiry;
         let whole = reading.left_out == 0;
         if whole {
             for (flow, tracked) in &mut self.flows {
@@ -231,6 +272,7 @@ impl Rates {
             read: per_second(counts.read),
             written: per_second(counts.written),
             open: 0,
+            is_seen: true,
             latency: counts.latency.map(per_second),
         }
     }
@@ -253,6 +295,16 @@ impl Rates {
         histogram.quantile(quantile)
     }
 
+    pub(crate) fn golden(&self) -> Golden {
+        Golden {
+            rps: self.success_rate().map(|_| self.requests()),
+            success: self.success_rate(),
+            p50_ms: self.latency_ms(0.5),
+            p95_ms: self.latency_ms(0.95),
+            p99_ms: self.latency_ms(0.99),
+        }
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.requests() + self.read + self.written <= 0.0 && self.open == 0
     }
@@ -265,6 +317,7 @@ impl AddAssign<&Self> for Rates {
         self.read += other.read;
         self.written += other.written;
         self.open = self.open.saturating_add(other.open);
+        self.is_seen |= other.is_seen;
         for (sum, rate) in self.latency.iter_mut().zip(other.latency) {
             *sum += rate;
         }

@@ -15,14 +15,30 @@ use crate::kinds::{Kind, UnknownKind};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     Stat(Question),
-    Edges { objects: Objects, window: Duration },
-    Gateways { window: Duration },
+    Edges {
+        objects: Objects,
+        window: Duration,
+    },
+    Gateways {
+        window: Duration,
+    },
     Status,
+    /// The whole cluster.
+    Portrait,
+    /// A Service over time, as callers in one cluster see it: this one, or a linked one.
+    Series {
+        cluster: Option<String>,
+        namespace: String,
+        name: String,
+        window: Duration,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadQuestion {
-    #[error("there is nothing at {0}: try /api/stat, /api/edges, /api/gateways or /api/status")]
+    #[error(
+        "there is nothing at {0}: try /api/stat, /api/edges, /api/gateways, /api/status, /api/clusters, /api/portrait or /api/series"
+    )]
     Path(String),
     #[error("{0} is missing")]
     Missing(&'static str),
@@ -54,6 +70,22 @@ impl Ask {
         };
         let (place, mut pairs, window) = match self {
             Self::Status => return "/api/status".to_owned(),
+            Self::Portrait => return "/api/portrait".to_owned(),
+            Self::Series {
+                cluster,
+                namespace,
+                name,
+                window,
+            } => {
+                let cluster = cluster
+                    .iter()
+                    .map(|cluster| ("cluster".to_owned(), cluster.clone()));
+                let service = [
+                    ("namespace".into(), namespace.clone()),
+                    ("name".into(), name.clone()),
+                ];
+                ("series", cluster.chain(service).collect(), window)
+            }
             Self::Gateways { window } => ("gateways", vec![], window),
             Self::Edges {
                 objects: about,
@@ -105,6 +137,16 @@ impl Ask {
         let objects = || about("")?.ok_or(BadQuestion::Missing("kind"));
         match path {
             "/api/status" => Ok(Self::Status),
+            "/api/portrait" => Ok(Self::Portrait),
+            "/api/series" => {
+                let value = |key: &'static str| pairs.get(key).map(|text| name(text)).transpose();
+                Ok(Self::Series {
+                    cluster: value("cluster")?,
+                    namespace: value("namespace")?.ok_or(BadQuestion::Missing("namespace"))?,
+                    name: value("name")?.ok_or(BadQuestion::Missing("name"))?,
+                    window,
+                })
+            }
             "/api/gateways" => Ok(Self::Gateways { window }),
             "/api/edges" => Ok(Self::Edges {
                 objects: objects()?,
@@ -166,6 +208,19 @@ mod tests {
             (objects(), window()).prop_map(|(objects, window)| Ask::Edges { objects, window }),
             window().prop_map(|window| Ask::Gateways { window }),
             Just(Ask::Status),
+            Just(Ask::Portrait),
+            (
+                proptest::option::of("[a-z0-9.-]{1,9}"),
+                "[a-z]{1,9}",
+                "[a-z0-9-]{1,9}",
+                window()
+            )
+                .prop_map(|(cluster, namespace, name, window)| Ask::Series {
+                    cluster,
+                    namespace,
+                    name,
+                    window
+                }),
         ]
     }
 
@@ -178,7 +233,7 @@ mod tests {
         }
 
         #[test]
-        fn any_question_is_read_without_panic(path in "/api/(stat|edges)", query in "[a-z_=&/1 %]{0,60}") {
+        fn any_question_is_read_without_panic(path in "/api/(stat|edges|series)", query in "[a-z_=&/1 %]{0,60}") {
             let _ = Ask::of(&path, &query);
         }
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use hawser_crd::keys;
 use hawser_sandbox::launcher::control::Status;
 use hawser_sandbox::launcher::enter::{Attachment, Request};
 use hawser_sandbox::network::{Layout, NodePorts};
@@ -22,6 +23,7 @@ use self::scenario::{Cluster, Outcome};
 use self::stage::{Stage, print_line};
 use crate::problem::Problem;
 use crate::sandbox;
+use crate::viz::dashboard;
 
 const WEST: &str = "west";
 const EAST: &str = "east";
@@ -95,8 +97,26 @@ async fn play(dir: &Path, status: &Status, began: Instant, once: bool) -> Result
         let _ = tokio::signal::ctrl_c().await;
     };
     tokio::pin!(interrupted);
+    // The demo goes on without its dashboard, should there be no port for it.
+    let listener = match dashboard::listen(dashboard::PORT).await {
+        Ok(listener) => Some(listener),
+        Err(_) => dashboard::listen(0).await.ok(),
+    };
+    let url = listener
+        .as_ref()
+        .and_then(|listener| dashboard::url(listener).ok());
+    let served = async {
+        match listener {
+            Some(listener) => {
+                dashboard::serve(listener, west.client.clone(), keys::VIZ_NAMESPACE.to_owned()).await;
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(served);
     let outcome = tokio::select! {
-        outcome = scenario::play(&mut stage, &west, &east) => outcome?,
+        outcome = scenario::play(&mut stage, &west, &east, url.as_deref()) => outcome?,
+        () = &mut served => return Ok(ExitCode::FAILURE),
         () = &mut interrupted => {
             stage.curtain();
             return Ok(ExitCode::from(130));
@@ -105,8 +125,14 @@ async fn play(dir: &Path, status: &Status, began: Instant, once: bool) -> Result
     stage.curtain();
     print_line(&summary(&stage, &outcome));
     if !once {
+        if let Some(url) = &url {
+            print_line(&format!("dashboard: {url}\n"));
+        }
         print_line("live, until Ctrl-C:\n");
-        live::show(&west, &east, interrupted).await?;
+        tokio::select! {
+            outcome = live::show(&west, &east, interrupted) => outcome?,
+            () = &mut served => {}
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -21,13 +21,15 @@ use crate::apply::Applier;
 use crate::demo::stage::{Look, Stage};
 use crate::demo::traffic::{Destination, Totals, totals};
 use crate::problem::Problem;
-use crate::{install, multicluster};
+use crate::{install, multicluster, viz};
 
 const APPLICATION: &str = "emojivoto";
 const MINUTE: Duration = Duration::from_secs(60);
 /// The proxy's admin port, where it serves its metrics.
 const ADMIN_PORT: u16 = 4191;
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How often the dashboard's collectors look: an audience has no patience.
+const LOOK_EVERY: &str = "1s";
 /// Requests in a row that must have moved before traffic counts as moved.
 const VOTES_MOVED: f64 = 5.0;
 
@@ -47,7 +49,13 @@ pub(super) struct Outcome {
 }
 
 /// Plays everything up to the return of the votes.
-pub(super) async fn play(stage: &mut Stage, west: &Cluster, east: &Cluster) -> Result<Outcome, Problem> {
+/// `dashboard` is where people can watch.
+pub(super) async fn play(
+    stage: &mut Stage,
+    west: &Cluster,
+    east: &Cluster,
+    dashboard: Option<&str>,
+) -> Result<Outcome, Problem> {
     let mut on_west = Applier::new(west.client.clone());
     let mut on_east = Applier::new(east.client.clone());
 
@@ -152,6 +160,24 @@ pub(super) async fn play(stage: &mut Stage, west: &Cluster, east: &Cluster) -> R
         "  -> first vote through east {:.1} s after the start",
         first_vote_through_east.as_secs_f64()
     ));
+
+    stage.say("dashboard: a collector in each cluster; west's asks east's through the gateway");
+    stage
+        .step("the viz extension is applied", MINUTE, async {
+            let (west_viz, east_viz) = (
+                viz::manifests(&west_values, west.name, LOOK_EVERY)?,
+                viz::manifests(&east_values, east.name, LOOK_EVERY)?,
+            );
+            both(
+                apply_all(&mut on_west, &west_viz),
+                apply_all(&mut on_east, &east_viz),
+            )
+            .await
+        })
+        .await?;
+    if let Some(url) = dashboard {
+        stage.say(&format!("  -> watch it: {url}"));
+    }
 
     stage.say("failover: a TrafficSplit with web-svc first and web-svc-east behind it");
     stage

@@ -2,7 +2,7 @@
 
 use hawser_control::values::VERSION;
 use hawser_crd::keys;
-use hawser_viz::ADMIN_PORT;
+use hawser_viz::{ADMIN_PORT, PEER_PORT};
 use serde_json::{Value, json};
 
 use crate::multicluster::manifests::{Settings, Workload, workload};
@@ -14,8 +14,26 @@ const SCRAPER: &str = "prometheus";
 /// A scrape configuration with the names of namespaces left open.
 const PROMETHEUS: &str = include_str!("prometheus.yml");
 
+/// What only the collector is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Collector {
+    /// What this cluster is called; may be empty.
+    pub(crate) cluster_name: String,
+    /// How often proxies are read.
+    pub(crate) every: String,
+}
+
+impl Default for Collector {
+    fn default() -> Self {
+        Self {
+            cluster_name: String::new(),
+            every: "10s".into(),
+        }
+    }
+}
+
 /// Everything, ready for `kubectl apply`. Of the settings only namespaces, image and replicas matter here.
-pub(crate) fn render(settings: &Settings) -> Vec<Value> {
+pub(crate) fn render(settings: &Settings, about: &Collector) -> Vec<Value> {
     let namespace = &settings.namespace;
     let labels = json!({keys::EXTENSION: keys::EXTENSION_VIZ});
     let annotations = json!({keys::CREATED_BY: format!("linkerd/cli {VERSION}")});
@@ -37,7 +55,7 @@ pub(crate) fn render(settings: &Settings) -> Vec<Value> {
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(SCRAPER)}),
         json!({
             "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": cluster_metadata,
-            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}],
+            "rules": rules(),
         }),
         json!({
             "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": cluster_metadata,
@@ -58,17 +76,98 @@ pub(crate) fn render(settings: &Settings) -> Vec<Value> {
         args: vec![
             format!("--log-level={}", settings.log_level),
             format!("--metrics-addr=0.0.0.0:{ADMIN_PORT}"),
+            format!("--peer-addr=0.0.0.0:{PEER_PORT}"),
+            format!("--cluster-name={}", about.cluster_name),
+            format!("--linkerd-namespace={}", settings.linkerd_namespace),
+            format!("--every={}", about.every),
         ],
         admin_port: (ADMIN_PORT, "admin-http"),
         replicas: 1,
     });
     for mut object in collector {
         if object["kind"] == "Deployment" {
-            object["spec"]["template"]["spec"]["serviceAccountName"] = SCRAPER.into();
+            let pod = &mut object["spec"]["template"]["spec"];
+            pod["serviceAccountName"] = SCRAPER.into();
+            if let Some(ports) = pod["containers"][0]["ports"].as_array_mut() {
+                ports.push(json!({"name": PEERS, "containerPort": PEER_PORT}));
+            }
         }
         objects.push(object);
     }
+    objects.extend(anchors_access(settings, &labels, &annotations));
+    objects.extend(export(settings, &labels, &annotations));
     objects
+}
+
+/// The port where collectors of linked clusters ask.
+const PEERS: &str = "peers";
+
+/// What the collector may see: never a Secret, and nothing to write.
+fn rules() -> Value {
+    let see = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]});
+    json!([
+        see("", &["pods", "services"]),
+        see("events.k8s.io", &["events"]),
+        see("multicluster.linkerd.io", &["links"]),
+        see("split.smi-spec.io", &["trafficsplits"]),
+    ])
+}
+
+/// The collector shows when trust anchors expire.
+fn anchors_access(settings: &Settings, labels: &Value, annotations: &Value) -> [Value; 2] {
+    let rbac = "rbac.authorization.k8s.io";
+    let name = role_name(settings);
+    let metadata = json!({
+        "name": name, "namespace": settings.linkerd_namespace, "labels": labels, "annotations": annotations,
+    });
+    [
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata,
+            "rules": [{
+                "apiGroups": [""], "resources": ["configmaps"],
+                "resourceNames": ["linkerd-identity-trust-roots"], "verbs": ["list", "watch"],
+            }],
+        }),
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata,
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": SCRAPER, "namespace": settings.namespace}],
+        }),
+    ]
+}
+
+/// Collectors of linked clusters reach this one through the gateway, and nobody reaches it otherwise. That those who
+/// come through the gateway are collectors is for ours to see: only the gateway knows who they are.
+fn export(settings: &Settings, labels: &Value, annotations: &Value) -> [Value; 3] {
+    let metadata = json!({
+        "name": COLLECTOR, "namespace": settings.namespace, "labels": labels, "annotations": annotations,
+    });
+    let mut exported = metadata.clone();
+    exported["labels"][keys::EXPORTED] = "true".into();
+    let server = json!({"group": "policy.linkerd.io", "kind": "Server", "name": COLLECTOR});
+    let gateway = json!({
+        "kind": "ServiceAccount", "name": keys::GATEWAY_NAME, "namespace": keys::MULTICLUSTER_NAMESPACE,
+    });
+    [
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": exported,
+            "spec": {
+                "selector": {keys::COMPONENT: COLLECTOR, keys::EXTENSION: keys::EXTENSION_VIZ},
+                "ports": [{"name": PEERS, "port": PEER_PORT, "targetPort": PEERS, "protocol": "TCP"}],
+            },
+        }),
+        json!({
+            "apiVersion": "policy.linkerd.io/v1beta3", "kind": "Server", "metadata": metadata,
+            "spec": {
+                "podSelector": {"matchLabels": {keys::COMPONENT: COLLECTOR, keys::EXTENSION: keys::EXTENSION_VIZ}},
+                "port": PEERS, "proxyProtocol": "HTTP/1",
+            },
+        }),
+        json!({
+            "apiVersion": "policy.linkerd.io/v1alpha1", "kind": "AuthorizationPolicy", "metadata": metadata,
+            "spec": {"targetRef": server, "requiredAuthenticationRefs": [gateway]},
+        }),
+    ]
 }
 
 pub(super) fn role_name(settings: &Settings) -> String {
@@ -103,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_extension_reads_and_never_writes() {
-        let objects = render(&settings());
+        let objects = render(&settings(), &Collector::default());
         let titles: Vec<String> = objects
             .iter()
             .map(|object| {
@@ -120,13 +219,19 @@ mod tests {
                 "ClusterRoleBinding linkerd-linkerd-viz-metrics-api",
                 "ConfigMap prometheus-config",
                 "Deployment metrics-api",
+                "Role linkerd-linkerd-viz-metrics-api",
+                "RoleBinding linkerd-linkerd-viz-metrics-api",
+                "Service metrics-api",
+                "Server metrics-api",
+                "AuthorizationPolicy metrics-api",
             ]
         );
-        let rules = &objects[2]["rules"];
-        assert_eq!(
-            *rules,
-            json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}])
-        );
+        for role in [&objects[2], &objects[6]] {
+            for rule in role["rules"].as_array().into_iter().flatten() {
+                assert_eq!(rule["verbs"], json!(["list", "watch"]), "{rule}");
+                assert!(!rule["resources"].to_string().contains("secrets"), "{rule}");
+            }
+        }
         for object in &objects {
             assert_eq!(
                 object["metadata"]["labels"][keys::EXTENSION],
@@ -139,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_collector_is_found_and_started_as_it_was_rendered() {
-        let objects = render(&settings());
+        let objects = render(&settings(), &Collector::default());
         let pod = &objects[5]["spec"]["template"];
         let labels = [keys::EXTENSION, keys::COMPONENT].map(|key| {
             format!(
@@ -166,11 +271,14 @@ mod tests {
     #[test]
     fn kubernetes_knows_every_field_and_accepts_every_value() {
         use hawser_sandbox::schema::Schema;
-        for mut object in render(&settings()) {
+        for mut object in render(&settings(), &Collector::default()) {
             let api_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
             let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
             let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-            let schema = Schema::for_kind(group, version, &kind).expect("only built-in kinds are rendered");
+            if group == "policy.linkerd.io" {
+                continue;
+            }
+            let schema = Schema::for_kind(group, version, &kind).expect("a built-in kind");
             schema.default_(&mut object);
             assert_eq!(schema.prune(&mut object), [""; 0], "{kind}");
             let causes = schema.validate(&object, None);
@@ -197,6 +305,21 @@ mod tests {
                 && text.contains("[mesh, linkerd-failover, metrics]")
         );
         assert!(!text.contains("_NAMESPACE"));
+    }
+
+    #[test]
+    fn who_is_let_in_comes_through_the_gateway_and_says_it_is_a_collector() {
+        let objects = render(&settings(), &Collector::default());
+        let policy = objects.last().expect("it is rendered");
+        assert_eq!(
+            policy["spec"]["requiredAuthenticationRefs"],
+            json!([{"kind": "ServiceAccount", "name": "linkerd-gateway", "namespace": "linkerd-multicluster"}])
+        );
+        let service = &objects[8];
+        assert_eq!(service["metadata"]["name"], hawser_viz::peers::SERVICE);
+        assert_eq!(service["metadata"]["labels"][keys::EXPORTED], "true");
+        let ports = &objects[5]["spec"]["template"]["spec"]["containers"][0]["ports"];
+        assert!(ports.to_string().contains(&PEER_PORT.to_string()), "{ports}");
     }
 
     #[test]

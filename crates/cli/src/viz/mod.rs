@@ -4,6 +4,7 @@
 //! `gateways` read the proxies themselves (see [`source`]). What is printed is decided in [`show`], purely.
 
 mod check;
+pub(crate) mod dashboard;
 mod manifests;
 mod show;
 mod source;
@@ -55,6 +56,11 @@ enum Command {
     Stat(StatArgs),
     /// Show who speaks to whom, and whether it is secured: hawser viz edges deploy -n emojivoto
     Edges(EdgesArgs),
+    /// Open the dashboard: hawser viz dashboard
+    #[command(
+        after_help = "Examples:\n  hawser viz dashboard              print the URL, until Ctrl-C\n  hawser viz dashboard --port 8080  on this port\n  hawser viz dashboard --show url   only the URL, for scripts"
+    )]
+    Dashboard(dashboard::DashboardArgs),
     /// Show the gateways of linked clusters and how fast they answer: hawser viz gateways
     Gateways(GatewaysArgs),
 }
@@ -66,6 +72,12 @@ struct InstallArgs {
     ignore_cluster: bool,
     #[arg(long, default_value = keys::VIZ_NAMESPACE)]
     namespace: String,
+    /// What the dashboard calls this cluster; clusters that link to it call it as their Link does
+    #[arg(long, default_value = "")]
+    cluster_name: String,
+    /// How often proxies are read
+    #[arg(long, default_value = "10s")]
+    every: String,
     #[command(flatten)]
     values: ValueArgs,
     #[command(flatten)]
@@ -154,6 +166,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, args: VizArgs) -> Result<ExitCode
         Command::Check(args) => check::run(cluster, args).await,
         Command::Stat(args) => stat(cluster, &args).await,
         Command::Edges(args) => edges(cluster, &args).await,
+        Command::Dashboard(args) => dashboard::run(cluster, &args).await,
         Command::Gateways(args) => gateways(cluster, &args).await,
     }
 }
@@ -167,7 +180,34 @@ async fn install(cluster: &ClusterArgs, args: InstallArgs) -> Result<ExitCode, P
     };
     let overrides = json!({"namespace": args.namespace, "linkerdNamespace": cluster.linkerd_namespace});
     let settings = settings(&mesh, overrides, &args.values)?;
-    print(&manifests::render(&settings), args.output.output)
+    let about = manifests::Collector {
+        cluster_name: args.cluster_name,
+        every: args.every,
+    };
+    let told = [format!("--every={}", about.every)];
+    if let Err(why) = hawser_viz::check_arguments(told.iter().map(Into::into)) {
+        return Err(Problem::new(
+            "cannot install the viz extension",
+            why,
+            "--every 10s",
+        ));
+    }
+    print(&manifests::render(&settings, &about), args.output.output)
+}
+
+/// The extension as objects, for a mesh with these values. For callers in this process.
+pub(crate) fn manifests(
+    mesh: &Values,
+    cluster_name: &str,
+    every: &str,
+) -> Result<Vec<serde_json::Value>, Problem> {
+    let overrides = json!({"namespace": keys::VIZ_NAMESPACE});
+    let settings = settings(mesh, overrides, &ValueArgs::default())?;
+    let about = manifests::Collector {
+        cluster_name: cluster_name.to_owned(),
+        every: every.to_owned(),
+    };
+    Ok(manifests::render(&settings, &about))
 }
 
 async fn uninstall(cluster: &ClusterArgs, args: &OutputArgs) -> Result<ExitCode, Problem> {

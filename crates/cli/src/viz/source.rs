@@ -52,6 +52,10 @@ impl Collector {
         Ok(pod.map(|pod| Self { pods, pod }))
     }
 
+    pub(super) fn pod(&self) -> (&Api<Object>, &str) {
+        (&self.pods, &self.pod)
+    }
+
     pub(super) async fn status(&self) -> Result<Status, Problem> {
         self.ask(&Ask::Status).await
     }

@@ -5,8 +5,10 @@
 //! its claim. Where the machine can't run a sandbox, every test is ignored, with the reason.
 
 mod bad_input;
+mod browser;
 mod check;
 mod clusters;
+mod dashboard;
 mod demo;
 mod entry;
 mod failover;
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         multicluster::TESTS,
         rotation::TESTS,
         bad_input::TESTS,
+        dashboard::TESTS,
         viz::TESTS,
         sandbox::TESTS,
         workshop::TESTS,

@@ -25,9 +25,13 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const NAMESPACE: &str = "linkerd-viz";
+/// Looks for a collector where none is.
+const WITHOUT: &str = "--viz-namespace nowhere";
+/// As the demo installs it.
+const INSTALL: &str = "viz install --cluster-name west --every 1s";
 
 fn viz_shows_plausible_traffic_and_secured_edges_without_any_extension(world: &World) {
-    let rows = rows(world, "west", "stat deploy -n emojivoto");
+    let rows = rows(world, "west", &format!("stat deploy -n emojivoto {WITHOUT}"));
     let web = rows.get("web").expect("web is shown");
     assert_eq!(web["meshed"], "1/1");
     let number = |field: &str| web[field].as_f64().unwrap_or_else(|| panic!("{field} in {web}"));
@@ -37,13 +41,17 @@ fn viz_shows_plausible_traffic_and_secured_edges_without_any_extension(world: &W
     let latencies = ["latency_ms_p50", "latency_ms_p95", "latency_ms_p99"].map(number);
     assert!(latencies.is_sorted() && latencies[2] < 5_000.0, "{web}");
     assert!(rows.contains_key("vote-bot") && rows["vote-bot"]["rps"].is_null());
-    let callers = self::rows(world, "west", "stat deploy -n emojivoto --to svc/web-svc");
+    let callers = self::rows(
+        world,
+        "west",
+        &format!("stat deploy -n emojivoto --to svc/web-svc {WITHOUT}"),
+    );
     assert_eq!(callers.keys().collect::<Vec<_>>(), ["vote-bot"]);
 
     // Without its web, west votes through the gateway.
     world.kubectl("west", "-n emojivoto scale deployment web --replicas=0");
     let votes = eventually("votes go through the gateway", SOON, || {
-        let edges = world.hawser("west", "viz edges deploy -n emojivoto", "");
+        let edges = world.hawser("west", &format!("viz edges deploy -n emojivoto {WITHOUT}"), "");
         let line = edge(&edges, "vote-bot", "linkerd-gateway");
         line.ok_or(edges)
     });
@@ -51,7 +59,11 @@ fn viz_shows_plausible_traffic_and_secured_edges_without_any_extension(world: &W
         votes,
         "vote-bot linkerd-gateway emojivoto linkerd-multicluster east √"
     );
-    let edges = world.hawser("east", "viz edges deploy -n linkerd-multicluster", "");
+    let edges = world.hawser(
+        "east",
+        &format!("viz edges deploy -n linkerd-multicluster {WITHOUT}"),
+        "",
+    );
     world.kubectl("west", "-n emojivoto scale deployment web --replicas=1");
     let line = edge(&edges, "linkerd-gateway", "web").unwrap_or_else(|| panic!("{edges}"));
     assert_eq!(line, "linkerd-gateway web linkerd-multicluster emojivoto - √");
@@ -81,10 +93,8 @@ fn rows(world: &World, cluster: &str, line: &str) -> BTreeMap<String, Value> {
 /// The shipped configuration is used as it is, but for two things: Debian builds Prometheus without Kubernetes
 /// discovery, so the test tells the same labels in a file, and everybody looks every second instead of every ten.
 fn the_collector_and_prometheus_see_the_same_and_every_target_is_up(world: &World) {
-    let manifest = world.hawser("west", "viz install", "");
-    let quick = manifest.replace("- --log-level=", "- --every=1s\n        - --log-level=");
-    assert_ne!(quick, manifest);
-    world.kubectl_words("west", &["apply", "-f", "-"], &quick);
+    let manifest = world.hawser("west", INSTALL, "");
+    world.kubectl_words("west", &["apply", "-f", "-"], &manifest);
     let map = world
         .get("west", &format!("-n {NAMESPACE} configmap prometheus-config"))
         .expect("it was applied");
@@ -125,7 +135,8 @@ fn the_collector_and_prometheus_see_the_same_and_every_target_is_up(world: &Worl
         Ok(())
     });
     let gateways = world.hawser("west", "viz gateways", "");
-    assert!(gateways.contains("east      True          1"), "{gateways}");
+    // Emojivoto's web, and the collector.
+    assert!(gateways.contains("east      True          2"), "{gateways}");
     let gone = world.hawser("west", "viz uninstall", "");
     world.kubectl_words("west", &["delete", "--wait=false", "-f", "-"], &gone);
     eventually("the extension is gone", A_ROLLOUT, || {
@@ -134,6 +145,8 @@ fn the_collector_and_prometheus_see_the_same_and_every_target_is_up(world: &Worl
             Err(_) => Ok(()),
         }
     });
+    world.kubectl_words("west", &["apply", "-f", "-"], &manifest);
+    world.rolled_out("west", NAMESPACE, "metrics-api");
 }
 
 /// Whether two answers to the same question, asked a moment apart, are the same.

@@ -1,0 +1,167 @@
+//! The dashboard that the demo serves, as a browser shows it.
+
+use std::time::{Duration, Instant};
+
+use crate::browser::Page;
+use crate::demo::report;
+use crate::host::{self, eventually};
+use crate::recovery::weighs;
+use crate::runner::{Test, linked};
+use crate::world::{COMMAND_DEADLINE, SOON, World};
+
+pub(crate) const TESTS: &[Test] = &[
+    linked(
+        "the_dashboard_shows_both_clusters_and_a_failover_as_it_happens",
+        &["kubectl", "chromium"],
+        the_dashboard_shows_both_clusters_and_a_failover_as_it_happens,
+    ),
+    linked(
+        "only_pages_of_this_machine_may_ask_the_dashboard",
+        &["curl"],
+        only_pages_of_this_machine_may_ask_the_dashboard,
+    ),
+    linked(
+        "of_another_cluster_nobody_but_collectors_may_ask_the_collector",
+        &["kubectl", "curl"],
+        of_another_cluster_nobody_but_collectors_may_ask_the_collector,
+    ),
+];
+
+/// From a change of weights to a page that says so.
+const SEEN_WITHIN: Duration = Duration::from_secs(3);
+
+fn url(world: &World) -> String {
+    let transcript = world.transcript();
+    let mut lines = transcript.lines();
+    let line = lines.find_map(|line| {
+        line.strip_prefix("dashboard: ")
+            .filter(|rest| rest.starts_with("http"))
+    });
+    line.unwrap_or_else(|| panic!("no URL in\n{transcript}"))
+        .trim()
+        .to_owned()
+}
+
+fn the_dashboard_shows_both_clusters_and_a_failover_as_it_happens(world: &World) {
+    weighs(world, "web-svc", [true, false]);
+    let mut page = Page::open(&url(world), 1280, 720);
+    eventually("both clusters are drawn", SOON, || {
+        let clusters = page.texts(".box:not(.cut) .cluster");
+        if clusters == ["west", "east"] {
+            Ok(())
+        } else {
+            Err(format!("{clusters:?}"))
+        }
+    });
+    let painted =
+        page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 9999");
+    let painted = painted.as_f64().unwrap_or(9_999.0);
+    // A figure for whoever reads the run: a busy machine says nothing about the page.
+    report(&format!("{painted:.0} ms to the first paint"));
+    eventually("votes are drawn", SOON, || {
+        let lines = page.evaluate("[...document.querySelectorAll('.edge .hit')].map((one) => one.getAttribute('aria-label')).join('\\n')");
+        let lines = lines.as_str().unwrap_or_default();
+        let vote = lines
+            .lines()
+            .find(|line| line.starts_with("vote-bot to web-svc: "));
+        match vote {
+            Some(line) if line.contains("secured by mutual TLS") && !line.contains("–") => Ok(()),
+            _ => Err(lines.to_owned()),
+        }
+    });
+    assert!(
+        page.texts("h1")[0].starts_with("Two linked clusters"),
+        "{:?}",
+        page.texts("h1")
+    );
+
+    world.kubectl("west", "-n emojivoto scale deployment web --replicas=0");
+    weighs(world, "web-svc", [false, true]);
+    let moved = Instant::now();
+    let said = eventually("the failover is said", SEEN_WITHIN, || {
+        let sentences = page.texts(".sentence.note");
+        let mut failed = sentences
+            .iter()
+            .filter(|one| one.contains("has failed over: answered by cluster east"));
+        failed.next().cloned().ok_or_else(|| format!("{sentences:?}"))
+    });
+    report(&format!(
+        "{:.1} s from new weights to: {said}",
+        moved.elapsed().as_secs_f64()
+    ));
+    eventually(
+        "the web that is gone is drawn as gone, and votes go to east's gateway",
+        SOON,
+        || {
+            let gone = page.texts(".node.gone .title");
+            let crossing = page.texts(".edge.crossing:not(.quiet)").len();
+            if gone.contains(&"web".to_owned()) && crossing > 0 {
+                Ok(())
+            } else {
+                Err(format!("{gone:?}, {crossing} lines"))
+            }
+        },
+    );
+    page.evaluate("location.hash = '#/service/west/emojivoto/web-svc'");
+    eventually("the service's page has its charts and the reason", SOON, || {
+        let (keys, rows) = (page.texts(".chart .key"), page.texts("tbody tr"));
+        let is_told = rows.iter().any(|row| row.contains("Fallback"));
+        if keys.len() >= 4 && is_told {
+            Ok(())
+        } else {
+            Err(format!("{keys:?} {rows:?}"))
+        }
+    });
+    world.kubectl("west", "-n emojivoto scale deployment web --replicas=1");
+    weighs(world, "web-svc", [true, false]);
+    for view in ["topology", "services", "links", "events"] {
+        page.evaluate(&format!("location.hash = '#/{view}'"));
+        eventually(view, SOON, || {
+            let titles = page.texts("main h1");
+            if titles.is_empty() {
+                Err("no title".into())
+            } else {
+                Ok(())
+            }
+        });
+    }
+    assert_eq!(page.complaints(), [""; 0]);
+}
+
+fn only_pages_of_this_machine_may_ask_the_dashboard(world: &World) {
+    let url = format!("{}/api/clusters", url(world));
+    let status = |header: &str| {
+        let mut curl = std::process::Command::new("curl");
+        curl.args([
+            "-s",
+            "-o",
+            "/dev/null",
+            "--noproxy",
+            "*",
+            "-w",
+            "%{http_code}",
+            "-H",
+            header,
+            &url,
+        ]);
+        host::run(curl, "", COMMAND_DEADLINE).out
+    };
+    assert_eq!(status("accept: application/json"), "200");
+    assert_eq!(status("host: attacker.example"), "403");
+    assert_eq!(status("origin: http://attacker.example"), "403");
+}
+
+/// East's collector is exported to west, where a pod in the mesh tries it, and a pod outside.
+fn of_another_cluster_nobody_but_collectors_may_ask_the_collector(world: &World) {
+    world.citizen("west", "curious");
+    let portrait = "http://metrics-api-east.linkerd-viz:8086/api/portrait";
+    assert_eq!(world.curl("west", "curious", portrait).0, 403);
+    // Whatever it claims to be.
+    let script = format!(
+        "curl -s -o /dev/null --noproxy '*' --max-time 5 -w '%{{http_code}}' \
+         -H 'forwarded: for=prometheus.linkerd-viz.serviceaccount.identity.linkerd.cluster.local' '{portrait}'"
+    );
+    let said = world.shell("west", "curious", &script);
+    assert_eq!(said.out.trim(), "403", "{said:?}");
+    world.remove("west", "curious");
+}

@@ -1,0 +1,151 @@
+// What the collector answers. The fields are those of `crates/viz/src/api.rs`.
+
+export interface Golden {
+  rps: number | null;
+  success: number | null;
+  p50_ms: number | null;
+  p95_ms: number | null;
+  p99_ms: number | null;
+}
+
+export interface Workload extends Golden {
+  id: string;
+  kind: string;
+  namespace: string;
+  name: string;
+  account: string;
+  pods: number;
+  meshed: number;
+  is_gateway: boolean;
+  is_system: boolean;
+  expires_at: number | null;
+}
+
+export interface Service extends Golden {
+  namespace: string;
+  name: string;
+  is_exported: boolean;
+  is_system: boolean;
+  mirrors: { cluster: string; service: string } | null;
+}
+
+export interface Traffic extends Golden {
+  from: string;
+  from_account: string;
+  to: string;
+  to_account: string;
+  cluster: string;
+  service: string;
+  connections: number;
+  bytes_per_second: number;
+  is_secured: boolean;
+  no_tls_reason: string;
+}
+
+export interface Change {
+  at: number;
+  phase: string;
+  why: string;
+  weights: [string, number][];
+}
+
+export interface Split {
+  namespace: string;
+  name: string;
+  service: string;
+  backends: { service: string; weight: number; cluster: string }[];
+  phase: string;
+  why: string;
+  since: number | null;
+  history: Change[];
+}
+
+export interface Condition {
+  kind: string;
+  status: string;
+  reason: string;
+  message: string;
+  since: string;
+}
+
+export interface Link {
+  name: string;
+  cluster: string;
+  gateway: string;
+  is_alive: boolean | null;
+  probes: Golden;
+  requests: Golden;
+  bytes_per_second: number;
+  conditions: Condition[];
+  mirrored: { namespace: string; service: string; local: string; conditions: Condition[] }[];
+}
+
+export interface Certificate {
+  kind: string;
+  name: string;
+  expires_at: number;
+  count: number;
+}
+
+export interface Event {
+  at: number;
+  is_warning: boolean;
+  is_system: boolean;
+  kind: string;
+  namespace: string;
+  name: string;
+  reason: string;
+  note: string;
+  by: string;
+  count: number;
+}
+
+export interface Portrait {
+  cluster: string;
+  at: number;
+  window_seconds: number;
+  status: { sources: number; read: number; unread: Record<string, string>; window_bytes: number; seconds: number };
+  denied: { resource: string; namespace: string; why: string }[];
+  workloads: Workload[];
+  services: Service[];
+  edges: Traffic[];
+  splits: Split[];
+  links: Link[];
+  certificates: Certificate[];
+  events: Event[];
+}
+
+export interface Cluster {
+  name: string;
+  is_here: boolean;
+  age_seconds: number | null;
+  error: string | null;
+  portrait: Portrait | null;
+}
+
+export interface Series {
+  end: number;
+  step_seconds: number;
+  lines: { service: string; cluster: string; points: Golden[] }[];
+}
+
+/** A cluster that does not say what it is called. */
+export const UNNAMED = "this cluster";
+
+async function get<T>(path: string): Promise<T> {
+  const answer = await fetch(path, { signal: AbortSignal.timeout(10_000) });
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(typeof body?.error === "string" ? body.error : answer.statusText);
+  return body as T;
+}
+
+export async function clusters(): Promise<Cluster[]> {
+  const all = await get<Cluster[]>("/api/clusters");
+  return all.map((cluster) => ({ ...cluster, name: cluster.name || UNNAMED }));
+}
+
+export function series(cluster: Cluster, namespace: string, name: string, seconds: number): Promise<Series> {
+  const query = new URLSearchParams({ namespace, name, window: `${seconds}s` });
+  if (!cluster.is_here) query.set("cluster", cluster.name);
+  return get<Series>(`/api/series?${query}`);
+}
