@@ -338,6 +338,10 @@ impl Config {
         let anchors = r.required("IDENTITY_TRUST_ANCHORS", |pem| {
             TrustAnchors::from_pem(pem).map_err(|error| error.to_string())
         });
+        let dir = r.text("IDENTITY_DIR").map(PathBuf::from);
+        // The environment is of the day on which the pod was made; this container may have known better.
+        let remembered = dir.as_deref().and_then(crate::identity::remembered);
+        let anchors = anchors.map(|anchors| remembered.unwrap_or(anchors));
         let local_name = r.parse("IDENTITY_LOCAL_NAME", identity);
         let server_id = r.parse("IDENTITY_SERVER_ID", identity);
         let server_name = r.text("IDENTITY_SERVER_NAME").map(str::to_owned);
@@ -500,7 +504,7 @@ impl Config {
                     server_name,
                     anchors,
                     token_file,
-                    dir: r.text("IDENTITY_DIR").map(PathBuf::from),
+                    dir,
                     service,
                     refresh_min,
                     refresh_max,

@@ -4,6 +4,7 @@
 //! and certifies again when the issuer changes or our own certificate would no longer be believed. Publishing replaces
 //! the credentials for new connections; what happens to open ones is in [`crate::bond`].
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -30,6 +31,24 @@ const CERTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 const SPREAD: Duration = Duration::from_secs(2);
 /// When the service signs with another issuer than it announces, as replicas may for a while: ask again after this.
 const OTHER_ISSUER_AGAIN: Duration = Duration::from_secs(60);
+
+/// In the identity's directory, which lives as long as the pod: the bundle that we were told of last. A container that
+/// starts again believes it from the beginning.
+const REMEMBERED: &str = "trust-anchors.pem";
+
+/// The anchors that were in use when this container ended, if it did.
+pub(crate) fn remembered(dir: &Path) -> Option<TrustAnchors> {
+    TrustAnchors::from_pem(&std::fs::read_to_string(dir.join(REMEMBERED)).ok()?).ok()
+}
+
+/// Whole or not at all: whoever reads it next has nothing else.
+fn remember(dir: &Path, bundle: &str) {
+    let new = dir.join(format!("{REMEMBERED}.new"));
+    let written = std::fs::write(&new, bundle).and_then(|()| std::fs::rename(&new, dir.join(REMEMBERED)));
+    if let Err(error) = written {
+        tracing::warn!(%error, dir = %dir.display(), "Trust anchors are not remembered for a restart");
+    }
+}
 
 /// What all threads know of our identity.
 #[derive(Clone)]
@@ -306,6 +325,9 @@ impl Task {
             }
         }
         anchors.set(current.clone());
+        if let Some(dir) = &self.config.dir {
+            remember(dir, &trusted.anchors);
+        }
         let lost = bonds.judge(&current).await;
         tracing::info!(anchors = ?current.fingerprints(), draining = lost.len(), "Trust anchors changed");
         let grace = self.grace;

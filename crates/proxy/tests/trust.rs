@@ -131,6 +131,30 @@ async fn a_root_is_rotated_under_load_without_a_restart_or_a_lost_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_starts_again_believes_what_it_believed_last() {
+    let control = ControlPlane::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().display().to_string();
+    let env = [AT_ONCE, ("IDENTITY_DIR", path.as_str())];
+    let pod = Pod::start(&control, "web", "127.0.0.2", &env);
+    believes(&pod, &control.anchors).await;
+    let Authority {
+        anchors: new_root, ..
+    } = Authority::new();
+    let both = format!("{}{new_root}", control.anchors);
+    control.trust(&both, None);
+    believes(&pod, &both).await;
+    drop(pod);
+    // Its environment is the same, and nobody is there to tell it more.
+    control.stop();
+    let again = Pod::start(&control, "web", "127.0.0.2", &env);
+    believes(&again, &both).await;
+    std::fs::write(dir.path().join("trust-anchors.pem"), "nonsense").unwrap();
+    let stale = Pod::start(&control, "web", "127.0.0.2", &env);
+    believes(&stale, &control.anchors).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_of_peers_that_lost_our_trust_end_in_time() {
     let control = ControlPlane::start().await;
     let app = greeter("127.0.0.2").await;

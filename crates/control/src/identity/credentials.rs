@@ -1,7 +1,7 @@
 //! The issuer and the trust anchors as Kubernetes mounts them: files that may change at any moment.
 //!
-//! A new pair replaces the old one only if its leaves would be believed by the current anchors. Reads files; knows no
-//! cluster.
+//! A new pair replaces the old one only if its leaves would be believed by the current anchors. One that can't be used
+//! doesn't hold up new anchors: those go with the last good pair, if they believe it. Reads files; knows no cluster.
 
 use std::io;
 use std::path::PathBuf;
@@ -38,6 +38,8 @@ pub enum Changed {
     To(Box<Credentials>),
     /// Said once per content.
     Refused(CredentialsError),
+    /// The anchors are new, but the issuer is the one of before.
+    Anchors(Box<Credentials>, CredentialsError),
 }
 
 /// Where the files are, and what they held the last time.
@@ -45,9 +47,11 @@ pub struct Mounted {
     issuer_dir: PathBuf,
     anchors_file: PathBuf,
     last: Option<Texts>,
+    /// What was used last.
+    good: Option<Texts>,
 }
 
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Texts {
     certificate: String,
     key: String,
@@ -63,6 +67,7 @@ impl Mounted {
             issuer_dir,
             anchors_file,
             last: None,
+            good: None,
         }
     }
 
@@ -81,11 +86,31 @@ impl Mounted {
         if self.last.as_ref() == Some(&texts) {
             return Changed::No;
         }
-        let credentials = texts.credentials(now);
-        self.last = Some(texts);
-        match credentials {
-            Ok(credentials) => Changed::To(Box::new(credentials)),
-            Err(error) => Changed::Refused(error),
+        self.last = Some(texts.clone());
+        let error = match texts.credentials(now) {
+            Ok(credentials) => {
+                self.good = Some(texts);
+                return Changed::To(Box::new(credentials));
+            }
+            Err(error) => error,
+        };
+        let good = self.good.take();
+        let kept = good
+            .as_ref()
+            .filter(|good| good.anchors != texts.anchors)
+            .map(|good| Texts {
+                anchors: texts.anchors,
+                ..good.clone()
+            });
+        match kept.and_then(|kept| Some((kept.credentials(now).ok()?, kept))) {
+            Some((credentials, kept)) => {
+                self.good = Some(kept);
+                Changed::Anchors(Box::new(credentials), error)
+            }
+            None => {
+                self.good = good;
+                Changed::Refused(error)
+            }
         }
     }
 

@@ -105,8 +105,8 @@ async fn reload(
     let mut loaded = Some(loaded);
     loop {
         let now = SystemTime::now();
-        match mounted.read(now) {
-            Changed::No => {}
+        let refused = match mounted.read(now) {
+            Changed::No => None,
             Changed::To(credentials) => {
                 tracing::info!(expires_at = ?credentials.issuer.expires_at(), "issuer loaded");
                 if loaded.take().is_none() {
@@ -117,16 +117,23 @@ async fn reload(
                     );
                 }
                 certifier.use_credentials(*credentials);
+                None
             }
-            Changed::Refused(error) => {
-                tracing::error!(%error, "issuer not loaded");
-                let reason = if loaded.is_some() {
-                    "IssuerValidationFailed"
-                } else {
-                    "IssuerUpdateSkipped"
-                };
-                note(EventType::Warning, reason, error.to_string());
+            Changed::Anchors(credentials, error) => {
+                tracing::info!("trust anchors loaded, with the issuer of before");
+                certifier.use_credentials(*credentials);
+                Some(error)
             }
+            Changed::Refused(error) => Some(error),
+        };
+        if let Some(error) = refused {
+            tracing::error!(%error, "issuer not loaded");
+            let reason = if loaded.is_some() {
+                "IssuerValidationFailed"
+            } else {
+                "IssuerUpdateSkipped"
+            };
+            note(EventType::Warning, reason, error.to_string());
         }
         if let Some(expires_at) = certifier.issuer_expires_at() {
             let left = expires_at.duration_since(now).unwrap_or_default();

@@ -265,6 +265,31 @@ fn changed_files_are_taken_when_they_fit_together_and_refused_once_when_not() {
     }
 }
 
+#[test]
+fn an_issuer_that_cant_be_used_does_not_hold_up_new_anchors() {
+    let now = SystemTime::now();
+    let directory = tempfile::tempdir().unwrap();
+    let (ours, other) = (authority(DAY), authority(DAY));
+    let names = ("crt.pem", "key.pem");
+    let mut mounted = Mounted::new(directory.path().into(), directory.path().join("ca-bundle.crt"));
+    write(directory.path(), &ours, names);
+    assert!(matches!(mounted.read(now), Changed::To(_)));
+    let both = format!("{}{}", ours.anchors_pem, other.anchors_pem);
+    std::fs::write(directory.path().join("key.pem"), "nonsense").unwrap();
+    assert!(matches!(mounted.read(now), Changed::Refused(_)));
+    std::fs::write(directory.path().join("ca-bundle.crt"), &both).unwrap();
+    let Changed::Anchors(credentials, _) = mounted.read(now) else {
+        panic!("the anchors are new, and believe the issuer of before");
+    };
+    assert_eq!(credentials.bundle, both);
+    assert!(matches!(mounted.read(now), Changed::No));
+    // Anchors that don't believe the issuer in use have to wait for one that they believe.
+    std::fs::write(directory.path().join("ca-bundle.crt"), &other.anchors_pem).unwrap();
+    assert!(matches!(mounted.read(now), Changed::Refused(_)));
+    write(directory.path(), &other, names);
+    assert!(matches!(mounted.read(now), Changed::To(_)));
+}
+
 #[tokio::test]
 async fn watchers_are_told_at_once_and_at_each_change() {
     let (first, second) = (authority(DAY), authority(DAY));
