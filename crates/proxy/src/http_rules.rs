@@ -195,8 +195,11 @@ pub(crate) fn host_of<B>(request: &Request<B>) -> &str {
     end.map_or(host, |end| &host[..end])
 }
 
-/// Turns HTTP/1 into HTTP/2 between proxies, remembering what it was.
-pub(crate) fn to_http2<B>(request: &mut Request<B>) {
+/// Turns HTTP/1 into HTTP/2 between proxies, remembering what it was. `authority` reads a host.
+pub(crate) fn to_http2<B>(
+    request: &mut Request<B>,
+    authority: impl FnOnce(&HeaderValue) -> Option<Authority>,
+) {
     if request.version() < Version::HTTP_2 {
         let absolute = request.uri().scheme().is_some();
         let was = match (request.version(), absolute) {
@@ -210,10 +213,7 @@ pub(crate) fn to_http2<B>(request: &mut Request<B>) {
             .insert(ORIG_PROTO, HeaderValue::from_static(was));
         request.headers_mut().remove(header::TRANSFER_ENCODING);
         if !absolute {
-            let host = request
-                .headers()
-                .get(header::HOST)
-                .and_then(|host| Authority::try_from(host.as_bytes()).ok());
+            let host = request.headers().get(header::HOST).and_then(authority);
             set_authority(request, host);
         }
     }
@@ -332,7 +332,7 @@ mod tests {
         ] {
             let sent = request(version, uri, &[("host", "Web.Svc:80"), ("x", "y")]);
             let mut carried = sent.clone();
-            to_http2(&mut carried);
+            to_http2(&mut carried, |host| Authority::try_from(host.as_bytes()).ok());
             assert_eq!(carried.version(), Version::HTTP_2);
             assert!(carried.uri().authority().is_some());
             assert!(from_http2(&mut carried));

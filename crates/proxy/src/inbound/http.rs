@@ -357,18 +357,21 @@ async fn forward(
             Err(why) => return failed(why),
         };
         let last = attempts.begin();
-        let sending = request
-            .take(last, true)
-            .ok_or(Why::Internal("unexpected error"))?;
+        // Nearly all are sent once: their headers are not copied for a second time that may come.
+        let sending = match kind {
+            Kind::H1 => request.take(last, true),
+            Kind::Plain | Kind::H2 => request.lend(),
+        };
+        let mut sending = sending.ok_or(Why::Internal("unexpected error"))?;
         let mut busy = app.busy();
         let (sent, h1) = match sender {
             Sender::Plain(sender) => {
-                let sent = sender.send(sending, app.pool(), config.inbound.idle_max).await;
+                let sent = sender.send(&sending, app.pool(), config.inbound.idle_max).await;
                 (sent.map_err(SendError::from), None)
             }
-            Sender::H2(sender) => (sender.send(sending).await.map_err(SendError::from), None),
+            Sender::H2(sender) => (sender.send(&mut sending).await.map_err(SendError::from), None),
             Sender::H1(mut sender) => {
-                let sent = sender.try_send_request(sending).await;
+                let sent = sender.try_send_request(std::mem::take(&mut sending)).await;
                 let sent = sent
                     .map(|response| response.map(Incoming::Library))
                     .map_err(SendError::from);
@@ -383,6 +386,9 @@ async fn forward(
             }
             Err(error) => error,
         };
+        if kind != Kind::H1 {
+            request.give_back(&mut sending);
+        }
         let fate = Fate::of_sending(&error);
         tracing::debug!(%error, "The application failed a request");
         if !attempts.again(fate, &request, app, &worker.metrics, Instant::now()) {

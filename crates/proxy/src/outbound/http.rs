@@ -421,7 +421,13 @@ async fn send(
             }
         }
         let h2 = matches!(sender, Sender::H2(_));
-        let mut sent = request.take(last, !h2).ok_or(Why::Internal("unexpected error"))?;
+        // Nearly all are sent once: their headers are not copied for a second time that may come.
+        let lent = h2 && filters.is_none() && retries.limit() == 0 && peer.endpoint.authority.is_none();
+        let sent = match lent {
+            true => request.lend(),
+            false => request.take(last, !h2),
+        };
+        let mut sent = sent.ok_or(Why::Internal("unexpected error"))?;
         for filter in filters.iter().flat_map(|backend| &backend.filters) {
             apply(filter, &route.matches, &mut sent)?;
         }
@@ -430,9 +436,9 @@ async fn send(
         let answer = async {
             match sender {
                 Sender::Plain(_) => (Err(Fault::Unsent.into()), None),
-                Sender::H2(sender) => (sender.send(sent).await.map_err(SendError::from), None),
+                Sender::H2(sender) => (sender.send(&mut sent).await.map_err(SendError::from), None),
                 Sender::H1(mut sender) => {
-                    let answer = sender.try_send_request(sent).await;
+                    let answer = sender.try_send_request(std::mem::take(&mut sent)).await;
                     let answer = answer
                         .map(|response| response.map(Incoming::Library))
                         .map_err(SendError::from);
@@ -453,6 +459,9 @@ async fn send(
         let mut response = match answer {
             Ok(response) => response,
             Err(error) => {
+                if lent {
+                    request.give_back(&mut sent);
+                }
                 let fate = Fate::of_sending(&error);
                 tracing::debug!(endpoint = %peer.endpoint.addr, %error, "Request failed");
                 match fate {
@@ -525,7 +534,7 @@ fn carried(peer: &Peer) -> bool {
 /// Writes the request as this endpoint wants it.
 fn prepare(request: &mut Request<RequestBody>, peer: &Peer, h2: bool) {
     if h2 {
-        rules::to_http2(request);
+        rules::to_http2(request, |host| peer.authority_of(host));
     }
     if let Some((name, port)) = &peer.endpoint.authority {
         let authority = peer.overridden.get_or_init(|| match port {

@@ -113,6 +113,8 @@ pub(crate) struct Peer {
     pub(crate) budget: Budget,
     /// What a gateway calls the service, as requests say it.
     pub(crate) overridden: OnceCell<Option<Authority>>,
+    /// The host of the latest request, read: most requests to an endpoint name the same one.
+    named: RefCell<Option<(HeaderValue, Authority)>>,
     http: OnceCell<Rc<HttpMetrics>>,
     tcp: OnceCell<Arc<TcpMetrics>>,
 }
@@ -181,6 +183,7 @@ impl Peer {
             circuit: Circuit::new(Instant::now()),
             budget: Budget::new(Instant::now()),
             overridden: OnceCell::new(),
+            named: RefCell::default(),
             http: OnceCell::new(),
             tcp: OnceCell::new(),
         })
@@ -211,6 +214,21 @@ impl Peer {
         let jitter = rand::rng().random_range(1.0..1.1);
         self.blocked_until
             .set(Some(Instant::now() + backoff.mul_f64(jitter)));
+    }
+
+    /// A Host header as the authority that it is.
+    pub(crate) fn authority_of(&self, host: &HeaderValue) -> Option<Authority> {
+        let mut named = self.named.borrow_mut();
+        if let Some((known, authority)) = &*named
+            && known == host
+        {
+            return Some(authority.clone());
+        }
+        let authority = Authority::try_from(host.as_bytes()).ok()?;
+        // A copy: the request's head is not to be kept for the sake of its host.
+        let host = HeaderValue::from_bytes(host.as_bytes()).ok()?;
+        *named = Some((host, authority.clone()));
+        Some(authority)
     }
 
     pub(crate) fn succeeded(&self) {

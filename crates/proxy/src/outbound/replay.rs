@@ -12,12 +12,20 @@ use bytes::Bytes;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 
+use crate::http_rules::ORIG_PROTO;
 use crate::late::Progress;
 use crate::wire::{Incoming, ReadError};
 
 /// A request's body on its way to a server; `None` if it has no content.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct RequestBody(Option<Reader>);
+
+impl RequestBody {
+    /// The body, to be sent; what is left has none.
+    pub(crate) fn take(&mut self) -> Self {
+        Self(self.0.take())
+    }
+}
 
 impl Body for RequestBody {
     type Data = Bytes;
@@ -207,6 +215,33 @@ impl Replay {
     ///
     /// `last`: it won't be asked for again. Extensions go with HTTP/1 only, to which they matter.
     pub(crate) fn take(&mut self, last: bool, with_extensions: bool) -> Option<Request<RequestBody>> {
+        let mut request = self.bare(last)?;
+        *request.headers_mut() = match last {
+            true => std::mem::take(&mut self.headers),
+            false => self.headers.clone(),
+        };
+        if with_extensions {
+            *request.extensions_mut() = self.extensions.clone();
+        }
+        Some(request)
+    }
+
+    /// The same with the headers themselves: they must be [given back](Self::give_back) if it is to be sent again.
+    pub(crate) fn lend(&mut self) -> Option<Request<RequestBody>> {
+        let mut request = self.bare(false)?;
+        *request.headers_mut() = std::mem::take(&mut self.headers);
+        Some(request)
+    }
+
+    /// What a request that was lent still has.
+    pub(crate) fn give_back(&mut self, sent: &mut Request<RequestBody>) {
+        self.headers = std::mem::take(sent.headers_mut());
+        if self.version < Version::HTTP_2 {
+            self.headers.remove(ORIG_PROTO);
+        }
+    }
+
+    fn bare(&mut self, last: bool) -> Option<Request<RequestBody>> {
         let reader = match &self.body {
             None => None,
             Some((recording, size)) => {
@@ -226,13 +261,6 @@ impl Replay {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
-        *request.headers_mut() = match last {
-            true => std::mem::take(&mut self.headers),
-            false => self.headers.clone(),
-        };
-        if with_extensions {
-            *request.extensions_mut() = self.extensions.clone();
-        }
         Some(request)
     }
 }

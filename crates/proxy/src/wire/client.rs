@@ -57,18 +57,18 @@ impl Client {
         self.0.0.borrow().is_closed()
     }
 
-    /// Sends a request and waits for its answer's head. Giving up resets the stream.
-    pub(crate) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Fault> {
+    /// Sends a request and waits for its answer's head; all but the body stays where it is. Giving up resets the stream.
+    pub(crate) async fn send(&self, request: &mut Request<RequestBody>) -> Result<Response<Incoming>, Fault> {
         let link = &self.0.0;
         poll_fn(|cx| link.borrow_mut().poll_open(cx)).await?;
         let end = request.body().is_end_stream();
-        let id = link.borrow_mut().open(&request, end);
+        let id = link.borrow_mut().open(request, end);
         let receiving = Receiving {
             link: link.clone(),
             id,
         };
         if !end {
-            let (link, body) = (link.clone(), request.into_body());
+            let (link, body) = (link.clone(), request.body_mut().take());
             let mut sending = Box::pin(async move { send_body(&link, id, body).await });
             // A body that is here already needs no task.
             let pending = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx).is_pending())).await;

@@ -119,11 +119,11 @@ impl Client {
     /// Sends a request without content and waits for its answer's head.
     pub(crate) async fn send<B>(
         mut self,
-        request: Request<B>,
+        request: &Request<B>,
         pool: &Rc<Pool>,
         idle_max: usize,
     ) -> Result<Response<Incoming>, Fault> {
-        h1::put_request(&request, &mut self.out);
+        h1::put_request(request, &mut self.out);
         poll_fn(|cx| self.poll_write(cx))
             .await
             .map_err(|_| Fault::Broken)?;

@@ -145,6 +145,8 @@ pub(super) struct Link {
     peer_frame_max: usize,
     peer_streams_max: usize,
     greeted: bool,
+    /// The peer knows our settings; before, it may have sent more than they allow.
+    told: bool,
     /// Streams that wait for the connection's window or for the buffer.
     blocked: Vec<Waker>,
     /// Requests that wait for a stream.
@@ -204,6 +206,7 @@ impl Link {
                 Side::Server => 0,
             },
             greeted: false,
+            told: false,
             blocked: Vec::new(),
             queue: Vec::new(),
             task: None,
@@ -424,7 +427,7 @@ impl Link {
             };
         }
         stream.receive_window -= i64::from(length);
-        let overrun = stream.receive_window < 0;
+        let overrun = self.told && stream.receive_window < 0;
         if let Some(expected) = &mut stream.expected {
             match expected.checked_sub(content) {
                 Some(rest) if rest == 0 || !end => *expected = rest,
@@ -496,7 +499,7 @@ impl Link {
 
     fn give_back(&mut self, length: u32) {
         self.owed += length;
-        if self.owed >= self.options.connection_window / 2 {
+        if self.owed > 0 && self.owed >= self.options.connection_window / 2 {
             frame::put_u32(&mut self.out, frame::WINDOW_UPDATE, 0, self.owed);
             self.receive_window += i64::from(self.owed);
             self.owed = 0;
@@ -725,6 +728,7 @@ impl Link {
             return Err(Reason::PROTOCOL_ERROR);
         }
         if header.has(frame::ACK) {
+            self.told = true;
             return match header.length {
                 0 => Ok(()),
                 _ => Err(Reason::FRAME_SIZE_ERROR),
@@ -1235,5 +1239,434 @@ impl Head {
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = self.headers;
         Some(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Link {
+        let options = Options {
+            stream_window: 1_000,
+            connection_window: 1 << 20,
+            frame_max: None,
+            streams_max: 2,
+            header_list_max: 4_000,
+            pending_resets_max: 3,
+            send_buffer_max: 1_000,
+            keepalive: None,
+        };
+        let mut link = Link::new(Side::Server, options);
+        link.out.clear();
+        link
+    }
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        frame::put_header(&mut out, payload.len(), kind, flags, stream);
+        out.put_slice(payload);
+        out.to_vec()
+    }
+
+    fn greeting() -> Vec<u8> {
+        let ack = frame(frame::SETTINGS, frame::ACK, 0, &[]);
+        [frame(frame::SETTINGS, 0, 0, &[]), ack].concat()
+    }
+
+    /// How the connection ended, and how streams were reset.
+    fn answer(link: &mut Link, frames: &[Vec<u8>]) -> (Option<Reason>, Vec<(u32, Reason)>) {
+        let mut bytes = BytesMut::from(&frames.concat()[..]);
+        let ended = link.received(&mut bytes).err();
+        let mut resets = Vec::new();
+        let mut rest = &link.out[..];
+        while let Some(header) = Header::read(rest) {
+            let mut payload = &rest[frame::HEADER..frame::HEADER + header.length];
+            if header.kind == frame::RST_STREAM {
+                resets.push((header.stream, payload.get_u32().into()));
+            }
+            rest = &rest[frame::HEADER + header.length..];
+        }
+        (ended, resets)
+    }
+
+    /// GET, http, /
+    const GET: &[u8] = b"\x82\x86\x84";
+    const OPEN: u8 = frame::END_HEADERS;
+    const WHOLE: u8 = frame::END_HEADERS | frame::END_STREAM;
+
+    fn literal(name: &str, value: &str) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        out.put_u8(0);
+        for text in [name, value] {
+            out.put_u8(text.len() as u8);
+            out.put_slice(text.as_bytes());
+        }
+        out.to_vec()
+    }
+
+    fn with(more: &[(&str, &str)]) -> Vec<u8> {
+        let more = more.iter().flat_map(|(name, value)| literal(name, value));
+        GET.iter().copied().chain(more).collect()
+    }
+
+    #[test]
+    fn what_breaks_the_connections_rules_ends_it() {
+        let headers = |flags, stream, block: &[u8]| frame(frame::HEADERS, flags, stream, block);
+        let setting = |id: u16, value: u32| {
+            let payload = [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
+            frame(frame::SETTINGS, 0, 0, &payload)
+        };
+        let update = |stream, by: u32| frame(frame::WINDOW_UPDATE, 0, stream, &by.to_be_bytes());
+        for (what, frames, reason) in [
+            (
+                "data on no stream",
+                vec![frame(frame::DATA, 0, 0, b"a")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "data on an idle stream",
+                vec![frame(frame::DATA, 0, 1, b"a")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a request on the server's stream",
+                vec![headers(WHOLE, 2, GET)],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a request on no stream",
+                vec![headers(WHOLE, 0, GET)],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a frame too long",
+                vec![frame(frame::DATA, 0, 1, &[0; 16_385])],
+                Reason::FRAME_SIZE_ERROR,
+            ),
+            (
+                "half a setting",
+                vec![frame(frame::SETTINGS, 0, 0, b"abc")],
+                Reason::FRAME_SIZE_ERROR,
+            ),
+            (
+                "settings of a stream",
+                vec![frame(frame::SETTINGS, 0, 1, &[])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "settings acknowledged with more",
+                vec![frame(frame::SETTINGS, frame::ACK, 0, &[0; 6])],
+                Reason::FRAME_SIZE_ERROR,
+            ),
+            (
+                "push of two",
+                vec![setting(frame::ENABLE_PUSH, 2)],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a window too large",
+                vec![setting(frame::INITIAL_WINDOW_SIZE, 1 << 31)],
+                Reason::FLOW_CONTROL_ERROR,
+            ),
+            (
+                "frames too small",
+                vec![setting(frame::MAX_FRAME_SIZE, 16_383)],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a short ping",
+                vec![frame(frame::PING, 0, 0, b"abc")],
+                Reason::FRAME_SIZE_ERROR,
+            ),
+            (
+                "a ping of a stream",
+                vec![frame(frame::PING, 0, 1, b"12345678")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a window that doesn't grow",
+                vec![update(0, 0)],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a window that grows too much",
+                vec![update(0, frame::WINDOW_MAX)],
+                Reason::FLOW_CONTROL_ERROR,
+            ),
+            (
+                "a window of an idle stream",
+                vec![update(1, 1)],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "half a window",
+                vec![frame(frame::WINDOW_UPDATE, 0, 0, b"ab")],
+                Reason::FRAME_SIZE_ERROR,
+            ),
+            (
+                "an idle stream reset",
+                vec![frame(frame::RST_STREAM, 0, 1, &[0; 4])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "half a reset",
+                vec![headers(OPEN, 1, GET), frame(frame::RST_STREAM, 0, 1, b"ab")],
+                Reason::FRAME_SIZE_ERROR,
+            ),
+            (
+                "half a priority",
+                vec![frame(frame::PRIORITY, 0, 1, b"ab")],
+                Reason::FRAME_SIZE_ERROR,
+            ),
+            (
+                "a promise",
+                vec![frame(frame::PUSH_PROMISE, OPEN, 1, &[0; 4])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a goodbye of a stream",
+                vec![frame(frame::GOAWAY, 0, 1, &[0; 8])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a block that goes on from nothing",
+                vec![frame(frame::CONTINUATION, OPEN, 1, GET)],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "something inside a block",
+                vec![headers(0, 1, GET), frame(frame::PING, 0, 0, b"12345678")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "another stream's block inside",
+                vec![headers(0, 1, GET), frame(frame::CONTINUATION, OPEN, 3, &[])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a block without end",
+                std::iter::once(headers(0, 1, GET))
+                    .chain((0..70).map(|_| frame(frame::CONTINUATION, 0, 1, &[])))
+                    .collect(),
+                Reason::ENHANCE_YOUR_CALM,
+            ),
+            (
+                "more padding than there is",
+                vec![headers(WHOLE | frame::PADDED, 1, b"\x09\x82")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "an index of nothing",
+                vec![headers(WHOLE, 1, b"\xff\x7f")],
+                Reason::COMPRESSION_ERROR,
+            ),
+            (
+                "pings without end",
+                (0..4_000)
+                    .map(|_| frame(frame::PING, 0, 0, b"12345678"))
+                    .collect(),
+                Reason::ENHANCE_YOUR_CALM,
+            ),
+            (
+                "empty frames without end",
+                std::iter::once(headers(OPEN, 1, GET))
+                    .chain((0..1_001).map(|_| frame(frame::DATA, 0, 1, &[])))
+                    .collect(),
+                Reason::ENHANCE_YOUR_CALM,
+            ),
+            (
+                "requests that are taken back at once",
+                (0..4)
+                    .flat_map(|n| {
+                        [
+                            headers(WHOLE, 2 * n + 1, GET),
+                            frame(frame::RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8]),
+                        ]
+                    })
+                    .collect(),
+                Reason::ENHANCE_YOUR_CALM,
+            ),
+        ] {
+            let frames: Vec<_> = std::iter::once(greeting()).chain(frames).collect();
+            assert_eq!(answer(&mut server(), &frames).0, Some(reason), "{what}");
+        }
+        let first = frame(frame::PING, 0, 0, b"12345678");
+        assert_eq!(
+            answer(&mut server(), &[first]).0,
+            Some(Reason::PROTOCOL_ERROR),
+            "no settings first"
+        );
+    }
+
+    #[test]
+    fn what_breaks_a_streams_rules_ends_only_the_stream() {
+        let request = |block: &[u8]| frame(frame::HEADERS, WHOLE, 1, block);
+        let begun = |more: &[(&str, &str)], data: &[u8], flags| {
+            vec![
+                frame(frame::HEADERS, OPEN, 1, &with(more)),
+                frame(frame::DATA, flags, 1, data),
+            ]
+        };
+        let end = frame::END_STREAM;
+        for (what, frames, reason) in [
+            ("no path", vec![request(b"\x82\x86")], Reason::PROTOCOL_ERROR),
+            ("no scheme", vec![request(b"\x82\x84")], Reason::PROTOCOL_ERROR),
+            (
+                "two methods",
+                vec![request(b"\x82\x86\x84\x82")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a status",
+                vec![request(b"\x82\x86\x84\x88")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a pseudo-header too late",
+                vec![request(&[&with(&[("a", "b")])[3..], GET].concat())],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "an unknown pseudo-header",
+                vec![request(&with(&[(":a", "b")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "an upper-case name",
+                vec![request(&with(&[("A", "b")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a line end in a value",
+                vec![request(&with(&[("a", "b\r\nc: d")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a path that is none",
+                vec![request(&[&b"\x82\x86"[..], &literal(":path", "a")].concat())],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a connection header",
+                vec![request(&with(&[("connection", "close")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "chunks",
+                vec![request(&with(&[("transfer-encoding", "chunked")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "another coding of trailers",
+                vec![request(&with(&[("te", "gzip")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a length that nothing follows",
+                vec![request(&with(&[("content-length", "1")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a length that is none",
+                vec![request(&with(&[("content-length", "+0")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "two lengths",
+                begun(&[("content-length", "1"), ("content-length", "2")], b"a", end),
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "less than its length",
+                begun(&[("content-length", "2")], b"a", end),
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "more than its length",
+                begun(&[("content-length", "2")], b"abc", 0),
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "more than its window",
+                begun(&[], &[0; 1_001], 0),
+                Reason::FLOW_CONTROL_ERROR,
+            ),
+            (
+                "data after its end",
+                vec![request(GET), frame(frame::DATA, 0, 1, b"a")],
+                Reason::STREAM_CLOSED,
+            ),
+            (
+                "trailers that don't end it",
+                vec![
+                    frame(frame::HEADERS, OPEN, 1, GET),
+                    frame(frame::HEADERS, OPEN, 1, &literal("a", "b")),
+                ],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a method in trailers",
+                vec![frame(frame::HEADERS, OPEN, 1, GET), request(b"\x82")],
+                Reason::PROTOCOL_ERROR,
+            ),
+        ] {
+            let mut link = server();
+            let mut frames: Vec<_> = std::iter::once(greeting()).chain(frames).collect();
+            frames.push(frame(frame::HEADERS, WHOLE, 3, GET));
+            assert_eq!(answer(&mut link, &frames), (None, vec![(1, reason)]), "{what}");
+            // The next request is served.
+            assert!(link.accepted.iter().any(|(id, _)| *id == 3), "{what}");
+        }
+    }
+
+    #[test]
+    fn more_streams_than_allowed_are_refused_and_long_heads_are_answered() {
+        let mut link = server();
+        let requests = [1, 3, 5].map(|id| frame(frame::HEADERS, WHOLE, id, GET));
+        let frames: Vec<_> = std::iter::once(greeting()).chain(requests).collect();
+        assert_eq!(
+            answer(&mut link, &frames),
+            (None, vec![(5, Reason::REFUSED_STREAM)])
+        );
+
+        let mut link = server();
+        let long = "a".repeat(120);
+        let long = long.as_str();
+        let block = with(&[("x", long); 40]);
+        let frames = [greeting(), frame(frame::HEADERS, WHOLE, 1, &block)];
+        assert_eq!(answer(&mut link, &frames), (None, Vec::new()));
+        assert!(link.accepted.is_empty() && link.idle());
+        assert!(link.out.windows(3).any(|text| text == b"431"));
+    }
+
+    #[test]
+    fn a_server_says_goodbye_twice_and_takes_what_comes_in_between() {
+        let mut link = server();
+        answer(&mut link, &[greeting()]);
+        link.out.clear();
+        link.leave();
+        let request = frame(frame::HEADERS, WHOLE, 1, GET);
+        let late = frame(frame::HEADERS, WHOLE, 3, GET);
+        answer(
+            &mut link,
+            &[request, frame(frame::PING, frame::ACK, 0, LEAVING), late],
+        );
+        assert_eq!(link.accepted.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1]);
+        assert!(!link.is_over());
+        link.respond(1, StatusCode::OK, &HeaderMap::new(), true);
+        assert!(link.is_over());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_link_panic(frames in proptest::collection::vec(
+            (0u8..11, proptest::prelude::any::<u8>(), 0u32..8, proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40)), 0..40,
+        )) {
+            let mut link = server();
+            let frames = frames.iter().map(|(kind, flags, stream, payload)| frame(*kind, *flags, *stream, payload));
+            let mut bytes = BytesMut::from(&std::iter::once(greeting()).chain(frames).collect::<Vec<_>>().concat()[..]);
+            let _ = link.received(&mut bytes);
+        }
     }
 }
