@@ -147,8 +147,10 @@ pub(super) struct Link {
     greeted: bool,
     /// The peer knows our settings; before, it may have sent more than they allow.
     told: bool,
-    /// Streams that wait for the connection's window or for the buffer.
+    /// Streams that wait for what is gathered to be written.
     blocked: Vec<Waker>,
+    /// Streams that wait for the connection's window. Woken by nothing else: they would keep the task awake.
+    starved: Vec<Waker>,
     /// Requests that wait for a stream.
     queue: Vec<Waker>,
     task: Option<Waker>,
@@ -208,6 +210,7 @@ impl Link {
             greeted: false,
             told: false,
             blocked: Vec::new(),
+            starved: Vec::new(),
             queue: Vec::new(),
             task: None,
             woken: false,
@@ -294,7 +297,8 @@ impl Link {
             self.cancelled.push(*id);
         }
         self.streams.retain(|_, stream| !stream.unread);
-        for waker in self.blocked.drain(..).chain(self.queue.drain(..)) {
+        let waiting = self.blocked.drain(..).chain(self.starved.drain(..));
+        for waker in waiting.chain(self.queue.drain(..)) {
             waker.wake();
         }
         self.changed();
@@ -840,7 +844,7 @@ impl Link {
             if self.send_window > i64::from(frame::WINDOW_MAX) {
                 return Err(Reason::FLOW_CONTROL_ERROR);
             }
-            for waker in self.blocked.drain(..) {
+            for waker in self.starved.drain(..) {
                 waker.wake();
             }
             return Ok(());
@@ -998,7 +1002,11 @@ impl Link {
             stream.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        if window <= 0 || self.out.len() >= self.options.send_buffer_max {
+        if window <= 0 {
+            self.starved.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if self.out.len() >= self.options.send_buffer_max {
             self.blocked.push(cx.waker().clone());
             return Poll::Pending;
         }
@@ -1656,6 +1664,48 @@ mod tests {
         assert!(!link.is_over());
         link.respond(1, StatusCode::OK, &HeaderMap::new(), true);
         assert!(link.is_over());
+    }
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_stream_without_a_window_sleeps_until_it_grows() {
+        let mut link = server();
+        let window = [
+            &frame::INITIAL_WINDOW_SIZE.to_be_bytes()[..],
+            &(1_u32 << 20).to_be_bytes(),
+        ]
+        .concat();
+        let request = frame(frame::HEADERS, WHOLE, 1, GET);
+        answer(&mut link, &[frame(frame::SETTINGS, 0, 0, &window), request]);
+        link.respond(1, StatusCode::OK, &HeaderMap::new(), false);
+        let woken = std::sync::Arc::new(Woken::default());
+        let count = || woken.0.load(std::sync::atomic::Ordering::Relaxed);
+        let waker = woken.clone().into();
+        let cx = Context::from_waker(&waker);
+        let mut sent = 0;
+        while let Poll::Ready(Ok(room)) = link.poll_room(1, 100_000, &cx) {
+            link.send_data(1, &vec![0; room], false);
+            sent += room;
+            link.out.clear();
+        }
+        assert_eq!(sent, frame::WINDOW_DEFAULT as usize, "the connection's");
+        link.written();
+        assert_eq!(count(), 0);
+        answer(
+            &mut link,
+            &[frame(frame::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())],
+        );
+        assert_eq!(count(), 1);
+        assert!(matches!(link.poll_room(1, 9, &cx), Poll::Ready(Ok(1))));
     }
 
     proptest::proptest! {

@@ -284,7 +284,10 @@ where
                         let Ok(room) = room.await else { return };
                         let piece = data.split_to(room);
                         let last = end && data.is_empty();
-                        link.borrow_mut().send_data(id, &piece, last);
+                        // Frames of nothing are only worth their while at the end.
+                        if last || !piece.is_empty() {
+                            link.borrow_mut().send_data(id, &piece, last);
+                        }
                         if last {
                             return;
                         }
