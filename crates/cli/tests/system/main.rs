@@ -16,6 +16,7 @@ mod flat;
 mod host;
 mod isolation;
 mod kubectl;
+mod kubernetes;
 mod multicluster;
 mod node_ports;
 mod policy;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         node_ports::TESTS,
         user::TESTS,
         traces::TESTS,
+        kubernetes::TESTS,
     ]
     .concat();
     runner::run(&tests)

@@ -18,7 +18,16 @@ pub(crate) struct Test {
     name: &'static str,
     /// Programs of this machine. Without them a test is ignored; in CI, where they must be, it fails.
     needs: &'static [&'static str],
+    /// Why it can't be shown here, CI or not.
+    missing: fn() -> Option<String>,
     body: Body,
+}
+
+impl Test {
+    /// Ignored if there is a reason.
+    pub(crate) const fn unless(self, missing: fn() -> Option<String>) -> Self {
+        Self { missing, ..self }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -32,6 +41,7 @@ pub(crate) const fn linked(name: &'static str, needs: &'static [&'static str], b
     Test {
         name,
         needs,
+        missing: || None,
         body: Body::Linked(body),
     }
 }
@@ -41,6 +51,7 @@ pub(crate) const fn alone(name: &'static str, needs: &'static [&'static str], bo
     Test {
         name,
         needs,
+        missing: || None,
         body: Body::Alone(body),
     }
 }
@@ -160,6 +171,9 @@ fn attempt(test: &Test, world: &mut Option<World>) -> Outcome {
         }
         println!("{why}, and CI must have it");
         return Outcome::Failed;
+    }
+    if let Some(why) = (test.missing)() {
+        return Outcome::Ignored(why);
     }
     let began = Instant::now();
     let ended = catch_unwind(AssertUnwindSafe(|| match test.body {

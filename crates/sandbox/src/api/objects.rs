@@ -88,6 +88,25 @@ impl Write<'_> {
         )))
     }
 
+    /// The path says what an object of a built-in kind is if the object does not.
+    fn settle_type(&self, object: &mut Value) -> Result<()> {
+        if self.resource.custom.is_none()
+            && let Some(fields) = object.as_object_mut()
+        {
+            let wanted = [
+                ("apiVersion", self.resource.api_version()),
+                ("kind", self.resource.kind.clone()),
+            ];
+            for (field, value) in wanted {
+                let is_absent = |known: &Value| known.as_str().is_some_and(str::is_empty);
+                if fields.get(field).is_none_or(is_absent) {
+                    fields.insert(field.to_owned(), value.into());
+                }
+            }
+        }
+        self.check_type(object)
+    }
+
     fn settle_namespace(&self, object: &mut Value) -> Result<()> {
         let given = meta::namespace(object);
         if !given.is_empty() && given != self.namespace {
@@ -108,7 +127,7 @@ impl Write<'_> {
 
     pub(crate) async fn create(&self, mut object: Value) -> Result<Written> {
         let resource = self.resource;
-        self.check_type(&object)?;
+        self.settle_type(&mut object)?;
         self.settle_namespace(&mut object)?;
         if !meta::text(&object, "resourceVersion").is_empty() {
             return Err(ApiError::bad_request(
@@ -188,8 +207,8 @@ impl Write<'_> {
     }
 
     /// Replaces an object by what the client sent.
-    pub(crate) async fn update(&self, name: &str, object: Value) -> Result<Written> {
-        self.check_type(&object)?;
+    pub(crate) async fn update(&self, name: &str, mut object: Value) -> Result<Written> {
+        self.settle_type(&mut object)?;
         let given = meta::name(&object);
         if given != name {
             return Err(ApiError::bad_request(format!(

@@ -1081,6 +1081,7 @@ async fn report(pods: Api<Pod>, name: String, uid: String, mut latest: watch::Re
                 Ok(_) => break,
                 // Gone, or another pod of that name.
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
+                Err(kube::Error::Api(status)) if names_another(&status) => return,
                 Err(error) => {
                     tracing::warn!(pod = name, error = chain(&error), "writing a pod's status");
                     tokio::time::sleep(pause).await;
@@ -1096,6 +1097,12 @@ async fn report(pods: Api<Pod>, name: String, uid: String, mut latest: watch::Re
             return;
         }
     }
+}
+
+/// Kubernetes takes a patch with another uid for an attempt to change it.
+fn names_another(status: &kube::core::Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 422 && causes.into_iter().any(|cause| cause.field == "metadata.uid")
 }
 
 /// Tells the API that nothing is left of the pod.

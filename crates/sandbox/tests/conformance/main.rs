@@ -1,0 +1,251 @@
+//! The sandbox and Kubernetes, asked the same questions.
+//!
+//! `record.txt` holds what Kubernetes answered. On every machine the sandbox's answers are compared with it; where
+//! `HAWSER_TEST_KUBECONFIG` names a cluster of Kubernetes, so are that cluster's. With `HAWSER_RECORD=1` the record, or
+//! the table in `docs/sandbox-conformance.md`, is written instead. `cargo xtask kubernetes conformance` does it all.
+
+mod cases;
+mod script;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
+use hawser_sandbox::controllers;
+use hawser_sandbox::network::{Layout, NodePorts, plan_addresses};
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use libtest_mimic::{Arguments, Trial};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::script::Case;
+
+const REAL: &str = "HAWSER_TEST_KUBECONFIG";
+const RECORD: &str = "HAWSER_RECORD";
+
+/// Transcript, or why there is none, by claim.
+type Answers = BTreeMap<&'static str, Result<String, String>>;
+
+fn main() -> ExitCode {
+    let kubeconfig = std::env::var_os(REAL).map(PathBuf::from);
+    let is_real = kubeconfig.is_some();
+    let mut real = Trial::test("kubernetes_answers_as_it_was_recorded_to", move || {
+        let path = kubeconfig.clone().unwrap_or_default();
+        finish(runtime().block_on(async { compare_real(&path).await }))
+    });
+    if !is_real {
+        real = real
+            .with_kind(format!("{REAL} names no cluster of Kubernetes"))
+            .with_ignored_flag(true);
+    }
+    let sandbox = Trial::test("the_sandbox_answers_as_kubernetes_does", || {
+        finish(runtime().block_on(compare_sandbox()))
+    });
+    // What is recorded is there when it is compared with.
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, vec![real, sandbox]).exit_code()
+}
+
+fn finish(complaints: String) -> Result<(), libtest_mimic::Failed> {
+    match complaints.is_empty() {
+        true => Ok(()),
+        false => Err(complaints.into()),
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+fn is_recording() -> bool {
+    std::env::var_os(RECORD).is_some()
+}
+
+fn at(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+const RECORD_PATH: &str = "tests/conformance/record.txt";
+/// Claims that the sandbox is known not to keep, each with what it does instead.
+const LIMITS_PATH: &str = "tests/conformance/limits.txt";
+const TABLE_PATH: &str = "../../docs/sandbox-conformance.md";
+
+async fn compare_real(kubeconfig: &Path) -> String {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let client = Client::try_from(config.expect("a configuration")).expect("a client");
+    let version = client.apiserver_version().await.expect("a version").git_version;
+    let cases = cases::cases();
+    let answers = ask(&client, &cases).await;
+    let failures: String = answers
+        .iter()
+        .filter_map(|(claim, answer)| Some(format!("{claim}: {}\n", answer.as_ref().err()?)))
+        .collect();
+    if !failures.is_empty() {
+        return failures;
+    }
+    let mut text = format!("Kubernetes {version}\n");
+    for case in &cases {
+        let answer = answers[case.claim].as_deref().unwrap_or_default();
+        let _ = write!(text, "\n# {}: {}\n{answer}", case.area, case.claim);
+    }
+    let path = at(RECORD_PATH);
+    if is_recording() {
+        std::fs::write(path, text).expect("a writable directory");
+        return String::new();
+    }
+    let recorded = std::fs::read_to_string(path).unwrap_or_default();
+    difference(&recorded, &text)
+}
+
+async fn compare_sandbox() -> String {
+    let recorded = std::fs::read_to_string(at(RECORD_PATH)).expect("a record");
+    let (version, recorded) = recorded.split_once('\n').expect("a first line");
+    let recorded: BTreeMap<&str, &str> = recorded
+        .split("\n# ")
+        .skip(1)
+        .filter_map(|text| {
+            let (title, transcript) = text.split_once('\n')?;
+            Some((title.split_once(": ")?.1, transcript))
+        })
+        .collect();
+    let cases = cases::cases();
+    let stop = CancellationToken::new();
+    let client = sandbox(stop.clone());
+    let answers = ask(&client, &cases).await;
+    stop.cancel();
+
+    let limits = std::fs::read_to_string(at(LIMITS_PATH)).expect("the known limits");
+    let limits: BTreeMap<&str, &str> = limits.lines().filter_map(|line| line.split_once(": ")).collect();
+    let mut complaints = String::new();
+    let mut table = String::new();
+    let mut area = "";
+    for case in &cases {
+        let Some(expected) = recorded.get(case.claim) else {
+            let _ = writeln!(complaints, "{}: not in the record", case.claim);
+            continue;
+        };
+        let difference = match &answers[case.claim] {
+            Ok(answer) => difference(expected.trim_end(), answer.trim_end()),
+            Err(why) => format!("no answer: {why}"),
+        };
+        let agrees = match (difference.is_empty(), limits.get(case.claim)) {
+            (true, None) => "yes".to_owned(),
+            (false, Some(limit)) => format!("no: {limit}"),
+            (true, Some(_)) => {
+                let _ = writeln!(complaints, "{}: agrees, but is said not to", case.claim);
+                continue;
+            }
+            (false, None) => {
+                let _ = writeln!(complaints, "{}: {}\n{difference}", case.area, case.claim);
+                continue;
+            }
+        };
+        if area != case.area {
+            area = case.area;
+            let _ = write!(
+                table,
+                "\n## {area}\n\n| behaviour | the sandbox does the same |\n|---|---|\n"
+            );
+        }
+        let _ = writeln!(table, "| {} | {agrees} |", case.claim);
+    }
+    if !complaints.is_empty() {
+        return complaints;
+    }
+    let text = format!(
+        "# Where the sandbox is like Kubernetes\n\nThe sandbox's API server and controllers are asked the same as those of \
+         {version}, and the answers compared: codes, reasons, messages and the parts of objects that matter. This table \
+         is generated from that (`cargo xtask kubernetes conformance`); the questions are in \
+         `crates/sandbox/tests/conformance`.\n{table}"
+    );
+    let path = at(TABLE_PATH);
+    if is_recording() {
+        std::fs::write(path, text).expect("a writable directory");
+        return String::new();
+    }
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    difference(&written, &text)
+}
+
+/// A cluster in this process: its API server and controllers, no node.
+fn sandbox(stop: CancellationToken) -> Client {
+    let plan = plan_addresses(&["twin".to_owned()], Layout::Apart, NodePorts::Inside);
+    let addresses = plan.expect("one cluster fits").remove(0);
+    let cluster = Cluster::new(ClusterOptions {
+        services: Some(addresses.services),
+        ..ClusterOptions::default()
+    });
+    let client = cluster.client(Identity::admin());
+    let (own, ca) = (client.clone(), cluster.ca_pem().to_owned());
+    tokio::spawn(async move {
+        // As whoever starts a cluster does.
+        let root = json!({"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": ca}});
+        let request = http::Request::post("/api/v1/namespaces/kube-system/configmaps")
+            .header("content-type", "application/json")
+            .body(root.to_string().into_bytes());
+        let _ = own
+            .request::<serde_json::Value>(request.expect("a request"))
+            .await;
+        controllers::run(own, addresses, stop).await;
+    });
+    client
+}
+
+/// Plays every case in a namespace of its own.
+async fn ask(client: &Client, cases: &[Case]) -> Answers {
+    let mut answers = Answers::new();
+    let run = std::process::id();
+    for (number, case) in cases.iter().enumerate() {
+        let namespace = format!("twin-{run}-{number}");
+        let namespaces = "/api/v1/namespaces";
+        let make = script::post(namespaces, json!({"metadata": {"name": namespace}})).quiet();
+        let remove = script::delete(&format!("{namespaces}/{namespace}")).quiet();
+        let before = single(make);
+        let after = single(remove);
+        let answer = match script::play(client, &before, &namespace).await {
+            Ok(_) => script::play(client, case, &namespace).await,
+            Err(why) => Err(why),
+        };
+        let _ = script::play(client, &after, &namespace).await;
+        let twice = answers.insert(case.claim, answer);
+        assert!(twice.is_none(), "two cases claim {:?}", case.claim);
+    }
+    answers
+}
+
+fn single(step: script::Step) -> Case {
+    Case {
+        area: "",
+        claim: "",
+        steps: vec![step],
+    }
+}
+
+/// Lines that differ, in their order; nothing if none does.
+fn difference(expected: &str, found: &str) -> String {
+    if expected == found {
+        return String::new();
+    }
+    let (expected, found): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    let mut out = String::new();
+    for index in 0..expected.len().max(found.len()) {
+        let (wanted, got) = (expected.get(index), found.get(index));
+        if wanted != got {
+            for (mark, line) in [('-', wanted), ('+', got)] {
+                if let Some(line) = line {
+                    let _ = writeln!(out, "  {mark} {line}");
+                }
+            }
+        }
+    }
+    out
+}
