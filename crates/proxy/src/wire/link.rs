@@ -569,10 +569,11 @@ impl Link {
             if self.side == Side::Client && !stream.answered {
                 return self.answer(id, end, head);
             }
-            if !end || head.malformed || head.pseudo() || stream.expected.is_some_and(|rest| rest > 0) {
+            let unfit = head.malformed || head.too_long || head.pseudo();
+            if !end || unfit || stream.expected.is_some_and(|rest| rest > 0) {
                 return self.reset(id, Reason::PROTOCOL_ERROR);
             }
-            if !head.too_long && !stream.unread {
+            if !stream.unread {
                 stream.trailers = Some(head.headers);
             }
             self.heard(id);
