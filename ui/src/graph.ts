@@ -272,7 +272,7 @@ function draw(edge: Edge, isNarrow: boolean, right: number): void {
 }
 
 /** How far ranks are apart at least and at most, for the words on the lines. */
-const APART = { least: 106, most: 156 };
+const APART = { least: 118, most: 160 };
 
 export function picture(clusters: Cluster[], options: Options): Picture {
   const all = collect(clusters, options);
