@@ -15,15 +15,14 @@ use crate::http_rules as rules;
 use crate::live::Live;
 use crate::metrics::{Counter, Labels};
 use crate::outbound::http::{Done, ResponseBody};
-use crate::outbound::peer::{ConnectError, Peer, Sender};
+use crate::outbound::peer::{ConnectError, H1Sender, H2Sender, Peer};
 use crate::outbound::replay::Replay;
 use crate::outbound::retry::{Attempts, Fate};
 use crate::outbound::telemetry::{Grpc, HttpMetrics, ResponseEnd};
 use crate::route;
 use crate::snapshot::{Inbound, InboundRoute};
 use crate::transport::Conn;
-use crate::wire::Incoming;
-use crate::wire::SendError;
+use crate::wire::{Incoming, SendError, h1_client};
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
 use super::{Accepted, Refusal, drain_of, name_of, server_labels, target_labels};
@@ -432,6 +431,14 @@ enum Kind {
     H1,
     Plain,
     H2,
+}
+
+/// A way to send one request to the application.
+enum Sender {
+    H1(H1Sender),
+    /// Without content and with nothing unusual, on HTTP/1.
+    Plain(h1_client::Client),
+    H2(H2Sender),
 }
 
 /// HTTP/1 fails at once; HTTP/2 waits a little for an application that is just starting.

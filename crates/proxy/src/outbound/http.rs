@@ -27,7 +27,7 @@ use crate::route::{self, Filter, HttpRoute, Matches, PathChange};
 use crate::snapshot::{Breaker, Distribution, EndpointTls, Hint, Outbound, Protocol};
 use crate::transport::Conn;
 use crate::wire::h1_server::{self, Served};
-use crate::wire::{Fault, Incoming, SendError};
+use crate::wire::{Incoming, SendError};
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
 use super::balancer::Patience;
@@ -435,7 +435,6 @@ async fn send(
         let mut sending = Sending::to(worker, &peer, outbound.breaker);
         let answer = async {
             match sender {
-                Sender::Plain(_) => (Err(Fault::Unsent.into()), None),
                 Sender::H2(sender) => (sender.send(&mut sent).await.map_err(SendError::from), None),
                 Sender::H1(mut sender) => {
                     let answer = sender.try_send_request(std::mem::take(&mut sent)).await;

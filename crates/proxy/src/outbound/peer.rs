@@ -86,7 +86,7 @@ impl<S> DerefMut for Held<S> {
     }
 }
 
-type H2Sender = Held<Client>;
+pub(crate) type H2Sender = Held<Client>;
 pub(crate) type H1Sender = Held<http1::SendRequest<RequestBody>>;
 type Connecting = Shared<LocalBoxFuture<'static, Result<H2Sender, ConnectError>>>;
 
@@ -163,8 +163,6 @@ pub(crate) enum Side {
 /// A way to send one request.
 pub(crate) enum Sender {
     H1(H1Sender),
-    /// For one request without content and with nothing unusual, on HTTP/1.
-    Plain(h1_client::Client),
     H2(H2Sender),
 }
 
