@@ -220,7 +220,15 @@ impl Gateway {
             }
             .boxed_local()
         });
-        exchange(worker, &worker.inbound_tasks, Some(&outbound), request, revoked).await
+        exchange(
+            worker,
+            &worker.inbound_tasks,
+            &known.live,
+            Some(&outbound),
+            request,
+            revoked,
+        )
+        .await
     }
 }
 

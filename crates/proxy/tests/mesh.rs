@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 
 use support::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -348,6 +349,23 @@ async fn weights_move_live_traffic_and_dead_backends_are_skipped() {
     for _ in 0..5 {
         assert_eq!(who().await, Some('b'));
     }
+    // Who waits for a backend that is gone follows the weights, long before it would fail.
+    control.change(|world| {
+        world.endpoints.insert("b.ns.svc.cluster.local:80".into(), vec![]);
+    });
+    let followed = loop {
+        let mut asking = pin!(who());
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(300), &mut asking);
+        let Err(_) = waits.await else { continue };
+        control.change(|world| world.profiles.get_mut(WEB).unwrap().dst_overrides = split(10, 0));
+        break tokio::time::timeout(std::time::Duration::from_secs(2), asking).await;
+    };
+    assert_eq!(followed, Ok(Some('a')));
+    control.change(|world| {
+        world
+            .endpoints
+            .insert("b.ns.svc.cluster.local:80".into(), vec![unmeshed(b)]);
+    });
     // Half of the weight is on a backend that is dead: nobody notices.
     control.change(|world| world.profiles.get_mut(WEB).unwrap().dst_overrides = split(10, 10));
     let moved = async { while who().await != Some('a') {} };

@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 use crate::answer::Why;
 use crate::balance;
 use crate::live::Live;
-use crate::snapshot::{Backend, Endpoint, Endpoints};
+use crate::snapshot::{Backend, Endpoint, Endpoints, Outbound};
 use crate::worker::Worker;
 
 use super::peer::{ConnectError, Peer, Side};
@@ -40,6 +40,26 @@ pub(crate) struct Balancer {
 
 /// An only endpoint is tried again this often while somebody wants it.
 const ALONE_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Where a waiting request would go if it came now: it follows when that is no longer here.
+pub(crate) struct Course<'a> {
+    pub(crate) policy: &'a Live<Outbound>,
+    pub(crate) leads_elsewhere: &'a dyn Fn(&Outbound) -> bool,
+}
+
+impl Course<'_> {
+    pub(crate) fn changed(&self) -> bool {
+        self.policy.load().as_deref().is_some_and(self.leads_elsewhere)
+    }
+
+    async fn changes(&self) {
+        let mut news = self.policy.changes();
+        while !self.changed() {
+            // The sender lives as long as the policy.
+            let _ = news.changed().await;
+        }
+    }
+}
 
 /// What to do when nobody is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,12 +193,14 @@ impl Balancer {
 
     /// Picks endpoints and connects until one works. What fails is left alone for a while.
     ///
-    /// At most `queue` requests wait at a time. `fails_at_once`: with every endpoint refusing, say so instead of waiting for fail-fast.
+    /// At most `queue` requests wait at a time, and fail fast when their `course` leads elsewhere. `fails_at_once`: with
+    /// every endpoint refusing, say so instead of waiting for fail-fast.
     pub(crate) async fn acquire<T, C, Fut>(
         &self,
         worker: &Worker,
         patience: Patience,
         queue: usize,
+        course: Option<&Course<'_>>,
         fails_at_once: impl Fn(&Peer) -> bool,
         connect: C,
     ) -> Result<(Rc<Peer>, T), Why>
@@ -238,18 +260,21 @@ impl Balancer {
                 self.failing.set(true);
                 return Err(Why::FailFast);
             }
+            if course.is_some_and(Course::changed) {
+                return Err(Why::FailFast);
+            }
             if self.waiting.get() >= queue {
                 return Err(Why::Overloaded);
             }
             let waiting = Waiting::new(&self.waiting);
-            self.something_new(now, deadline).await;
+            self.something_new(now, deadline, course).await;
             drop(waiting);
             tried.clear();
         }
     }
 
-    /// Until endpoints change, one may be tried again, or the deadline.
-    async fn something_new(&self, now: Instant, deadline: Instant) {
+    /// Until endpoints change, one may be tried again, the course leads elsewhere, or the deadline.
+    async fn something_new(&self, now: Instant, deadline: Instant, course: Option<&Course<'_>>) {
         let retry = self
             .peers
             .borrow()
@@ -272,9 +297,16 @@ impl Balancer {
                         let _ = changes.changed().await;
                     }
                 };
+                let led_elsewhere = async {
+                    match course {
+                        Some(course) => course.changes().await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     () = timer => {}
                     () = changed => {}
+                    () = led_elsewhere => {}
                 }
             }
         }

@@ -22,6 +22,7 @@ use crate::body::{Body, First, grpc_status};
 use crate::http_rules as rules;
 use crate::late::Late;
 use crate::limits::BODY_MAX;
+use crate::live::Live;
 use crate::metrics::Labels;
 use crate::route::{self, Filter, HttpRoute, Matches, PathChange};
 use crate::snapshot::{Breaker, Distribution, EndpointTls, Hint, Outbound, Protocol};
@@ -30,13 +31,16 @@ use crate::wire::h1_server::{self, Served};
 use crate::wire::{Incoming, SendError};
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
 
-use super::balancer::Patience;
+use super::balancer::{Course, Patience};
 use super::circuit::{Attempt, Outcome};
 use super::peer::{Busy, H1Sender, Peer, Sender};
 use super::replay::{Replay, RequestBody};
 use super::retry::{Attempts, Fate, Retries};
 use super::telemetry::{End, Finish, Grpc, HttpMetrics, ResponseEnd};
 use super::{Chosen, KnownTarget};
+
+/// How often a request that nobody takes is led elsewhere; each time it may wait until fail-fast.
+const FOLLOWED_MAX: u32 = 2;
 
 pub(crate) type ResponseBody = Body<ResponseEnd<Done>>;
 
@@ -102,7 +106,16 @@ pub(crate) async fn serve(
                 return Ok(reached(version, Some("outbound")));
             }
             let outbound = current(known, last);
-            match exchange(worker, &worker.outbound_tasks, outbound.as_deref(), request, None).await {
+            match exchange(
+                worker,
+                &worker.outbound_tasks,
+                &known.live,
+                outbound.as_deref(),
+                request,
+                None,
+            )
+            .await
+            {
                 Ok(response) => {
                     known
                         .carried
@@ -163,10 +176,12 @@ pub(crate) fn count(worker: &Worker, why: &Why) {
 
 /// Sends one request along its route and returns the answer, or says why there is none.
 ///
+/// `outbound` is what `policy` says, or said when the connection was still HTTP's.
 /// What it turns into by an upgrade belongs to `tasks` and lasts until `revoked`.
 pub(crate) async fn exchange(
     worker: &Rc<Worker>,
     tasks: &TaskTracker,
+    policy: &Live<Outbound>,
     outbound: Option<&Outbound>,
     mut request: Request<Incoming>,
     revoked: Option<LocalBoxFuture<'static, ()>>,
@@ -176,14 +191,7 @@ pub(crate) async fn exchange(
     let most = config.outbound.in_flight_max.div_ceil(config.workers);
     let _entered = worker.outbound.in_flight.enter(most)?;
     let outbound = outbound.ok_or(Why::Internal("unexpected error"))?;
-    let routes = match &outbound.protocol {
-        Protocol::Detect { http1, http2, .. } => match request.version() {
-            Version::HTTP_2 => http2,
-            _ => http1,
-        },
-        Protocol::Http1(http) | Protocol::Http2(http) => http,
-        Protocol::Opaque(_) | Protocol::Refused => return Err(Why::Internal("unexpected error")),
-    };
+    let routes = routes_of(outbound, request.version()).ok_or(Why::Internal("unexpected error"))?;
     let upgrade = rules::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     if upgrade.is_none() {
         rules::strip_hop_by_hop(request.headers_mut());
@@ -216,8 +224,11 @@ pub(crate) async fn exchange(
     // Pinned here, it is moved once; awaited in two places, it would have a place in each.
     let mut sending = pin!(send(
         worker,
-        outbound,
-        route,
+        Way {
+            policy,
+            outbound,
+            route,
+        },
         retries,
         request,
         upgrade.is_some(),
@@ -256,6 +267,26 @@ pub(crate) async fn exchange(
         }
     }
     Ok(response)
+}
+
+fn routes_of(outbound: &Outbound, version: Version) -> Option<&[HttpRoute]> {
+    match &outbound.protocol {
+        Protocol::Detect { http1, http2, .. } => Some(match version {
+            Version::HTTP_2 => http2,
+            _ => http1,
+        }),
+        Protocol::Http1(http) | Protocol::Http2(http) => Some(http),
+        Protocol::Opaque(_) | Protocol::Refused => None,
+    }
+}
+
+/// The rule of the same resource, if that has only one.
+fn same_rule<'a>(outbound: &'a Outbound, version: Version, route: &HttpRoute) -> Option<&'a HttpRoute> {
+    let mut same = routes_of(outbound, version)?
+        .iter()
+        .filter(|other| other.source == route.source);
+    let only = same.next()?;
+    same.next().is_none().then_some(only)
 }
 
 fn apply<B>(filter: &Filter, matches: &Matches, request: &mut Request<B>) -> Result<(), Why> {
@@ -355,15 +386,26 @@ async fn peek(response: &mut Response<Incoming>) -> (First, Option<u32>) {
     (first, code)
 }
 
+/// What a request goes by: the rule that takes it, where that is from, and what is said by now.
+struct Way<'a> {
+    policy: &'a Live<Outbound>,
+    outbound: &'a Outbound,
+    route: &'a HttpRoute,
+}
+
 async fn send(
     worker: &Rc<Worker>,
-    outbound: &Outbound,
-    route: &HttpRoute,
+    way: Way<'_>,
     mut retries: Retries<'_>,
     mut request: Replay,
     upgrade: bool,
     required: Option<&HeaderValue>,
 ) -> Result<Response<ResponseBody>, Why> {
+    let Way {
+        policy,
+        outbound,
+        route,
+    } = way;
     let config = &worker.shared.config.outbound;
     let failfast = config.http_failfast;
     let version = request.version();
@@ -374,11 +416,16 @@ async fn send(
     };
     let mut attempts = Attempts::new(backends, retries.limit());
     let mut fresh = false;
+    let (mut later, mut followed): (Option<Arc<Outbound>>, _) = (None, 0);
     loop {
         let last = attempts.begin();
+        let rule = later
+            .as_deref()
+            .and_then(|later| same_rule(later, version, route))
+            .unwrap_or(route);
         let chosen = worker
             .outbound
-            .choose(worker, &route.backends, outbound.authority.as_ref(), failfast)
+            .choose(worker, &rule.backends, outbound.authority.as_ref(), failfast)
             .await?;
         let Chosen {
             balancer,
@@ -388,10 +435,17 @@ async fn send(
         let patience = if last { Patience::Wait(failfast) } else { patience };
         let by_h2 = |peer: &Peer| !upgrade && (version == Version::HTTP_2 || carried(peer));
         let kept_for = host.as_ref().filter(|_| !fresh);
+        let leads_elsewhere =
+            |now: &Outbound| same_rule(now, version, route).is_some_and(|now| now.backends != rule.backends);
+        let course = Course {
+            policy,
+            leads_elsewhere: &leads_elsewhere,
+        };
         let acquired = balancer.acquire(
             worker,
             patience,
             config.http_queue,
+            Some(&course),
             |peer| !by_h2(peer),
             |peer| async move {
                 if by_h2(&peer) {
@@ -404,6 +458,12 @@ async fn send(
         let (peer, sender) = match acquired.await {
             Ok(acquired) => acquired,
             Err(_) if !last && patience == Patience::None => continue,
+            // Nobody is here, and what comes now goes elsewhere: so does this.
+            Err(Why::FailFast) if followed < FOLLOWED_MAX && course.changed() => {
+                followed += 1;
+                later = policy.get();
+                continue;
+            }
             Err(Why::FailFast) if !last => {
                 let pause = retries.again(&request).ok_or(Why::FailFast)?;
                 tokio::time::sleep(pause).await;

@@ -72,6 +72,7 @@ async fn connect(worker: &Rc<Worker>, outbound: &Outbound) -> Result<(Conn, Busy
             worker,
             patience,
             worker.shared.config.outbound.tcp_queue,
+            None,
             |_| false,
             |peer| async move { peer.dial(worker, Session::Opaque).await },
         );
