@@ -142,7 +142,10 @@ async fn a_watch_with_a_steady_flow_of_events_ends_as_well() {
     let writer = tokio::spawn({
         let client = remote.admin.clone();
         async move {
+            // Steady, not a flood, which would leave a busy machine no time for anything else.
+            let mut pace = tokio::time::interval(Duration::from_millis(1));
             loop {
+                pace.tick().await;
                 create::<ConfigMap>(&client, json!({ "metadata": { "generateName": "m-" } })).await;
             }
         }
