@@ -19,3 +19,4 @@ pub mod node;
 pub mod schema;
 pub mod store;
 mod streams;
+mod tls_listener;

@@ -10,8 +10,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+
+use crate::tls_listener;
 
 use super::Cluster;
 use super::body::{self, Body, Response};
@@ -20,45 +20,19 @@ use super::identity::Identity;
 use super::pki;
 use super::tokens::Bearer;
 
-/// More connections than this at once are not accepted; the backlog holds them.
 const CONNECTION_COUNT_MAX: usize = 4096;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// Serves TLS until dropped; dropping it closes every connection.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
-        let mut connections = JoinSet::new();
-        loop {
-            while connections.try_join_next().is_some() {}
-            if connections.len() >= CONNECTION_COUNT_MAX {
-                connections.join_next().await;
-                continue;
-            }
-            match listener.accept().await {
-                Ok((stream, _)) if !self.is_refusing() => {
-                    connections.spawn(self.clone().connection(stream));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    // Out of file descriptors, most likely: others must close first.
-                    tracing::warn!(%error, "accepting a connection failed");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
+        let begin = |stream| (!self.is_refusing()).then(|| self.clone().connection(stream));
+        match tls_listener::accept(&listener, CONNECTION_COUNT_MAX, begin).await {}
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream) {
         let mut epoch = self.epoch.subscribe();
-        let _ = stream.set_nodelay(true);
-        let handshake = TlsAcceptor::from(self.pki.server.clone()).accept(stream);
-        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "TLS handshake failed");
-                return;
-            }
-            Err(_) => return,
+        let Some(stream) = tls_listener::handshake(stream, self.pki.server.clone()).await else {
+            return;
         };
         // The certificate was verified against the cluster's authority during the handshake.
         let certificate = stream

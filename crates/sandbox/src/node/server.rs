@@ -17,8 +17,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::body::{self, Response};
@@ -27,49 +25,25 @@ use crate::api::request::Query;
 use crate::api::{pki, streams as api_streams};
 use crate::kubelet::{ContainerRef, ExecOptions, Kubelet};
 use crate::streams::{self, Forward, Wanted, Wire};
+use crate::tls_listener;
 
 /// The user that a kube-apiserver's certificate for kubelets names by custom.
 pub(crate) const CALLER: &str = "kube-apiserver-kubelet-client";
 /// Where kubelets listen by custom.
 pub(crate) const PORT: u16 = 10250;
 
-/// More connections than this at once are not accepted; the backlog holds them.
 const CONNECTION_COUNT_MAX: usize = 1024;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until dropped; dropping it closes every connection. `tls` verifies client certificates where there are any.
 pub(crate) async fn serve(kubelet: Arc<dyn Kubelet>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) {
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        if connections.len() >= CONNECTION_COUNT_MAX {
-            connections.join_next().await;
-            continue;
-        }
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                connections.spawn(connection(kubelet.clone(), stream, tls.clone()));
-            }
-            Err(error) => {
-                // Out of file descriptors, most likely: others must close first.
-                tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+    let begin = |stream| Some(connection(kubelet.clone(), stream, tls.clone()));
+    match tls_listener::accept(&listener, CONNECTION_COUNT_MAX, begin).await {}
 }
 
 async fn connection(kubelet: Arc<dyn Kubelet>, stream: TcpStream, tls: Arc<rustls::ServerConfig>) {
-    let _ = stream.set_nodelay(true);
-    let handshake = TlsAcceptor::from(tls).accept(stream);
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "TLS handshake failed");
-            return;
-        }
-        Err(_) => return,
+    let Some(stream) = tls_listener::handshake(stream, tls).await else {
+        return;
     };
     let chain = stream.get_ref().1.peer_certificates();
     let caller = chain.and_then(|chain| chain.first()).and_then(pki::identity);
