@@ -71,11 +71,7 @@ impl Clusters {
     pub(crate) fn get(&self, cluster: &str, line: &str) -> Result<Value, String> {
         let mut all = vec!["get", "-o", "json"];
         all.extend(words(line));
-        let said = self.try_kubectl(cluster, &all, "");
-        if !said.succeeded() {
-            return Err(said.err);
-        }
-        serde_json::from_str(&said.out).map_err(|error| format!("{error} in {}", said.out))
+        self.try_kubectl(cluster, &all, "").json()
     }
 
     pub(crate) fn apply(&self, cluster: &str, manifest: &str) {

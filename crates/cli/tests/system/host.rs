@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 pub(crate) const HAWSER: &str = env!("CARGO_BIN_EXE_hawser");
 /// How often a condition is looked at. Each look costs a process or more, so oftener would only slow down what is
 /// waited for.
@@ -16,7 +18,7 @@ pub(crate) fn cannot_run() -> Option<String> {
     let mut doctor = Command::new(HAWSER);
     doctor.args(["sandbox", "doctor", "-o", "json"]);
     let said = run(doctor, "", Duration::from_secs(20));
-    let findings: serde_json::Value = match serde_json::from_str(&said.out) {
+    let findings: Value = match serde_json::from_str(&said.out) {
         Ok(findings) => findings,
         Err(error) => panic!("`hawser sandbox doctor -o json` printed {:?}: {error}", said.out),
     };
@@ -51,6 +53,14 @@ impl Said {
 
     pub(crate) fn succeeded(&self) -> bool {
         self.code() == Some(0)
+    }
+
+    /// What a successful program printed as JSON, or why there is nothing.
+    pub(crate) fn json(self) -> Result<Value, String> {
+        if !self.succeeded() {
+            return Err(self.err);
+        }
+        serde_json::from_str(&self.out).map_err(|error| format!("{error} in {}", self.out))
     }
 }
 
