@@ -315,6 +315,10 @@ impl<'a> Rollout<'a> {
     }
 
     fn plan_status(&self, plan: &mut Plan, revision: i64) {
+        // A generation was observed when its ReplicaSet is there: whoever reads the one finds the revision too.
+        if self.new.is_none() && self.spec.paused != Some(true) {
+            return;
+        }
         let current = json!(self.deployment.metadata.annotations);
         let number = revision.to_string();
         if self.new.is_some() && current[REVISION] != number.as_str() {

@@ -285,6 +285,22 @@ fn a_deployment_becomes_available_by_way_of_a_replica_set_and_pods() {
 }
 
 #[test]
+fn a_generation_is_observed_only_when_its_revision_is_written() {
+    let mut story = Story::new();
+    story.node("west", json!({})).put(deployment(0, "v1"));
+    for _ in 0..6 {
+        story.step();
+        let seen = story.get("Deployment", "default/web");
+        let revision = &seen["metadata"]["annotations"]["deployment.kubernetes.io/revision"];
+        assert!(
+            seen["status"]["observedGeneration"].is_null() || revision == "1",
+            "{seen}"
+        );
+    }
+    assert_eq!(story.plan(), [""; 0]);
+}
+
+#[test]
 fn a_rolling_update_never_has_fewer_available_or_more_pods_than_allowed() {
     let mut story = Story::new();
     story
