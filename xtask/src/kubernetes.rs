@@ -5,14 +5,14 @@
 //! it is now is not built again. A machine that has the programs names their directory in `KUBEBUILDER_ASSETS`.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-pub(crate) const USAGE: &str = "kubernetes build | kubernetes path | kubernetes conformance [--record]";
+pub(crate) const USAGE: &str = "kubernetes build | kubernetes conformance [--record]";
 
 /// Each program and the package that it is built from.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -30,8 +30,10 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(15);
 pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match *arguments {
-        ["build"] => programs(workspace).map(drop),
-        ["path"] => say(&programs(workspace)?.display().to_string()),
+        ["build"] => {
+            let programs = programs(workspace)?;
+            writeln!(std::io::stdout(), "{}", programs.display()).context("printing")
+        }
         ["conformance"] => conformance(workspace, false),
         ["conformance", "--record"] => conformance(workspace, true),
         _ => bail!("usage: cargo xtask {USAGE}"),
@@ -56,43 +58,16 @@ fn programs(workspace: &Path) -> Result<PathBuf> {
 /// Asks a cluster of Kubernetes and the sandbox the same, and compares; or records what Kubernetes answers.
 fn conformance(workspace: &Path, record: bool) -> Result<()> {
     let programs = programs(workspace)?;
-    let state = tempfile::tempdir()?;
-    let sandbox = |words: &[&str]| -> Result<()> {
-        let mut hawser = cargo(
-            workspace,
-            &[
-                "run",
-                "--quiet",
-                "-p",
-                "hawser-cli",
-                "--",
-                "sandbox",
-                "--state-dir",
-            ],
-        );
-        hawser.arg(state.path()).args(words).env(ASSETS, &programs);
-        ensure!(hawser.status()?.success(), "hawser sandbox {words:?} failed");
-        Ok(())
-    };
-    sandbox(&["up", "twin", "--api", "kubernetes"])?;
-    let mut test = cargo(
-        workspace,
-        &["test", "-p", "hawser-sandbox", "--test", "conformance"],
-    );
-    test.env("HAWSER_TEST_KUBECONFIG", state.path().join("kubeconfig"));
-    if record {
-        test.env("HAWSER_RECORD", "1");
-    }
-    let compared = test.status();
-    sandbox(&["down"])?;
-    ensure!(compared?.success(), "the sandbox and Kubernetes differ");
-    Ok(())
-}
-
-fn cargo(workspace: &Path, words: &[&str]) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace).args(words);
     cargo
+        .current_dir(workspace)
+        .args(["test", "-p", "hawser-sandbox", "--test", "conformance"])
+        .env(ASSETS, programs);
+    if record {
+        cargo.env("HAWSER_RECORD", "1");
+    }
+    ensure!(cargo.status()?.success(), "the sandbox and Kubernetes differ");
+    Ok(())
 }
 
 /// The version of Kubernetes that the module requires.
@@ -117,7 +92,7 @@ fn build(module: &Path, version: &str, tools: &Path) -> Result<PathBuf> {
     let stamp = dir.join("built-from");
     let complete = PROGRAMS.iter().all(|(name, _)| dir.join(name).is_file());
     if complete && fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
-        say(&format!("Kubernetes {version} is in {}", dir.display()))?;
+        say(&format!("Kubernetes {version} is built already"))?;
     } else {
         let began = Instant::now();
         for (name, package) in PROGRAMS {
@@ -125,10 +100,7 @@ fn build(module: &Path, version: &str, tools: &Path) -> Result<PathBuf> {
         }
         fs::write(&stamp, wanted)?;
         let seconds = began.elapsed().as_secs();
-        say(&format!(
-            "Kubernetes {version} is built, in {seconds} s: {}",
-            dir.display()
-        ))?;
+        say(&format!("Kubernetes {version} is built, in {seconds} s"))?;
     }
     let current = tools.join("current");
     if fs::read_link(&current).ok().as_deref() != Some(Path::new(version)) {
@@ -192,8 +164,7 @@ fn go_build(module: &Path, version: &str, name: &str, package: &str, dir: &Path)
 }
 
 fn say(line: &str) -> Result<()> {
-    use std::io::Write as _;
-    writeln!(std::io::stdout(), "{line}").context("printing")
+    writeln!(std::io::stderr(), "{line}").context("printing")
 }
 
 #[cfg(test)]

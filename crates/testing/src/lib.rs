@@ -1,9 +1,10 @@
 //! Tests that need more than Rust: where the machine lacks it they are ignored, with the reason, and never passed.
 //!
-//! A test program without libtest's harness calls [`in_namespaces`], [`with_program`] or [`unless`] with its tests.
-//! Knows nothing of what is tested.
+//! A test program without libtest's harness calls [`in_namespaces`], [`with_program`] or [`unless`] with its tests, or
+//! makes trials of its own from [`inside`], [`namespaced`] and [`ignored`]. Knows nothing of what is tested.
 
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -17,17 +18,46 @@ pub type Test = (&'static str, fn());
 /// and process namespaces whose loopback interface is up.
 #[must_use]
 pub fn in_namespaces(tests: &[Test]) -> ExitCode {
-    if let Some(wanted) = std::env::var_os(INSIDE) {
-        let Some((_, body)) = tests.iter().find(|(name, _)| *name == wanted) else {
-            return ExitCode::FAILURE;
-        };
-        body();
-        return ExitCode::SUCCESS;
+    if let Some(ended) = inside(tests) {
+        return ended;
     }
-    let trials = tests
-        .iter()
-        .map(|&(name, _)| Trial::test(name, move || started_again(name)));
-    run(trials.collect(), impossible())
+    let trials = tests.iter().map(|&(name, _)| namespaced(name));
+    run(trials.collect(), no_namespaces())
+}
+
+/// If this process is one that [`namespaced`] started: runs the test that it was started for.
+#[must_use]
+pub fn inside(tests: &[Test]) -> Option<ExitCode> {
+    let wanted = std::env::var_os(INSIDE)?;
+    let Some((_, body)) = tests.iter().find(|(name, _)| *name == wanted) else {
+        return Some(ExitCode::FAILURE);
+    };
+    body();
+    Some(ExitCode::SUCCESS)
+}
+
+/// A test that is this program started again in namespaces; there [`inside`] runs it.
+#[must_use]
+pub fn namespaced(name: &'static str) -> Trial {
+    Trial::test(name, move || started_again(name))
+}
+
+/// A test that can't run, and why.
+#[must_use]
+pub fn ignored(trial: Trial, why: &str) -> Trial {
+    trial.with_kind(why).with_ignored_flag(true)
+}
+
+/// The directory of a control plane's programs: the one that the environment names, or where `cargo xtask kubernetes
+/// build` puts them; or why there is none.
+pub fn control_plane() -> Result<PathBuf, String> {
+    let named = std::env::var_os("KUBEBUILDER_ASSETS").filter(|assets| !assets.is_empty());
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/kubernetes/current");
+    let dir = named.map_or_else(built, PathBuf::from);
+    match dir.canonicalize() {
+        Ok(dir) if dir.join("kube-scheduler").is_file() => Ok(dir),
+        _ => Err("no control plane of Kubernetes here; try: cargo xtask kubernetes build".to_owned()),
+    }
 }
 
 /// Tests that need a program in the path. In CI it must be there.
@@ -54,8 +84,7 @@ pub fn unless(missing: Option<String>, tests: &[Test]) -> ExitCode {
 /// Runs those that the arguments of this process choose.
 fn run(mut trials: Vec<Trial>, missing: Option<String>) -> ExitCode {
     if let Some(why) = missing {
-        let ignored = |trial: Trial| trial.with_kind(&why).with_ignored_flag(true);
-        trials = trials.into_iter().map(ignored).collect();
+        trials = trials.into_iter().map(|trial| ignored(trial, &why)).collect();
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -72,8 +101,9 @@ fn started_again(name: &str) -> Result<(), Failed> {
     Err(format!("{}\n{out}{err}", output.status).into())
 }
 
-/// Why no test can run here, if so.
-fn impossible() -> Option<String> {
+/// Why no namespaces can be made here, if so.
+#[must_use]
+pub fn no_namespaces() -> Option<String> {
     let output = match unshare(OsStr::new("true")).output() {
         Ok(output) => output,
         Err(error) => return Some(format!("no unshare here: {error}")),

@@ -57,7 +57,7 @@ fn certificates(error: impl std::error::Error + Send + Sync + 'static) -> Contro
 }
 
 /// One cluster's control plane. Its programs end with the tasks it was given.
-pub(super) struct ControlPlane {
+pub struct ControlPlane {
     name: String,
     pki: pki::Pki,
     client: Client,
@@ -74,7 +74,7 @@ struct Program {
 
 impl ControlPlane {
     /// Starts the programs in the node's namespace; they become ready on their own.
-    pub(super) async fn start(
+    pub async fn start(
         addresses: &ClusterAddresses,
         node: &NetNs,
         binaries: &Path,
@@ -114,7 +114,7 @@ impl ControlPlane {
     }
 
     /// An administrator's.
-    pub(super) fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         self.client.clone()
     }
 
@@ -140,7 +140,7 @@ impl ControlPlane {
 }
 
 /// Waits until the API server is ready.
-pub(super) async fn ready(client: &Client) {
+pub async fn ready(client: &Client) {
     loop {
         let request = http::Request::get("/readyz").body(Vec::new());
         if let Ok(request) = request

@@ -1,45 +1,49 @@
 //! The sandbox and Kubernetes, asked the same questions.
 //!
-//! `record.txt` holds what Kubernetes answered. On every machine the sandbox's answers are compared with it; where
-//! `HAWSER_TEST_KUBECONFIG` names a cluster of Kubernetes, so are that cluster's. With `HAWSER_RECORD=1` the record, or
-//! the table in `docs/sandbox-conformance.md`, is written instead. `cargo xtask kubernetes conformance` does it all.
+//! `record.txt` holds what Kubernetes answered. On every machine the sandbox's answers are compared with it; where there
+//! is a control plane of Kubernetes, so are that one's, started anew. With `HAWSER_RECORD=1` the record, or the table in
+//! `docs/sandbox-conformance.md`, is written instead. `cargo xtask kubernetes conformance` does it all.
 
 mod cases;
 mod script;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use hawser_sandbox::api::{Cluster, ClusterOptions, Identity};
 use hawser_sandbox::controllers;
-use hawser_sandbox::network::{Layout, NodePorts, plan_addresses};
+use hawser_sandbox::kubelet::ClusterAddresses;
+use hawser_sandbox::launcher::kubernetes::{ControlPlane, ready};
+use hawser_sandbox::network::{Layout, NetNs, NodePorts, plan_addresses};
 use kube::Client;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use libtest_mimic::{Arguments, Trial};
+use nix::mount::MsFlags;
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::script::Case;
 
-const REAL: &str = "HAWSER_TEST_KUBECONFIG";
+const REAL: &str = "kubernetes_answers_as_it_was_recorded_to";
 const RECORD: &str = "HAWSER_RECORD";
+/// Until a control plane of Kubernetes is ready, on a machine with other things to do.
+const READY_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Transcript, or why there is none, by claim.
 type Answers = BTreeMap<&'static str, Result<String, String>>;
 
 fn main() -> ExitCode {
-    let kubeconfig = std::env::var_os(REAL).map(PathBuf::from);
-    let is_real = kubeconfig.is_some();
-    let mut real = Trial::test("kubernetes_answers_as_it_was_recorded_to", move || {
-        let path = kubeconfig.clone().unwrap_or_default();
-        finish(runtime().block_on(async { compare_real(&path).await }))
-    });
-    if !is_real {
-        real = real
-            .with_kind(format!("{REAL} names no cluster of Kubernetes"))
-            .with_ignored_flag(true);
+    if let Some(ended) = hawser_testing::inside(&[(REAL, kubernetes_answers_as_it_was_recorded_to)]) {
+        return ended;
+    }
+    let mut real = hawser_testing::namespaced(REAL);
+    let missing = hawser_testing::control_plane().err();
+    if let Some(why) = missing.or_else(hawser_testing::no_namespaces) {
+        real = hawser_testing::ignored(real, &why);
     }
     let sandbox = Trial::test("the_sandbox_answers_as_kubernetes_does", || {
         finish(runtime().block_on(compare_sandbox()))
@@ -48,6 +52,44 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     libtest_mimic::run(&arguments, vec![real, sandbox]).exit_code()
+}
+
+/// Runs as root of new namespaces, which end what was started.
+fn kubernetes_answers_as_it_was_recorded_to() {
+    let complaints = runtime().block_on(async {
+        let private = tempfile::tempdir().expect("a writable directory");
+        // In memory, as a sandbox's is: etcd waits for disks.
+        let memory = Some("tmpfs");
+        nix::mount::mount(memory, private.path(), memory, MsFlags::empty(), None::<&str>)
+            .expect("we are root");
+        let mut addresses = addresses();
+        addresses.api.set_ip(Ipv4Addr::LOCALHOST.into());
+        let programs = hawser_testing::control_plane().expect("it was there");
+        let (node, logs) = (
+            NetNs::current().expect("we have one"),
+            private.path().join("logs"),
+        );
+        let mut tasks = JoinSet::new();
+        let plane = ControlPlane::start(&addresses, &node, &programs, private.path(), &logs, &mut tasks);
+        let client = plane.await.expect("a control plane").client();
+        if tokio::time::timeout(READY_DEADLINE, ready(&client))
+            .await
+            .is_err()
+        {
+            let log = std::fs::read_to_string(logs.join("kube-apiserver.log"));
+            panic!(
+                "not ready within {READY_DEADLINE:?}:\n{}",
+                log.unwrap_or_default()
+            );
+        }
+        compare_real(client).await
+    });
+    assert!(complaints.is_empty(), "{complaints}");
+}
+
+fn addresses() -> ClusterAddresses {
+    let plan = plan_addresses(&["twin".to_owned()], Layout::Apart, NodePorts::Inside);
+    plan.expect("one cluster fits").remove(0)
 }
 
 fn finish(complaints: String) -> Result<(), libtest_mimic::Failed> {
@@ -78,10 +120,7 @@ const RECORD_PATH: &str = "tests/conformance/record.txt";
 const LIMITS_PATH: &str = "tests/conformance/limits.txt";
 const TABLE_PATH: &str = "../../docs/sandbox-conformance.md";
 
-async fn compare_real(kubeconfig: &Path) -> String {
-    let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-    let client = Client::try_from(config.expect("a configuration")).expect("a client");
+async fn compare_real(client: Client) -> String {
     let version = client.apiserver_version().await.expect("a version").git_version;
     let cases = cases::cases();
     let answers = ask(&client, &cases).await;
@@ -178,8 +217,7 @@ async fn compare_sandbox() -> String {
 
 /// A cluster in this process: its API server and controllers, no node.
 fn sandbox(stop: CancellationToken) -> Client {
-    let plan = plan_addresses(&["twin".to_owned()], Layout::Apart, NodePorts::Inside);
-    let addresses = plan.expect("one cluster fits").remove(0);
+    let addresses = addresses();
     let cluster = Cluster::new(ClusterOptions {
         services: Some(addresses.services),
         ..ClusterOptions::default()
