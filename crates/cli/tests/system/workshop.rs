@@ -4,6 +4,7 @@
 //! their output, where `[..]` stands for any text in a line and `...` for any lines. A block after the comment
 //! `<!-- until -->` is repeated until it comes true, as a person would. Knows nothing of what the document is about.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -28,6 +29,12 @@ pub(crate) const TESTS: &[Test] = &[
         the_workshop_goes_as_its_guide_says,
     ),
     alone(
+        "the_workshop_goes_the_same_way_on_control_planes_of_kubernetes",
+        &["bash", "kubectl", "curl"],
+        the_workshop_goes_the_same_way_on_control_planes_of_kubernetes,
+    )
+    .unless(crate::kubernetes::missing),
+    alone(
         "one_root_for_all_clusters_goes_as_its_guide_says",
         &["bash", "kubectl", "curl", "python3"],
         one_root_for_all_clusters_goes_as_its_guide_says,
@@ -48,6 +55,15 @@ fn the_workshop_goes_as_its_guide_says() {
     play("workshop.md");
 }
 
+fn the_workshop_goes_the_same_way_on_control_planes_of_kubernetes() {
+    let programs = hawser_testing::control_plane().expect("it is there");
+    let mut shell = Shell::start(&[
+        ("HAWSER_SANDBOX_API", OsStr::new("kubernetes")),
+        ("KUBEBUILDER_ASSETS", programs.as_os_str()),
+    ]);
+    play_in(&mut shell, "workshop.md");
+}
+
 fn one_root_for_all_clusters_goes_as_its_guide_says() {
     play("one-root.md");
 }
@@ -61,11 +77,14 @@ fn certificates_are_made_and_roots_replaced_as_the_guide_says() {
 }
 
 fn play(guide: &str) {
+    play_in(&mut Shell::start(&[]), guide);
+}
+
+fn play_in(shell: &mut Shell, guide: &str) {
     let path = Path::new(ROOT).join("docs").join(guide);
     let guide = std::fs::read_to_string(path).expect("the guide is there");
     let steps = steps(&guide);
     assert!(!steps.is_empty(), "the guide has steps");
-    let mut shell = Shell::start();
     for step in &steps {
         let began = Instant::now();
         loop {
@@ -171,7 +190,7 @@ struct Shell {
 }
 
 impl Shell {
-    fn start() -> Self {
+    fn start(environment: &[(&str, &OsStr)]) -> Self {
         let dir = host::state_dir();
         let bin = dir.path().join("bin");
         let state = dir.path().join("sandbox");
@@ -189,6 +208,7 @@ impl Shell {
             .env("TMPDIR", dir.path())
             .env("HAWSER_SANDBOX_DIR", &state)
             .env_remove("KUBECONFIG")
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
