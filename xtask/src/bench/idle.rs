@@ -22,8 +22,8 @@ pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
         stage.wait_ready(Side::Inbound)?;
         std::thread::sleep(SETTLE);
         let (resident, peak) = proxy.memory()?;
-        now.push(resident as f64 / 1024.0);
-        most.push(peak as f64 / 1024.0);
+        now.push(resident / 1024.0);
+        most.push(peak / 1024.0);
     }
     let (now, most) = (spread(now), spread(most));
     let size = std::fs::metadata(&inside.programs.proxy)?.len() as f64 / f64::from(1 << 20);

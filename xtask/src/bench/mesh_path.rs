@@ -1,7 +1,7 @@
-//! `mesh-path`: requests from one pod to another, through what stands in both pods' way.
+//! `mesh-path`: from one pod to another, through what stands in both pods' way.
 //!
 //! Every way gets the same client, wire, redirects and origin. Rounds are interleaved, so that what disturbs the
-//! machine disturbs all ways; ratios are of one round and only then summed up.
+//! machine disturbs all ways; ratios are of one round and only then summed up. What passes is in [`super::loads`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,148 +10,172 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::figures::{Spread, table};
+use super::loads::{Kind, Load};
 use super::namespaces::Inside;
-use super::pods::{Stage, Way, find};
+use super::pods::{Figures, Stage, Way, find};
 use super::process::Process;
 use super::{Options, say};
 
-const CONNECTIONS: [usize; 2] = [64, 1];
 const WARM_UP: Duration = Duration::from_millis(500);
+/// After the last connection was opened, so that what opening needed can be given back.
+const SETTLE: Duration = Duration::from_secs(2);
 
-/// One measurement, by name so that the report and the JSON have the same.
-type Figures = BTreeMap<&'static str, f64>;
-
-/// Name, title, decimals.
-const COLUMNS: [(&str, &str, usize); 8] = [
-    ("rate", "requests/s", 0),
+/// Name, title, decimals; `{}` is the load's unit. Those that a load doesn't have are left out.
+const COLUMNS: [(&str, &str, usize); 11] = [
+    ("rate", "{}/s", 0),
     ("p50", "p50 µs", 0),
     ("p99", "p99 µs", 0),
-    ("cpu", "CPU µs/request, both", 1),
+    ("cpu", "CPU µs/{}, both", 1),
     ("cpu_outbound", "outbound", 1),
     ("cpu_inbound", "inbound", 1),
     ("memory_idle", "RSS idle MiB, both", 1),
     ("memory_peak", "peak", 1),
+    ("memory_each", "KiB/connection, both", 1),
+    ("memory_each_outbound", "outbound", 1),
+    ("memory_each_inbound", "inbound", 1),
 ];
+
+/// Of ours by the other's.
+const RATIOS: [(&str, &str); 5] = [
+    ("cpu", "CPU/{}"),
+    ("rate", "{}/s"),
+    ("p50", "p50"),
+    ("p99", "p99"),
+    ("memory_each", "KiB/connection"),
+];
+
+type Rounds = BTreeMap<(&'static str, &'static str), Vec<Figures>>;
 
 pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
     let stage = Stage::set(inside)?;
-    let mut ways = Vec::new();
-    for way in Way::ALL {
-        match way.needs().filter(|program| find(program).is_none()) {
-            Some(program) => say(&format!(
-                "{}: not measured, {program} is not installed",
-                way.name()
-            )),
-            None => ways.push(way),
-        }
+    let mut missing: Vec<_> = Way::ALL.iter().filter_map(|way| way.needs()).collect();
+    missing.retain(|program| find(program).is_none());
+    missing.dedup();
+    for program in &missing {
+        say(&format!("not measured: {program} is not installed"));
     }
-    let mut all: BTreeMap<(usize, &str), Vec<Figures>> = BTreeMap::new();
+    let mut all = Rounds::new();
     for round in 0..options.rounds {
-        // Each round begins with another way: nobody always follows the same neighbour.
-        ways.rotate_left(1);
-        for way in &ways {
-            for (connections, figures) in measure(&stage, *way, options.time)? {
-                all.entry((connections, way.name())).or_default().push(figures);
+        for load in &options.loads {
+            let mut ways = load.ways.to_vec();
+            ways.retain(|way| way.needs().is_none_or(|program| !missing.contains(&program)));
+            // Each round begins with another way: nobody always follows the same neighbour.
+            let first = round % ways.len();
+            ways.rotate_left(first);
+            for way in ways {
+                let figures = measure(&stage, way, load, options.time)?;
+                all.entry((load.name, way.name())).or_default().push(figures);
             }
         }
         say(&format!("round {} of {} is done", round + 1, options.rounds));
     }
-    for connections in CONNECTIONS {
-        say(&report(&all, connections));
+    for load in &options.loads {
+        say(&report(&all, load));
     }
     Ok(json!({ "seconds": options.time.as_secs(), "ways": raw(&all) }))
 }
 
-fn measure(stage: &Stage<'_>, way: Way, time: Duration) -> Result<Vec<(usize, Figures)>> {
-    let proxies = stage.proxies(way)?;
-    let memory = |of: fn((u64, u64)) -> u64| -> Result<f64> {
-        let all: Vec<_> = proxies.iter().map(Process::memory).collect::<Result<_>>()?;
-        Ok(all.into_iter().map(of).sum::<u64>() as f64 / 1024.0)
-    };
-    let idle = memory(|(now, _)| now)?;
-    let mut measured = Vec::new();
-    for connections in CONNECTIONS {
-        stage.load(way, connections, WARM_UP)?;
-        let cpu = || -> Result<Vec<Duration>> {
-            std::iter::once(&stage.origin)
-                .chain(&proxies)
-                .map(Process::cpu)
-                .collect()
-        };
-        let before = cpu()?;
-        let load = stage.load(way, connections, time)?;
-        let after = cpu()?;
-        let [requests, errors, elapsed, p50, p99, p999] = load[..] else {
-            anyhow::bail!("the load generator said {load:?}");
-        };
-        let spent: Vec<f64> = after
-            .iter()
-            .zip(&before)
-            .map(|(after, before)| (*after - *before).as_micros() as f64 / requests)
-            .collect();
-        let mut figures = Figures::from([
-            ("rate", requests / elapsed * 1e6),
-            ("errors", errors),
-            ("p50", p50),
-            ("p99", p99),
-            ("p999", p999),
-            ("cpu_origin", spent[0]),
-        ]);
-        if let [_, outbound, inbound] = spent[..] {
-            figures.extend([
-                ("cpu", outbound + inbound),
-                ("cpu_outbound", outbound),
-                ("cpu_inbound", inbound),
-                ("memory_idle", idle),
-                ("memory_peak", memory(|(_, most)| most)?),
-            ]);
+fn measure(stage: &Stage<'_>, way: Way, load: &Load, time: Duration) -> Result<Figures> {
+    let proxies = stage.proxies(way, load)?;
+    let cpu = || -> Result<Vec<Duration>> { proxies.iter().map(Process::cpu).collect() };
+    let memory = || -> Result<Vec<(f64, f64)>> { proxies.iter().map(Process::memory).collect() };
+    let before = memory()?;
+    let mut figures = Figures::new();
+    let sides = ["outbound", "inbound"];
+    let mut note = |name: &str, of_each: &[f64]| {
+        if !of_each.is_empty() {
+            figures.insert(name.to_owned(), of_each.iter().sum());
         }
-        measured.push((connections, figures));
+        for (side, figure) in sides.iter().zip(of_each) {
+            figures.insert(format!("{name}_{side}"), *figure);
+        }
+    };
+    note(
+        "memory_idle",
+        &before.iter().map(|(now, _)| now / 1024.0).collect::<Vec<_>>(),
+    );
+    if load.kind == Kind::Hold {
+        let client = stage.hold(way, load)?;
+        std::thread::sleep(SETTLE);
+        let grown = memory()?.into_iter().zip(before);
+        let each = grown.map(|((now, _), (before, _))| (now - before) / load.connections());
+        note("memory_each", &each.collect::<Vec<_>>());
+        drop(client);
+    } else {
+        stage.load(way, load, WARM_UP)?;
+        let before = cpu()?;
+        let seen = stage.load(way, load, time)?;
+        let spent = cpu()?.into_iter().zip(before);
+        let done = seen["done"];
+        let each = spent.map(|(after, before)| (after - before).as_micros() as f64 / done);
+        note("cpu", &each.collect::<Vec<_>>());
+        note("rate", &[done / seen["elapsed"] * 1e6]);
+        figures.extend(seen);
     }
-    Ok(measured)
+    let peak: f64 = memory()?.into_iter().map(|(_, most)| most / 1024.0).sum();
+    if peak > 0.0 {
+        figures.insert("memory_peak".into(), peak);
+    }
+    Ok(figures)
 }
 
-fn report(all: &BTreeMap<(usize, &str), Vec<Figures>>, connections: usize) -> String {
-    let of = |way: Way| all.get(&(connections, way.name()));
-    let mut titles = vec!["way".to_owned()];
-    titles.extend(COLUMNS.iter().map(|(_, title, _)| (*title).to_owned()));
-    titles.push("errors".into());
-    let mut rows = vec![titles];
-    let mut ratios = vec![
-        ["hawser's share of", "CPU/request", "requests/s", "p50", "p99"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    for way in Way::ALL {
-        let Some(rounds) = of(way) else { continue };
-        let spread = |name: &str| Spread::of(rounds.iter().filter_map(|figures| figures.get(name)).copied());
+fn report(all: &Rounds, load: &Load) -> String {
+    let titled = |title: &str| title.replace("{}", load.unit());
+    let ours = all.get(&(load.name, Way::Hawser.name()));
+    let has = |name: &str| {
+        ours.iter()
+            .copied()
+            .flatten()
+            .any(|figures| figures.contains_key(name))
+    };
+    let columns: Vec<_> = COLUMNS.into_iter().filter(|(name, ..)| has(name)).collect();
+    let ratios: Vec<_> = RATIOS.into_iter().filter(|(name, _)| has(name)).collect();
+    let mut rows = vec![vec!["way".to_owned()]];
+    rows[0].extend(columns.iter().map(|(_, title, _)| titled(title)));
+    rows[0].push("errors".into());
+    let mut shares = vec![vec!["hawser's share of".to_owned()]];
+    shares[0].extend(ratios.iter().map(|(_, title)| titled(title)));
+    let text = |figures: &mut dyn Iterator<Item = f64>, decimals| {
+        Spread::of(figures).map_or_else(|| "-".into(), |spread| spread.text(decimals))
+    };
+    for way in load.ways {
+        let Some(rounds) = all.get(&(load.name, way.name())) else {
+            continue;
+        };
+        let of = |name: &'static str| {
+            rounds
+                .iter()
+                .filter_map(move |figures| figures.get(name).copied())
+        };
         let mut row = vec![way.name().to_owned()];
-        row.extend(COLUMNS.iter().map(|(name, _, decimals)| {
-            spread(name).map_or_else(|| "-".into(), |spread| spread.text(*decimals))
-        }));
-        let errors: f64 = rounds.iter().filter_map(|figures| figures.get("errors")).sum();
-        row.push(format!("{errors}"));
+        row.extend(
+            columns
+                .iter()
+                .map(|(name, _, decimals)| text(&mut of(name), *decimals)),
+        );
+        row.push(of("errors").sum::<f64>().to_string());
         rows.push(row);
-        if let Some(ours) = of(Way::Hawser).filter(|_| way != Way::Hawser) {
+        if let Some(ours) = ours.filter(|_| *way != Way::Hawser) {
             let mut row = vec![way.name().to_owned()];
-            row.extend(["cpu", "rate", "p50", "p99"].map(|name| {
+            row.extend(ratios.iter().map(|(name, _)| {
                 let pairs = ours.iter().zip(rounds);
-                let ratios = pairs.filter_map(|(ours, other)| Some(ours.get(name)? / other.get(name)?));
-                Spread::of(ratios).map_or_else(|| "-".into(), |spread| spread.text(2))
+                let mut shares = pairs.filter_map(|(ours, other)| Some(ours.get(*name)? / other.get(*name)?));
+                text(&mut shares, 2)
             }));
-            ratios.push(row);
+            shares.push(row);
         }
     }
-    let plural = if connections == 1 { "" } else { "s" };
     format!(
-        "\n{connections} connection{plural}: median (least to most) of the rounds\n\n{}\nRatios within each round\n\n{}",
+        "\n{} ({}): median (least to most) of the rounds\n\n{}\nRatios within each round\n\n{}",
+        load.title,
+        load.name,
         table(&rows),
-        table(&ratios)
+        table(&shares)
     )
 }
 
-fn raw(all: &BTreeMap<(usize, &str), Vec<Figures>>) -> Value {
+fn raw(all: &Rounds) -> Value {
     all.iter()
-        .map(|((connections, way), rounds)| json!({ "way": way, "connections": connections, "rounds": rounds }))
+        .map(|((load, way), rounds)| json!({ "way": way, "load": load, "rounds": rounds }))
         .collect()
 }

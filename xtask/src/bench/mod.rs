@@ -6,6 +6,7 @@
 
 mod figures;
 mod idle;
+mod loads;
 mod machine;
 mod mesh;
 mod mesh_path;
@@ -19,15 +20,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use loads::Load;
 use serde_json::{Value, json};
 
 pub(crate) const USAGE: &str =
-    "cargo xtask bench [mesh-path|mesh|idle] [--seconds N] [--rounds N] [--json FILE]";
+    "cargo xtask bench [mesh-path|mesh|idle] [--load NAME,..|all] [--seconds N] [--rounds N] [--json FILE]";
 
 /// What was asked for.
 pub(crate) struct Options {
     /// `None`: everything.
     only: Option<String>,
+    /// Of `mesh-path`.
+    loads: Vec<&'static Load>,
     /// Of each measurement.
     time: Duration,
     rounds: usize,
@@ -38,6 +42,7 @@ impl Options {
     pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Self> {
         let mut options = Self {
             only: None,
+            loads: loads::named(&loads::USUAL.join(","))?,
             time: Duration::from_secs(4),
             rounds: 5,
             json: None,
@@ -55,6 +60,7 @@ impl Options {
             };
             match arg.as_str() {
                 "mesh-path" | "mesh" | "idle" if options.only.is_none() => options.only = Some(arg),
+                "--load" => options.loads = loads::named(&value()?)?,
                 "--seconds" => options.time = Duration::from_secs(number(60)?),
                 "--rounds" => options.rounds = usize::try_from(number(100)?)?,
                 "--json" => options.json = Some(value()?.into()),
@@ -139,7 +145,14 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for wrong in ["nonsense", "mesh idle", "--rounds", "--rounds 0", "--seconds 1h"] {
+        for wrong in [
+            "nonsense",
+            "mesh idle",
+            "--rounds",
+            "--rounds 0",
+            "--seconds 1h",
+            "--load h3",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -9,36 +9,73 @@ use super::namespaces::SERVER_IP;
 /// Where redirected connections of the client arrive.
 pub(super) const OUTBOUND: &str = "127.0.0.1:4140";
 pub(super) const INBOUND_PORT: u16 = 4143;
-/// The origin behind the inbound proxy.
-pub(super) const ORIGIN_PORT: u16 = 8080;
-/// The same origin, for the client directly.
-pub(super) const DIRECT_PORT: u16 = 8081;
 /// In the certificate of both.
 pub(super) const NAME: &str = "web.ns.serviceaccount.identity.linkerd.cluster.local";
 const SUITE: &str = "TLS_AES_128_GCM_SHA256";
+
+/// An application in the server's pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// nginx with an answer of five bytes.
+    Small,
+    /// The same in HTTP/2.
+    Small2,
+    /// Ours: bodies of any length, bare bytes.
+    Bytes,
+}
+
+impl Origin {
+    pub(super) const ALL: [Self; 3] = [Self::Small, Self::Small2, Self::Bytes];
+
+    /// Behind the inbound proxy.
+    pub(super) fn port(self) -> u16 {
+        match self {
+            Self::Small => 8080,
+            Self::Small2 => 8082,
+            Self::Bytes => 8084,
+        }
+    }
+
+    /// For the client directly.
+    pub(super) fn direct_port(self) -> u16 {
+        self.port() + 1
+    }
+
+    /// What the client asks for; the control plane of `mesh_path.rs` knows it under this address.
+    pub(super) fn service(self) -> String {
+        format!("10.0.0.{}:80", self.port() % 100)
+    }
+}
 
 /// What two haproxies speak with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Between {
     Http1,
     Http2,
+    /// Nothing of their own.
+    Tcp,
 }
 
 impl Between {
     fn alpn(self) -> &'static str {
         match self {
-            Self::Http1 => "http/1.1",
-            Self::Http2 => "h2",
+            Self::Http1 => "alpn http/1.1",
+            Self::Http2 => "alpn h2",
+            Self::Tcp => "",
         }
     }
 }
 
-fn haproxy(dir: &Path, bind: &str, server: &str) -> String {
+fn haproxy(dir: &Path, between: Between, bind: &str, server: &str) -> String {
     let dir = dir.display();
+    let mode = match between {
+        Between::Tcp => "tcp",
+        Between::Http1 | Between::Http2 => "http\n  http-reuse always",
+    };
     format!(
         "global
   nbthread 1
-  maxconn 4096
+  maxconn 9000
   ssl-default-bind-options ssl-min-ver TLSv1.3
   ssl-default-server-options ssl-min-ver TLSv1.3
   ssl-default-bind-ciphersuites {SUITE}
@@ -46,11 +83,10 @@ fn haproxy(dir: &Path, bind: &str, server: &str) -> String {
   ca-base {dir}
   crt-base {dir}
 defaults
-  mode http
+  mode {mode}
   timeout connect 5s
   timeout client 60s
   timeout server 60s
-  http-reuse always
 frontend in
   bind {bind}
   default_backend out
@@ -64,17 +100,19 @@ pub(super) fn haproxy_outbound(dir: &Path, between: Between) -> String {
     let alpn = between.alpn();
     let server = format!(
         "{SERVER_IP}:{INBOUND_PORT} ssl crt peer.pem ca-file anchors.pem verify required verifyhost {NAME} \
-         sni str({NAME}) alpn {alpn}"
+         sni str({NAME}) {alpn}"
     );
-    haproxy(dir, OUTBOUND, &server)
+    haproxy(dir, between, OUTBOUND, &server)
 }
 
-pub(super) fn haproxy_inbound(dir: &Path, between: Between) -> String {
+pub(super) fn haproxy_inbound(dir: &Path, between: Between, origin: Origin) -> String {
     let alpn = between.alpn();
     let bind = format!(
-        "{SERVER_IP}:{INBOUND_PORT} ssl crt peer.pem ca-file anchors.pem verify required curves P-256 alpn {alpn}"
+        "{SERVER_IP}:{INBOUND_PORT} ssl crt peer.pem ca-file anchors.pem verify required curves P-256 {alpn}"
     );
-    haproxy(dir, &bind, &format!("127.0.0.1:{ORIGIN_PORT}"))
+    let version = if origin == Origin::Small2 { "proto h2" } else { "" };
+    let server = format!("127.0.0.1:{} {version}", origin.port());
+    haproxy(dir, between, &bind, &server)
 }
 
 /// One process does everything: with a single worker a supervising second one would only stand by.
@@ -91,7 +129,7 @@ master_process off;
 worker_processes 1;
 pid {dir}/{name}.pid;
 error_log stderr warn;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 16384; }}
 http {{
   access_log off;
   keepalive_requests 1000000000;
@@ -101,13 +139,17 @@ http {{
 }
 
 pub(super) fn nginx_origin(dir: &Path) -> String {
+    let listen = |origin: Origin, version: &str| {
+        let (behind, direct) = (origin.port(), origin.direct_port());
+        format!("    listen {behind} {version};\n    listen {direct} {version};\n")
+    };
     let http = format!(
         "  server {{
-    listen {ORIGIN_PORT};
-    listen {DIRECT_PORT};
-    location / {{ return 200 hello; }}
+{}{}    location / {{ return 200 hello; }}
   }}
-"
+",
+        listen(Origin::Small, ""),
+        listen(Origin::Small2, "http2"),
     );
     nginx(dir, "origin", &http)
 }
@@ -174,7 +216,7 @@ pub(super) fn nginx_inbound(dir: &Path) -> String {
         dir,
         "inbound",
         &settings,
-        &format!("127.0.0.1:{ORIGIN_PORT}"),
+        &format!("127.0.0.1:{}", Origin::Small.port()),
         "http",
     )
 }

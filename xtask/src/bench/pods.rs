@@ -1,5 +1,6 @@
-//! The stage: two pods with the injector's redirects, a control plane, an origin, and proxies to put into them.
+//! The stage: two pods with the injector's redirects, a control plane, origins, and proxies to put into them.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,12 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::loads::{Kind, Load};
 use super::namespaces::{CLIENT_IP, Inside, NetNs, Pods, SERVER_IP};
-use super::peers::{self, Between, DIRECT_PORT, INBOUND_PORT, NAME, ORIGIN_PORT};
+use super::peers::{self, Between, INBOUND_PORT, NAME, Origin};
 use super::process::Process;
 
-/// The service that the client asks; the control plane of `mesh_path.rs` knows it under this address.
-pub(super) const SERVICE: &str = "10.0.0.1:80";
 /// Our proxies' own connections carry it, since there is only one user in these namespaces.
 const MARK: &str = "2102";
 const TOKEN: &str = "token";
@@ -44,15 +44,16 @@ impl Way {
             Self::Hawser => "hawser",
             Self::Haproxy(Between::Http2) => "haproxy, HTTP/2 between",
             Self::Haproxy(Between::Http1) => "haproxy, HTTP/1 between",
+            Self::Haproxy(Between::Tcp) => "haproxy",
             Self::Nginx => "nginx",
         }
     }
 
     /// Where the client connects to.
-    pub(super) fn target(self) -> String {
+    fn target(self, origin: Origin) -> String {
         match self {
-            Self::NoProxy => format!("{SERVER_IP}:{DIRECT_PORT}"),
-            _ => SERVICE.into(),
+            Self::NoProxy => format!("{SERVER_IP}:{}", origin.direct_port()),
+            _ => origin.service(),
         }
     }
 
@@ -70,8 +71,8 @@ pub(super) struct Stage<'a> {
     inside: &'a Inside,
     pods: Pods,
     control: [String; 2],
-    _control: Process,
-    pub(super) origin: Process,
+    /// The control plane and the origins.
+    others: Vec<Process>,
 }
 
 impl<'a> Stage<'a> {
@@ -84,17 +85,17 @@ impl<'a> Stage<'a> {
             command.env("MESH_PATH_ROLE", role);
             command
         };
-        // What other proxies send to each other can't carry a mark and is let through by its port. The last port is
-        // the origin's for clients without proxies.
-        let ignored = format!("{INBOUND_PORT},{DIRECT_PORT}");
+        // What other proxies send to each other can't carry a mark and is let through by its port, and so is what
+        // clients send to the origins directly.
+        let direct = Origin::ALL
+            .map(|origin| origin.direct_port().to_string())
+            .join(",");
+        let ignored = format!("{INBOUND_PORT},{direct}");
         for (name, namespace) in [("client", &pods.client), ("server", &pods.server)] {
             let mut rules = bench("init");
             rules.args(["--ipv6=false", "--proxy-uid", "2102", "--proxy-mark", MARK]);
             rules.args(["--outbound-ports-to-ignore", &ignored]);
-            rules.args([
-                "--inbound-ports-to-ignore",
-                &format!("{ADMIN_PORT},{DIRECT_PORT}"),
-            ]);
+            rules.args(["--inbound-ports-to-ignore", &format!("{ADMIN_PORT},{direct}")]);
             let output = namespace.run(|| rules.output())?;
             ensure!(
                 output.status.success(),
@@ -102,44 +103,42 @@ impl<'a> Stage<'a> {
                 String::from_utf8_lossy(&output.stderr)
             );
         }
+        let services =
+            Origin::ALL.map(|origin| format!("{}={SERVER_IP}:{}", origin.service(), origin.port()));
         let mut control = bench("control");
         control
             .env("MESH_PATH_NETNS", pods.server.path())
             .env("MESH_PATH_DIR", &inside.dir)
             .env("MESH_PATH_IDENTITY", NAME)
-            .env("MESH_PATH_ENDPOINT", format!("{SERVER_IP}:{ORIGIN_PORT}"))
+            .env("MESH_PATH_SERVICES", services.join(","))
             .env("MESH_PATH_INBOUND", format!("{SERVER_IP}:{INBOUND_PORT}"));
         let (control, addrs) = Process::helper(&pods.client, &inside.dir, "control", &mut control)?;
         let (here, there) = addrs.split_once(' ').context("two addresses")?;
-        let origin = match find("nginx") {
-            Some(nginx) => configured(
-                &inside.dir,
-                &pods.server,
-                &nginx,
-                "origin",
-                &peers::nginx_origin(&inside.dir),
-            )?,
-            None => {
-                let mut origin = bench("origin");
-                origin.env(
-                    "MESH_PATH_LISTEN",
-                    format!("0.0.0.0:{ORIGIN_PORT},0.0.0.0:{DIRECT_PORT}"),
-                );
-                Process::helper(&pods.server, &inside.dir, "origin", &mut origin)?.0
-            }
-        };
-        answers(Way::NoProxy, std::slice::from_ref(&origin))?;
+        let nginx = find("nginx").context("nginx is not installed: it is the application that answers")?;
+        let nginx = configured(
+            &inside.dir,
+            &pods.server,
+            &nginx,
+            "origin",
+            &peers::nginx_origin(&inside.dir),
+        )?;
+        let mut bytes = bench("origin");
+        let ports = [Origin::Bytes.port(), Origin::Bytes.direct_port()];
+        bytes.env(
+            "MESH_PATH_LISTEN",
+            ports.map(|port| format!("0.0.0.0:{port}")).join(","),
+        );
+        let (bytes, _) = Process::helper(&pods.server, &inside.dir, "bytes", &mut bytes)?;
         Ok(Self {
             control: [here.to_owned(), there.to_owned()],
             inside,
             pods,
-            _control: control,
-            origin,
+            others: vec![control, nginx, bytes],
         })
     }
 
-    /// Outbound and inbound, once a request has passed both; none if there are none.
-    pub(super) fn proxies(&self, way: Way) -> Result<Vec<Process>> {
+    /// Outbound and inbound, once the load has passed both; none if there are none.
+    pub(super) fn proxies(&self, way: Way, load: &Load) -> Result<Vec<Process>> {
         let dir = &self.inside.dir;
         let installed = |program: &str| find(program).with_context(|| format!("{program} is not installed"));
         let pair = |program: &Path, outbound: String, inbound: String| -> Result<Vec<Process>> {
@@ -153,7 +152,7 @@ impl<'a> Stage<'a> {
             Way::Haproxy(between) => pair(
                 &installed("haproxy")?,
                 peers::haproxy_outbound(dir, between),
-                peers::haproxy_inbound(dir, between),
+                peers::haproxy_inbound(dir, between, load.origin),
             )?,
             Way::Nginx => pair(
                 &installed("nginx")?,
@@ -161,7 +160,7 @@ impl<'a> Stage<'a> {
                 peers::nginx_inbound(dir),
             )?,
         };
-        answers(way, &proxies)?;
+        self.passes(way, load, &proxies)?;
         Ok(proxies)
     }
 
@@ -193,7 +192,10 @@ impl<'a> Stage<'a> {
             ("OUTBOUND_LISTEN_ADDRS", peers::OUTBOUND),
             ("ADMIN_LISTEN_ADDR", &format!("0.0.0.0:{ADMIN_PORT}")),
             ("INBOUND_IPS", &ip.to_string()),
-            ("INBOUND_PORTS", &ORIGIN_PORT.to_string()),
+            (
+                "INBOUND_PORTS",
+                &Origin::ALL.map(|origin| origin.port().to_string()).join(","),
+            ),
             ("CORES", "1"),
         ] {
             command.env(format!("LINKERD2_PROXY_{name}"), value);
@@ -217,25 +219,83 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The load generator, in the client's pod.
-    pub(super) fn load(&self, way: Way, connections: usize, time: Duration) -> Result<Vec<f64>> {
-        let output = Command::new(&self.inside.programs.bench)
-            .env("MESH_PATH_ROLE", "load")
-            .env("MESH_PATH_TARGET", way.target())
-            .env("MESH_PATH_CONNECTIONS", connections.to_string())
-            .env("MESH_PATH_MILLIS", time.as_millis().to_string())
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "the load: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let figures = String::from_utf8(output.stdout)?;
-        Ok(figures
-            .split_whitespace()
-            .map(str::parse)
-            .collect::<Result<_, _>>()?)
+    /// The client, in its pod.
+    pub(super) fn client(&self, way: Way, load: &Load, time: Duration) -> Command {
+        let mut client = Command::new(&self.inside.programs.bench);
+        client
+            .env("MESH_PATH_ROLE", load.kind.role())
+            .env("MESH_PATH_TARGET", way.target(load.origin))
+            .env("MESH_PATH_MILLIS", time.as_millis().to_string());
+        for (name, value) in load.settings {
+            client.env(format!("MESH_PATH_{name}"), value.to_string());
+        }
+        client
     }
+
+    /// Applies a load, and says what the client saw.
+    pub(super) fn load(&self, way: Way, load: &Load, time: Duration) -> Result<Figures> {
+        said(load, &mut self.client(way, load, time))
+    }
+
+    /// A client that keeps its connections until dropped.
+    pub(super) fn hold(&self, way: Way, load: &Load) -> Result<Process> {
+        let mut client = self.client(way, load, Duration::MAX);
+        Ok(Process::helper(&self.pods.client, &self.inside.dir, "client", &mut client)?.0)
+    }
+
+    /// Waits until something has passed; otherwise says what those involved said.
+    fn passes(&self, way: Way, load: &Load, proxies: &[Process]) -> Result<()> {
+        let mut client = self.client(way, load, Duration::from_millis(1));
+        let role = match load.kind {
+            Kind::Hold => Kind::Requests,
+            kind => kind,
+        };
+        client
+            .env("MESH_PATH_ROLE", role.role())
+            .env("MESH_PATH_CONNECTIONS", "1")
+            .env("MESH_PATH_STREAMS", "1");
+        let began = Instant::now();
+        loop {
+            let seen = said(load, &mut client);
+            let passed = seen.as_ref().is_ok_and(|seen| seen.get("done") > Some(&0.0));
+            if passed {
+                return Ok(());
+            }
+            if began.elapsed() > READY_DEADLINE {
+                let words: Vec<_> = self
+                    .others
+                    .iter()
+                    .chain(proxies)
+                    .map(Process::last_words)
+                    .collect();
+                bail!("{}: nothing passes ({seen:?}): {}", way.name(), words.join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// One measurement, by name so that the report and the JSON have the same.
+pub(super) type Figures = BTreeMap<String, f64>;
+
+fn said(load: &Load, client: &mut Command) -> Result<Figures> {
+    let output = client.output()?;
+    ensure!(
+        output.status.success(),
+        "{}: the client: {}",
+        load.name,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    figures(&String::from_utf8(output.stdout)?)
+}
+
+/// `name=value` pairs.
+fn figures(line: &str) -> Result<Figures> {
+    let pairs = line.split_whitespace().map(|pair| {
+        let (name, value) = pair.split_once('=').context("a name and a value")?;
+        Ok((name.to_owned(), value.parse()?))
+    });
+    pairs.collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,20 +323,6 @@ pub(super) fn find(program: &str) -> Option<PathBuf> {
     let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     let mut dirs = std::env::split_paths(&path).chain(usual);
     dirs.find_map(|dir| Some(dir.join(program)).filter(|file| file.is_file()))
-}
-
-/// Waits until a request is answered; otherwise says what those involved said.
-fn answers(way: Way, involved: &[Process]) -> Result<()> {
-    let target: SocketAddr = way.target().parse()?;
-    let began = Instant::now();
-    while let Err(error) = get(target, "/hello") {
-        if began.elapsed() > READY_DEADLINE {
-            let words: Vec<_> = involved.iter().map(Process::last_words).collect();
-            bail!("{}: no answer ({error}): {}", way.name(), words.join("\n"));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 /// One request; an error unless the answer is 200.

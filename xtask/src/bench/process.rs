@@ -75,7 +75,7 @@ impl Process {
     }
 
     /// Resident memory in KiB: now, and the most so far.
-    pub(super) fn memory(&self) -> Result<(u64, u64)> {
+    pub(super) fn memory(&self) -> Result<(f64, f64)> {
         let status = self.proc("status")?;
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
