@@ -1,13 +1,15 @@
-//! HTTP/1 heads on their way in: a deadline from their first byte, and never two framings.
+//! HTTP/1 heads on their way in: a deadline from their first byte, never two framings, and no lines that others would
+//! end elsewhere.
 //!
 //! A connection may stay idle between requests for as long as it likes, but a head that has begun must end. The HTTP
-//! library drops `content-length` where `transfer-encoding` is given too, so the conflict has to be seen before it.
+//! library drops `content-length` where `transfer-encoding` is given too, and takes a line feed alone for a line's end,
+//! so both have to be seen before it.
 //! Knows lines and header names; what a request means is somebody else's business.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -36,7 +38,7 @@ enum Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Heads {
     phase: AtomicU8,
-    conflict: AtomicBool,
+    fault: OnceLock<&'static str>,
 }
 
 impl Heads {
@@ -54,9 +56,9 @@ impl Heads {
         Serving(self.clone())
     }
 
-    /// Did a head say its length twice, in two ways?
-    pub(crate) fn conflict(&self) -> bool {
-        self.conflict.load(Relaxed)
+    /// What made a head one that two readers could understand differently.
+    pub(crate) fn fault(&self) -> Option<&'static str> {
+        self.fault.get().copied()
     }
 
     pub(crate) fn fresh(&self) -> bool {
@@ -117,8 +119,9 @@ impl Watched {
             }
             self.scanner.again();
         }
-        if self.scanner.conflict(bytes) {
-            self.heads.conflict.store(true, Relaxed);
+        if let Some(fault) = self.scanner.fault(bytes) {
+            // The first one counts.
+            let _ = self.heads.fault.set(fault);
         }
     }
 }
@@ -190,6 +193,8 @@ struct Scanner {
     /// The start of the current line, in lower case.
     prefix: [u8; PREFIX],
     line: usize,
+    /// The last byte was a carriage return.
+    returned: bool,
     length: bool,
     coding: bool,
     body: bool,
@@ -203,10 +208,10 @@ impl Scanner {
         }
     }
 
-    /// Whether one head has both. A body hides what follows it in the same piece: there the library's rule holds,
-    /// which forwards one framing only and closes the connection.
-    fn conflict(&mut self, bytes: &[u8]) -> bool {
-        let mut found = false;
+    /// What is wrong with a head. A body hides what follows it in the same piece: there the library's rule holds, which
+    /// forwards one framing only, in lines that end as they should, and closes the connection.
+    fn fault(&mut self, bytes: &[u8]) -> Option<&'static str> {
+        let mut found = None;
         for byte in bytes {
             if self.body {
                 break;
@@ -215,7 +220,12 @@ impl Scanner {
                 b'\n' => {
                     // A head without either has no body: the next one follows.
                     self.body = self.line == 0 && (self.length || self.coding);
-                    found |= self.length && self.coding;
+                    if self.length && self.coding {
+                        found = found.or(Some("content-length and transfer-encoding"));
+                    }
+                    if !self.returned {
+                        found = found.or(Some("a line feed without carriage return"));
+                    }
                     self.line = 0;
                 }
                 b'\r' => {}
@@ -232,6 +242,7 @@ impl Scanner {
                     }
                 }
             }
+            self.returned = *byte == b'\r';
         }
         found
     }
@@ -242,25 +253,29 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn conflict(text: &str, pieces: usize) -> bool {
+    fn fault(text: &str, pieces: usize) -> Option<&'static str> {
         let mut scanner = Scanner::default();
-        text.as_bytes()
-            .chunks(pieces)
-            .fold(false, |found, piece| scanner.conflict(piece) | found)
+        let faults = text.as_bytes().chunks(pieces).map(|piece| scanner.fault(piece));
+        faults.fold(None, Option::or)
     }
 
     proptest! {
         #[test]
-        fn two_framings_are_seen_however_the_head_arrives(pieces in 1usize..80) {
+        fn what_is_wrong_with_a_head_is_seen_however_it_arrives(pieces in 1usize..80) {
+            let (both, bare) = (Some("content-length and transfer-encoding"), Some("a line feed without carriage return"));
             for (text, expected) in [
-                ("POST / HTTP/1.1\r\nContent-Length: 3\r\nx: y\r\nTransfer-Encoding: chunked\r\n\r\n", true),
-                ("POST / HTTP/1.1\ntransfer-encoding:chunked\ncontent-length:3\n\n", true),
-                ("GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n", true),
-                ("POST / HTTP/1.1\r\ncontent-length: 40\r\n\r\ntransfer-encoding: chunked\r\n", false),
-                ("POST / HTTP/1.1\r\nx: content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", false),
-                ("POST / HTTP/1.1\r\nx-content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", false),
+                ("POST / HTTP/1.1\r\nContent-Length: 3\r\nx: y\r\nTransfer-Encoding: chunked\r\n\r\n", both),
+                ("POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\ncontent-length:3\r\n\r\n", both),
+                ("GET / HTTP/1.1\nhost: a\r\n\r\n", bare),
+                ("GET / HTTP/1.1\r\nhost: a\nx: y\r\n\r\n", bare),
+                ("GET / HTTP/1.1\r\nhost: a\r\n\n", bare),
+                ("POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n\n\n", None),
+                ("GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n", both),
+                ("POST / HTTP/1.1\r\ncontent-length: 40\r\n\r\ntransfer-encoding: chunked\r\n", None),
+                ("POST / HTTP/1.1\r\nx: content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", None),
+                ("POST / HTTP/1.1\r\nx-content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", None),
             ] {
-                prop_assert_eq!(conflict(text, pieces), expected, "{}", text);
+                prop_assert_eq!(fault(text, pieces), expected, "{}", text);
             }
         }
     }

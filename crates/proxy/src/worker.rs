@@ -297,10 +297,10 @@ where
                 let (serving, draining) = (watched.begin(), draining.clone());
                 let connect = request.method() == Method::CONNECT;
                 let request = request.map(Incoming::Library);
-                let response = match watched.conflict() {
-                    false => Ok(handle(request)),
-                    true => {
-                        let why = Why::Malformed("content-length and transfer-encoding");
+                let response = match watched.fault() {
+                    None => Ok(handle(request)),
+                    Some(fault) => {
+                        let why = Why::Malformed(fault);
                         Err(why.response(request.version(), &RequestKind::default(), None))
                     }
                 };

@@ -376,20 +376,82 @@ async fn chunks_and_their_trailers_arrive_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_with_two_lengths_is_refused_on_both_sides() {
+async fn what_two_readers_could_read_differently_is_refused_on_both_sides() {
     let (app, mut seen) = raw(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let mesh = Mesh::before(app, &[], &[]).await;
     for head in [
-        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        "POST / HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        "content-length: 3\r\ntransfer-encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        "content-length: 3\r\ncontent-length: 4\r\n",
+        "content-length: 3, 3\r\n",
+        "content-length: +3\r\n",
+        "content-length: -3\r\n",
+        "content-length: 0x3\r\n",
+        "content-length: 3 \t3\r\n",
+        "content-length:\r\n",
+        "content-length: 18446744073709551616\r\n",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked, chunked\r\n",
+        "transfer-encoding: gzip, chunked\r\n",
+        "transfer-encoding: chunked, identity\r\n",
+        "transfer-encoding: identity\r\n",
+        "transfer-encoding: xchunked\r\n",
+        "transfer-encoding: \x0bchunked\r\n",
+        "transfer-encoding : chunked\r\n",
+        "transfer-encoding\r\n",
+        "x: y\ntransfer-encoding: chunked\r\n",
+        "x: y\n",
+        "x: y\r\n\n",
+        "x: y\rtransfer-encoding: chunked\r\n",
+        "x: y\r\n transfer-encoding: chunked\r\n",
+        "x: y\0\r\n",
+        ": y\r\n",
+        "host: b\r\n",
     ] {
+        let request = format!(
+            "POST / HTTP/1.1\r\nhost: a\r\n{head}\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
+        );
         for mut socket in [
             mesh.client.connect(WEB).await,
             mesh.server.connect_inbound(app).await,
         ] {
-            socket.write_all(head.as_bytes()).await.unwrap();
+            socket.write_all(request.as_bytes()).await.unwrap();
             let answer = rest(&mut socket).await;
             assert!(answer.starts_with("HTTP/1.1 400"), "{head:?}: {answer:?}");
+            assert!(!answer.contains("HTTP/1.1 200"), "{head:?}: {answer:?}");
+        }
+    }
+    assert!(seen.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_in_bad_chunks_ends_its_connection() {
+    let (app, mut seen) = raw(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let mesh = Mesh::before(app, &[], &[]).await;
+    for body in [
+        "\r\n",
+        "x\r\n",
+        "-1\r\n",
+        "+0\r\n",
+        " 0\r\n",
+        "0x0\r\n",
+        "0\n",
+        "0;a\nb\r\n",
+        "3\r\nabcd\r\n0\r\n",
+        "3\r\nabc\n0\r\n",
+        "3\r\nabc0\r\n",
+        "10000000000000003\r\nabc\r\n0\r\n",
+    ] {
+        let request = format!(
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{body}\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
+        );
+        for mut socket in [
+            mesh.client.connect(WEB).await,
+            mesh.server.connect_inbound(app).await,
+        ] {
+            socket.write_all(request.as_bytes()).await.unwrap();
+            let answer = rest(&mut socket).await;
+            assert!(!answer.contains("HTTP/1.1 200"), "{body:?}: {answer:?}");
         }
     }
     assert!(seen.try_recv().is_err());

@@ -33,7 +33,7 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<Option<(Request<()>
     let (Some(method), Some(path), Some(1)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Odd);
     };
-    if !path.starts_with('/') {
+    if !path.starts_with('/') || !whole_lines(read, length) {
         return Err(Odd);
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| Odd)?;
@@ -231,10 +231,10 @@ impl Framing {
             Self::Chunked(chunk) => loop {
                 match chunk {
                     Chunk::Size => {
-                        let (skip, size) = match httparse::parse_chunk_size(read) {
-                            Ok(httparse::Status::Complete(found)) => found,
-                            Ok(httparse::Status::Partial) if read.len() < LINE_MAX => return Ok(Next::More),
-                            _ => return Err(Odd),
+                        let (skip, size) = match chunk_size(read)? {
+                            Some(found) => found,
+                            None if read.len() < LINE_MAX => return Ok(Next::More),
+                            None => return Err(Odd),
                         };
                         read.advance(skip);
                         *chunk = match size {
@@ -255,7 +255,9 @@ impl Framing {
                     Chunk::Trailers => {
                         let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
                         let (skip, trailers) = match httparse::parse_headers(read, &mut fields) {
-                            Ok(httparse::Status::Complete((skip, fields))) => (skip, owned(fields)?),
+                            Ok(httparse::Status::Complete((skip, fields))) if whole_lines(read, skip) => {
+                                (skip, owned(fields)?)
+                            }
                             Ok(httparse::Status::Partial) if read.len() < LINE_MAX => return Ok(Next::More),
                             _ => return Err(Odd),
                         };
@@ -270,6 +272,43 @@ impl Framing {
             },
         }
     }
+}
+
+/// The line with a chunk's size, and its length; `None` wants more. Digits and nothing else before an extension: what
+/// is forgiven here, another reader may understand differently.
+fn chunk_size(read: &[u8]) -> Result<Option<(usize, u64)>, Odd> {
+    let digits = read.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    if digits > 16 || (digits == 0 && !read.is_empty()) {
+        return Err(Odd);
+    }
+    let (text, rest) = read.split_at(digits);
+    let end = rest.iter().position(|byte| *byte == b'\n');
+    let line = &rest[..end.unwrap_or(rest.len())];
+    let extension = match (line.strip_suffix(b"\r"), end) {
+        (Some(extension), _) => extension,
+        (None, None) => line,
+        (None, Some(_)) => return Err(Odd),
+    };
+    let spaces = extension
+        .iter()
+        .take_while(|byte| matches!(byte, b' ' | b'\t'))
+        .count();
+    if extension.contains(&b'\r') || extension.get(spaces).is_some_and(|byte| *byte != b';') {
+        return Err(Odd);
+    }
+    let Some(end) = end else { return Ok(None) };
+    let size = std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| u64::from_str_radix(text, 16).ok());
+    Ok(Some((digits + end + 1, size.ok_or(Odd)?)))
+}
+
+/// Do all lines of a head that was read end as they should? The parser takes a line feed alone, others don't.
+fn whole_lines(read: &[u8], head: usize) -> bool {
+    let head = read.get(..head).unwrap_or_default();
+    let count = |wanted: u8| head.iter().filter(|byte| **byte == wanted).count();
+    // It has no carriage return but at a line's end.
+    count(b'\r') == count(b'\n')
 }
 
 fn take(left: &mut u64, read: &mut BytesMut) -> Next {
@@ -410,6 +449,21 @@ mod tests {
             "POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\na",
             "GET / HTTP/1.1\r\nx: a\r\n b\r\n\r\n",
             "GET / HTTP/1.1\r\nx : a\r\n\r\n",
+            "GET / HTTP/1.1\nx: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nx: a\n\r\n",
+            "GET / HTTP/1.1\r\nx: a\r\n\n",
+            "GET  / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\n x: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nx\r\n\r\n",
+            "GET / HTTP/1.1\r\n: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nx: a\0\r\n\r\n",
+            "POST / HTTP/1.1\r\ncontent-length: 1, 1\r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: 0x1\r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: \r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: 18446744073709551616\r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\na",
             "GET / HTTP/1.1\r\nx: a\rb\r\n\r\n",
             "\0",
         ] {
@@ -488,11 +542,37 @@ mod tests {
             "-1\r\na\r\n",
             "1\r\nab\r\n",
             "1\r\na\n0\r\n\r\n",
+            "\r\n\r\n",
+            " 1\r\na\r\n",
+            "+1\r\na\r\n",
+            "0x1\r\na\r\n",
+            "1 1\r\na\r\n",
+            "1\na\r\n",
+            "1\r\r\na\r\n",
+            "1;a\nb\r\na\r\n",
+            "1;a\rb\r\na\r\n",
             "fffffffffffffffff\r\n",
+            "00000000000000001\r\na\r\n",
             "0\r\nx y\r\n\r\n",
+            "0\r\nx: y\n\r\n",
+            "0\r\n\n",
         ] {
             let mut framing = Framing::Chunked(Chunk::Size);
             assert_eq!(content(&mut framing, BytesMut::from(text)), Err(Odd), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_follows_a_chunks_size_is_of_no_interest() {
+        for text in ["1\r\na\r\n0\r\n\r\n", "01;a=b\r\na\r\n0 ; c\r\n\r\n"] {
+            let mut framing = Framing::Chunked(Chunk::Size);
+            let read = content(&mut framing, BytesMut::from(text));
+            assert_eq!(read, Ok(("a".into(), true)), "{text:?}");
+            for end in 0..text.len() {
+                let mut framing = Framing::Chunked(Chunk::Size);
+                let read = content(&mut framing, BytesMut::from(&text[..end]));
+                assert!(matches!(read, Ok((_, false))), "{:?}", &text[..end]);
+            }
         }
     }
 
