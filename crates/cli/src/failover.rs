@@ -10,7 +10,7 @@ use hawser_control::values::{self, Values};
 use hawser_crd::TrafficSplit;
 use kube::Api;
 use kube::api::ListParams;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::kube::{ClusterArgs, is_missing, problem};
 use crate::multicluster::mesh_values;
@@ -43,7 +43,8 @@ enum Command {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Values, as in Linkerd's chart: selector, logLevel, logFormat, image.registry, image.name, \
-    image.tag, image.pullPolicy, imagePullSecrets, linkerdNamespace, and replicas.\n\n\
+    image.tag, image.pullPolicy, imagePullSecrets, linkerdNamespace, linkerdVersion, replicas and enablePodAntiAffinity \
+    (charts/hawser-failover/values.yaml describes each).\n\n\
     Examples:\n  hawser failover install | kubectl apply -f -\n  \
     hawser failover install --set logLevel=debug --set replicas=2 | kubectl apply -f -"
 )]
@@ -51,6 +52,9 @@ struct InstallArgs {
     /// TrafficSplits to look after [default: those with the label failover.linkerd.io/controlled-by=linkerd-failover]
     #[arg(long, short = 'l')]
     selector: Option<String>,
+    /// Three replicas, on different nodes
+    #[arg(long)]
+    ha: bool,
     /// Don't look at the cluster: take the defaults of a mesh
     #[arg(long)]
     ignore_cluster: bool,
@@ -66,12 +70,8 @@ pub(crate) async fn run(cluster: &ClusterArgs, args: FailoverArgs) -> Result<Exi
         Command::Check(args) => check::run(cluster, args).await,
         Command::Status(args) => status::run(cluster, args).await,
         Command::Uninstall(output) => {
-            let objects = manifests::render(&settings(
-                &Values::default(),
-                cluster,
-                None,
-                &ValueArgs::default(),
-            )?);
+            let given = json!({"linkerdNamespace": cluster.linkerd_namespace});
+            let objects = manifests::render(&settings(&Values::default(), given)?);
             print(&objects, output.output)
         }
     }
@@ -94,20 +94,18 @@ async fn install(cluster: &ClusterArgs, args: InstallArgs) -> Result<ExitCode, P
         }
         mesh_values(&client, &cluster.linkerd_namespace).await?
     };
-    let settings = settings(&mesh, cluster, args.selector, &args.values)?;
-    print(&manifests::render(&settings), args.output.output)
-}
-
-fn settings(
-    mesh: &Values,
-    cluster: &ClusterArgs,
-    selector: Option<String>,
-    args: &ValueArgs,
-) -> Result<Settings, Problem> {
-    let mut given = overrides(json!({"linkerdNamespace": cluster.linkerd_namespace}), args)?;
-    if let Some(selector) = selector {
+    let mut given = json!({"linkerdNamespace": cluster.linkerd_namespace});
+    if args.ha {
+        values::merge(&mut given, json!({"replicas": 3, "enablePodAntiAffinity": true}));
+    }
+    let mut given = overrides(given, &args.values)?;
+    if let Some(selector) = args.selector {
         values::merge(&mut given, json!({"selector": selector}));
     }
+    print(&manifests::render(&settings(&mesh, given)?), args.output.output)
+}
+
+fn settings(mesh: &Values, given: Value) -> Result<Settings, Problem> {
     Settings::of(mesh, given).map_err(|error| {
         let attempt = "compare the names and types with: hawser failover install --help";
         Problem::new("cannot use the given values", error, attempt)
@@ -116,12 +114,5 @@ fn settings(
 
 /// The extension as YAML, for a mesh with these values. For callers in this process.
 pub(crate) fn manifests(mesh: &Values) -> Result<String, Problem> {
-    let settings = Settings::of(mesh, json!({})).map_err(|error| {
-        Problem::new(
-            "cannot render the failover extension",
-            error,
-            "hawser failover install",
-        )
-    })?;
-    yaml(&manifests::render(&settings))
+    yaml(&manifests::render(&settings(mesh, json!({}))?))
 }

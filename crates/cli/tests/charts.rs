@@ -1,4 +1,4 @@
-//! The Helm charts render what `hawser install` renders, for the same values.
+//! The Helm charts render what `hawser install`, and the `install` of each extension, renders for the same values.
 //!
 //! Compared as objects, whatever their order, without what says by whom they were rendered. Needs the program `helm`.
 
@@ -57,6 +57,36 @@ fn main() -> ExitCode {
             (
                 "a_webhook_certificate_is_made_if_none_is_given",
                 a_webhook_certificate_is_made_if_none_is_given,
+            ),
+            (
+                "the_extensions_charts_share_their_helpers",
+                the_extensions_charts_share_their_helpers,
+            ),
+            ("plain_extensions_are_the_same", plain_extensions_are_the_same),
+            (
+                "every_value_of_an_extension_has_the_same_effect",
+                every_value_of_an_extension_has_the_same_effect,
+            ),
+            (
+                "highly_available_extensions_are_the_same",
+                highly_available_extensions_are_the_same,
+            ),
+            (
+                "a_gateway_on_node_ports_is_the_same",
+                a_gateway_on_node_ports_is_the_same,
+            ),
+            ("a_balanced_gateway_is_the_same", a_balanced_gateway_is_the_same),
+            (
+                "an_extension_without_gateway_or_account_is_the_same",
+                an_extension_without_gateway_or_account_is_the_same,
+            ),
+            (
+                "a_controller_for_each_link_is_the_same",
+                a_controller_for_each_link_is_the_same,
+            ),
+            (
+                "values_that_one_refuses_the_other_refuses",
+                values_that_one_refuses_the_other_refuses,
             ),
         ],
     )
@@ -166,29 +196,37 @@ fn merge(below: &mut Value, above: &Value) {
 }
 
 fn template(values: &Value) -> Result<String, String> {
-    let chart = chart("hawser-control-plane").display().to_string();
+    template_of("hawser-control-plane", "linkerd", values)
+}
+
+fn template_of(name: &str, namespace: &str, values: &Value) -> Result<String, String> {
+    let chart = chart(name).display().to_string();
     let words = [
         "template",
-        "hawser",
+        name,
         &chart,
         "--namespace",
-        "linkerd",
+        namespace,
         "--values",
         "-",
+        "--kube-version",
+        KUBERNETES,
     ];
-    run(
-        "helm",
-        &[&words[..], &["--kube-version", KUBERNETES]].concat(),
-        &values.to_string(),
-    )
+    run("helm", &words, &values.to_string())
+}
+
+/// A file of values, for `hawser`.
+fn file_of(values: &Value) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), values.to_string()).expect("written");
+    file
 }
 
 /// Both renderers, with these values over credentials.
 fn check_with(flags: &[&str], values: &Value) {
     let mut all = credentials();
     merge(&mut all, values);
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), all.to_string()).expect("written");
+    let file = file_of(&all);
     let path = file.path().display().to_string();
     let install = [&["install", "--ignore-cluster", "--values", path.as_str()], flags].concat();
     let mut expected = objects(&run(HAWSER, &install, "").expect("install renders"));
@@ -210,11 +248,43 @@ fn check_with(flags: &[&str], values: &Value) {
             object["data"]["values"]["linkerdVersion"] = Value::Null;
         }
     }
+    compare_all(&expected, &seen);
+}
+
+fn compare_all(expected: &BTreeMap<String, Value>, seen: &BTreeMap<String, Value>) {
     let names = |objects: &BTreeMap<String, Value>| objects.keys().cloned().collect::<BTreeSet<_>>();
-    assert_eq!(names(&seen), names(&expected));
+    assert_eq!(names(seen), names(expected));
     for (name, expected) in expected {
-        compare(&name, "", &expected, &seen[&name]);
+        compare(name, "", expected, &seen[name]);
     }
+}
+
+const EXTENSIONS: [&str; 3] = ["multicluster", "failover", "viz"];
+
+/// What `hawser NAME install` prints with these flags and values.
+fn installed(extension: &str, flags: &[&str], values: &Value) -> Result<String, String> {
+    let file = file_of(values);
+    let path = file.path().display().to_string();
+    let install = [
+        extension,
+        "install",
+        "--ignore-cluster",
+        "--values",
+        path.as_str(),
+    ];
+    run(HAWSER, &[&install[..], flags].concat(), "")
+}
+
+/// Both renderers of an extension with these values; where there are flags, `install` has them instead.
+fn check_extension(extension: &str, flags: &[&str], values: &Value) {
+    let nothing = json!({});
+    let file = if flags.is_empty() { values } else { &nothing };
+    let mut expected = objects(&installed(extension, flags, file).expect("install renders"));
+    // It comes from `helm install --create-namespace`.
+    expected.retain(|_, object| object["kind"] != "Namespace");
+    let chart = format!("hawser-{extension}");
+    let seen = template_of(&chart, &format!("linkerd-{extension}"), values).expect("the chart renders");
+    compare_all(&expected, &objects(&seen));
 }
 
 fn check(values: &Value) {
@@ -245,7 +315,11 @@ fn compare(object: &str, path: &str, expected: &Value, seen: &Value) {
 }
 
 fn defaults() -> Value {
-    let text = std::fs::read_to_string(chart("hawser-control-plane/values.yaml")).expect("values.yaml");
+    values_of("hawser-control-plane/values.yaml")
+}
+
+fn values_of(path: &str) -> Value {
+    let text = std::fs::read_to_string(chart(path)).expect("a file of values");
     yaml(&text).remove(0)
 }
 
@@ -271,13 +345,26 @@ fn changed(tree: &Value, path: &str, change: &impl Fn(&str, &Value) -> Option<Va
 }
 
 fn helm_finds_nothing_to_complain_of() {
-    for name in ["hawser-crds", "hawser-control-plane"] {
+    let credentials = credentials().to_string();
+    for (name, namespace, values) in [
+        ("hawser-crds", "linkerd", "{}"),
+        ("hawser-control-plane", "linkerd", &credentials),
+        ("hawser-multicluster", "linkerd-multicluster", "{}"),
+        ("hawser-failover", "linkerd-failover", "{}"),
+        ("hawser-viz", "linkerd-viz", "{}"),
+    ] {
         let chart = chart(name).display().to_string();
-        let linted = run(
-            "helm",
-            &["lint", "--strict", "--quiet", &chart, "--values", "-"],
-            &credentials().to_string(),
-        );
+        let lint = [
+            "lint",
+            "--strict",
+            "--quiet",
+            &chart,
+            "--namespace",
+            namespace,
+            "--values",
+            "-",
+        ];
+        let linted = run("helm", &lint, values);
         assert_eq!(linted.as_deref().map(str::trim), Ok(""), "{name}");
     }
 }
@@ -381,8 +468,7 @@ fn lists_and_maps_have_the_same_effect() {
 }
 
 fn high_availability_is_the_same() {
-    let text = std::fs::read_to_string(chart("hawser-control-plane/values-ha.yaml")).expect("values-ha.yaml");
-    check_with(&["--ha"], &yaml(&text).remove(0));
+    check_with(&["--ha"], &values_of("hawser-control-plane/values-ha.yaml"));
 }
 
 fn an_issuer_that_others_keep_is_the_same() {
@@ -413,4 +499,152 @@ fn a_webhook_certificate_is_made_if_none_is_given() {
         "{certificate}"
     );
     assert_eq!(&webhooks[0]["clientConfig"]["caBundle"], certificate);
+}
+
+fn the_extensions_charts_share_their_helpers() {
+    let [of_multicluster, of_failover, of_viz] = EXTENSIONS.map(|extension| {
+        let path = chart(&format!("hawser-{extension}/templates/_extension.tpl"));
+        std::fs::read_to_string(path).expect("helpers")
+    });
+    assert_eq!(of_failover, of_multicluster, "copy _extension.tpl");
+    assert_eq!(of_viz, of_multicluster, "copy _extension.tpl");
+}
+
+fn plain_extensions_are_the_same() {
+    for extension in EXTENSIONS {
+        check_extension(extension, &[], &json!({}));
+    }
+}
+
+fn every_value_of_an_extension_has_the_same_effect() {
+    for extension in EXTENSIONS {
+        let defaults = values_of(&format!("hawser-{extension}/values.yaml"));
+        let values = changed(&defaults, "", &|path, value| {
+            Some(match (path, value) {
+                ("gateway.serviceType", _) => json!("NodePort"),
+                ("gateway.enabled" | "remoteMirrorServiceAccount", _) => return None,
+                ("gateway.serviceExternalTrafficPolicy", _) => json!("Local"),
+                ("imagePullPolicy" | "image.pullPolicy", _) => json!("Always"),
+                ("logFormat", _) => json!("json"),
+                ("every", _) => json!("7s"),
+                ("imagePullSecrets", _) => json!([{"name": "registry"}]),
+                ("controllers", _) => json!([{"link": {"ref": {"name": "east"}}}]),
+                ("controllerDefaults", _) => json!({"logLevel": "trace", "gateway": {"probe": {"port": 9}}}),
+                ("gateway.tolerations", _) => json!([{"key": "dedicated", "operator": "Exists"}]),
+                (path, Value::Array(_)) if path.ends_with("Ranges") => json!(["192.0.2.0/24"]),
+                (_, Value::Array(_)) => json!(["a", "b"]),
+                (_, Value::Object(_)) => json!({"team": "a"}),
+                (_, Value::String(text)) => json!(format!("{text}x")),
+                (_, Value::Number(number)) => json!(number.as_i64().expect("whole") + 3),
+                (_, Value::Bool(is_on)) => json!(!is_on),
+                (_, Value::Null) => return None,
+            })
+        });
+        check_extension(extension, &[], &values.expect("values"));
+    }
+}
+
+fn highly_available_extensions_are_the_same() {
+    for extension in ["multicluster", "failover"] {
+        check_extension(
+            extension,
+            &["--ha"],
+            &values_of(&format!("hawser-{extension}/values-ha.yaml")),
+        );
+    }
+}
+
+fn a_gateway_on_node_ports_is_the_same() {
+    let mut gateway = json!({
+        "serviceType": "NodePort", "nodePort": 31_000, "healthCheckNodePort": 31_002,
+        "probe": {"nodePort": 31_001}, "terminationGracePeriodSeconds": 7,
+    });
+    check_extension("multicluster", &[], &json!({"gateway": gateway}));
+    gateway["serviceType"] = "ClusterIP".into();
+    check_extension("multicluster", &[], &json!({"gateway": gateway}));
+    check_extension(
+        "multicluster",
+        &[
+            "--gateway-service-type",
+            "NodePort",
+            "--gateway-probe-seconds",
+            "5",
+        ],
+        &json!({"gateway": {"serviceType": "NodePort", "probe": {"seconds": 5}}}),
+    );
+}
+
+fn a_balanced_gateway_is_the_same() {
+    check_extension(
+        "multicluster",
+        &[],
+        &json!({"gateway": {
+            "loadBalancerIP": "192.0.2.1", "loadBalancerClass": "example.com/internal",
+            "loadBalancerSourceRanges": ["192.0.2.0/24"], "serviceExternalTrafficPolicy": "Local",
+            "serviceAnnotations": {"example.com/scheme": "internet-facing", "mirror.linkerd.io/probe-path": "/other"},
+            "podLabels": {"app.kubernetes.io/team": "a"}, "deploymentAnnotations": {"linkerd.io/inject": "ingress"},
+        }}),
+    );
+}
+
+fn an_extension_without_gateway_or_account_is_the_same() {
+    check_extension(
+        "multicluster",
+        &[],
+        &json!({"gateway": {"enabled": false}, "remoteMirrorServiceAccount": false}),
+    );
+    for names in [json!("one, two"), json!(["one", "two"])] {
+        check_extension(
+            "multicluster",
+            &[],
+            &json!({"remoteMirrorServiceAccountName": names}),
+        );
+    }
+}
+
+fn a_controller_for_each_link_is_the_same() {
+    check_extension(
+        "multicluster",
+        &[],
+        &json!({
+            "controllerDefaults": {"logLevel": "debug", "enableHeadlessServices": true},
+            "localServiceMirror": {"links": ["east", "north"]},
+            "writeEndpointSlices": true,
+            "controllers": [
+                {"link": {"ref": {"name": "east"}}},
+                {"link": {"ref": {"name": "north"}}, "gateway": {"enabled": false}, "enableHeadlessServices": false,
+                 "logLevel": "warn", "logFormat": "json", "replicas": 2, "enableNamespaceCreation": true},
+                {"link": {"ref": {"name": "south"}}, "gateway": {"probe": {"port": 4000}}},
+            ],
+        }),
+    );
+    let ha = json!({"replicas": 3, "enablePodAntiAffinity": true, "controllers": [{"link": {"ref": {"name": "east"}}}]});
+    check_extension("multicluster", &[], &ha);
+}
+
+fn values_that_one_refuses_the_other_refuses() {
+    for (values, complaint) in [
+        (
+            json!({"controllers": [{"logLevel": "debug"}]}),
+            "controllers[0].link.ref.name is missing",
+        ),
+        (
+            json!({"controllers": [{"link": {"ref": {"name": "East"}}}]}),
+            "controllers[0].link.ref.name: ",
+        ),
+        (
+            json!({"gateway": {"serviceType": "Balancer"}}),
+            "gateway.serviceType is \"Balancer\"; it may be LoadBalancer, NodePort or ClusterIP",
+        ),
+    ] {
+        for refused in [
+            installed("multicluster", &[], &values),
+            template_of("hawser-multicluster", "linkerd-multicluster", &values),
+        ] {
+            let said = refused.expect_err("it is refused");
+            assert!(said.contains(complaint), "{said}");
+        }
+    }
+    let elsewhere = template_of("hawser-failover", "elsewhere", &json!({})).expect_err("it is refused");
+    assert!(elsewhere.contains("--namespace linkerd-failover"), "{elsewhere}");
 }

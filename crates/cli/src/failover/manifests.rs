@@ -2,7 +2,7 @@
 //!
 //! Pure: settings in, objects out, in the order in which they should be applied. Source: `spec/multicluster.md` 8.4.
 
-use hawser_control::values::{self, Values, ValuesError};
+use hawser_control::values::{self, VERSION, Values, ValuesError};
 use hawser_crd::keys;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,14 +16,18 @@ pub(super) struct Settings {
     linkerd_namespace: String,
     log_level: String,
     log_format: String,
+    /// Of images and annotations.
+    linkerd_version: String,
     image: Image,
     image_pull_secrets: Vec<Value>,
     /// TrafficSplits to look after.
     selector: String,
     replicas: u32,
+    /// Replicas on different nodes, and not all of them taken away at once.
+    enable_pod_anti_affinity: bool,
 }
 
-/// `registry` may be left empty when the name has it.
+/// `registry` may be left empty when the name has it, `tag` where the extension's version will do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Image {
@@ -39,10 +43,12 @@ impl Default for Settings {
             linkerd_namespace: keys::CONTROL_PLANE_NAMESPACE.into(),
             log_level: "info".into(),
             log_format: "plain".into(),
+            linkerd_version: VERSION.into(),
             image: Image::default(),
             image_pull_secrets: Vec::new(),
             selector: String::new(),
             replicas: 1,
+            enable_pod_anti_affinity: false,
         }
     }
 }
@@ -52,19 +58,15 @@ impl Settings {
     pub(super) fn of(mesh: &Values, overrides: Value) -> Result<Self, ValuesError> {
         let invalid = |error: serde_json::Error| ValuesError::Invalid(error.to_string());
         // The controller is the control plane's program.
-        let of_mesh = mesh.controller_image();
-        let (name, tag) = match of_mesh.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, tag),
-            _ => (of_mesh.as_str(), ""),
-        };
         let image = Image {
             registry: String::new(),
-            name: name.into(),
-            tag: tag.into(),
+            name: mesh.controller_image.clone(),
+            tag: mesh.controller_image_version.clone(),
             pull_policy: mesh.image_pull_policy.clone(),
         };
         let defaults = Self {
             image,
+            linkerd_version: mesh.linkerd_version.clone(),
             ..Self::default()
         };
         let mut tree = serde_json::to_value(defaults).map_err(invalid)?;
@@ -81,17 +83,11 @@ impl Settings {
 }
 
 impl Image {
-    fn reference(&self) -> String {
-        let Self {
-            registry, name, tag, ..
-        } = self;
-        let name = match registry.trim_end_matches('/') {
-            "" => name.clone(),
-            registry => format!("{registry}/{name}"),
-        };
-        match tag.as_str() {
-            "" => name,
-            tag => format!("{name}:{tag}"),
+    /// Without the tag.
+    fn path(&self) -> String {
+        match self.registry.trim_end_matches('/') {
+            "" => self.name.clone(),
+            registry => format!("{registry}/{}", self.name),
         }
     }
 }
@@ -100,8 +96,12 @@ pub(super) fn render(settings: &Settings) -> Vec<Value> {
     let common = multicluster::Settings {
         namespace: keys::FAILOVER_NAMESPACE.into(),
         linkerd_namespace: settings.linkerd_namespace.clone(),
-        controller_image: settings.image.reference(),
+        linkerd_version: settings.linkerd_version.clone(),
+        controller_image: settings.image.path(),
+        controller_image_version: settings.image.tag.clone(),
         image_pull_policy: settings.image.pull_policy.clone(),
+        image_pull_secrets: settings.image_pull_secrets.clone(),
+        enable_pod_anti_affinity: settings.enable_pod_anti_affinity,
         ..multicluster::Settings::default()
     };
     let name = keys::FAILOVER_NAMESPACE;
@@ -119,7 +119,7 @@ pub(super) fn render(settings: &Settings) -> Vec<Value> {
             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": name}],
         })
     };
-    let mut workload = workload(&Workload {
+    let workload = workload(&Workload {
         settings: &common,
         name,
         metadata: namespaced.clone(),
@@ -136,15 +136,6 @@ pub(super) fn render(settings: &Settings) -> Vec<Value> {
         admin_port: (8080, "admin-http"),
         replicas: settings.replicas,
     });
-    if !settings.image_pull_secrets.is_empty() {
-        for deployment in workload
-            .iter_mut()
-            .filter(|object| object["kind"] == "Deployment")
-        {
-            deployment["spec"]["template"]["spec"]["imagePullSecrets"] =
-                settings.image_pull_secrets.clone().into();
-        }
-    }
     let mut objects = vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": cluster_wide}),
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": namespaced}),
@@ -168,7 +159,7 @@ pub(super) fn render(settings: &Settings) -> Vec<Value> {
         }),
         binding("RoleBinding", "Role", &namespaced),
     ];
-    objects.append(&mut workload);
+    objects.extend(workload);
     objects
 }
 

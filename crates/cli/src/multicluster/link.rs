@@ -133,13 +133,11 @@ pub(super) async fn run(
         "logLevel": args.log_level, "logFormat": args.log_format,
         "replicas": if args.ha { 3 } else { 1 }, "enablePodAntiAffinity": args.ha,
     });
-    if args.registry.is_some() || args.control_plane_version.is_some() {
-        let image = image(
-            &mesh.controller_image(),
-            args.registry.as_deref(),
-            args.control_plane_version.as_deref(),
-        );
-        overrides["controllerImage"] = image.into();
+    if let Some(registry) = &args.registry {
+        overrides["controllerImage"] = elsewhere(&mesh.controller_image, registry).into();
+    }
+    if let Some(version) = &args.control_plane_version {
+        overrides["controllerImageVersion"] = version.as_str().into();
     }
     let settings = super::settings(&mesh, overrides, &args.values)?;
     let gateway = if args.gateway {
@@ -202,22 +200,10 @@ pub(super) async fn run(
     print(&objects, args.output.output)
 }
 
-/// An image from another registry, or of another version.
-fn image(image: &str, registry: Option<&str>, version: Option<&str>) -> String {
-    let (path, own_version) = match image.rsplit_once(':') {
-        // A colon before a slash belongs to the registry's port.
-        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
-        _ => (image, None),
-    };
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let path = registry.map_or_else(
-        || path.to_owned(),
-        |registry| format!("{}/{name}", registry.trim_end_matches('/')),
-    );
-    match version.or(own_version) {
-        Some(version) => format!("{path}:{version}"),
-        None => path,
-    }
+/// An image's name in another registry.
+fn elsewhere(image: &str, registry: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    format!("{}/{name}", registry.trim_end_matches('/'))
 }
 
 /// A link with all defaults, with its controller.
@@ -711,15 +697,9 @@ mod tests {
 
     #[test]
     fn an_image_may_come_from_elsewhere() {
-        for (registry, version, expected) in [
-            (None, Some("2"), "cr.example:5000/mesh/controller:2"),
-            (Some("local/"), None, "local/controller:1"),
-            (Some("local"), Some("2"), "local/controller:2"),
-        ] {
-            assert_eq!(
-                image("cr.example:5000/mesh/controller:1", registry, version),
-                expected
-            );
+        for registry in ["local:5000/mesh", "local:5000/mesh/"] {
+            let image = elsewhere("cr.example:5000/mesh/controller", registry);
+            assert_eq!(image, "local:5000/mesh/controller");
         }
     }
 

@@ -19,8 +19,13 @@ pub(crate) struct Settings {
     pub(crate) namespace: String,
     pub(crate) linkerd_namespace: String,
     pub(crate) identity_trust_domain: String,
+    /// Of images and annotations.
+    pub(crate) linkerd_version: String,
     pub(crate) controller_image: String,
+    /// `linkerd_version` if empty.
+    pub(crate) controller_image_version: String,
     pub(crate) image_pull_policy: String,
+    pub(crate) image_pull_secrets: Vec<Value>,
     pub(crate) gateway: GatewaySettings,
     pub(crate) remote_mirror_service_account: bool,
     /// One name, several with commas between them, or a list.
@@ -35,6 +40,8 @@ pub(crate) struct Settings {
     /// Replicas on different nodes, and not all of them taken away at once.
     pub(crate) enable_pod_anti_affinity: bool,
     pub(crate) local_service_mirror: LocalSettings,
+    /// What every entry of `controllers` has that doesn't say otherwise.
+    pub(crate) controller_defaults: Value,
     /// Links whose controllers come with the extension.
     pub(crate) controllers: Vec<Value>,
     /// Who reads the metrics of admin ports.
@@ -174,8 +181,11 @@ impl Default for Settings {
             namespace: keys::MULTICLUSTER_NAMESPACE.into(),
             linkerd_namespace: keys::CONTROL_PLANE_NAMESPACE.into(),
             identity_trust_domain: "cluster.local".into(),
-            controller_image: Values::default().controller_image(),
+            linkerd_version: VERSION.into(),
+            controller_image: Values::default().controller_image,
+            controller_image_version: String::new(),
             image_pull_policy: "IfNotPresent".into(),
+            image_pull_secrets: Vec::new(),
             gateway: GatewaySettings::default(),
             remote_mirror_service_account: true,
             remote_mirror_service_account_name: keys::REMOTE_ACCESS_DEFAULT.into(),
@@ -187,6 +197,7 @@ impl Default for Settings {
             replicas: 1,
             enable_pod_anti_affinity: false,
             local_service_mirror: LocalSettings::default(),
+            controller_defaults: json!({}),
             controllers: Vec::new(),
             prometheus: PrometheusSettings::default(),
         }
@@ -258,7 +269,10 @@ impl Settings {
     pub(crate) fn of(mesh: &Values, overrides: Value) -> Result<Self, ValuesError> {
         let defaults = Self {
             identity_trust_domain: mesh.trust_domain().to_owned(),
-            controller_image: mesh.controller_image(),
+            linkerd_version: mesh.linkerd_version.clone(),
+            controller_image: mesh.controller_image.clone(),
+            controller_image_version: mesh.controller_image_version.clone(),
+            image_pull_secrets: mesh.image_pull_secrets.clone(),
             image_pull_policy: mesh.image_pull_policy.clone(),
             ..Self::default()
         };
@@ -266,6 +280,15 @@ impl Settings {
             serde_json::to_value(defaults).map_err(|error| ValuesError::Invalid(error.to_string()))?;
         values::merge(&mut tree, overrides);
         serde_json::from_value(tree).map_err(|error| ValuesError::Invalid(error.to_string()))
+    }
+
+    /// The controllers' image with its tag.
+    pub(crate) fn image(&self) -> String {
+        let version = match self.controller_image_version.as_str() {
+            "" => &self.linkerd_version,
+            version => version,
+        };
+        format!("{}:{version}", self.controller_image)
     }
 
     pub(crate) fn created_by(&self) -> String {
@@ -330,8 +353,10 @@ pub(crate) fn render(settings: &Settings) -> Result<Vec<Value>, SettingsError> {
 fn controllers(settings: &Settings) -> Result<Vec<Value>, SettingsError> {
     let mut objects = Vec::new();
     for (index, entry) in settings.controllers.iter().enumerate() {
+        let mut merged = settings.controller_defaults.clone();
+        values::merge(&mut merged, entry.clone());
         let own: ControllerSettings =
-            serde_json::from_value(entry.clone()).map_err(|error| SettingsError::Controller {
+            serde_json::from_value(merged).map_err(|error| SettingsError::Controller {
                 index,
                 message: error.to_string(),
             })?;
@@ -378,7 +403,7 @@ fn gateway(settings: &Settings) -> Vec<Value> {
     let mut deployment_metadata = settings.metadata(&gateway.name);
     deployment_metadata["labels"] = json!({
         "app": gateway.name, keys::COMPONENT: "gateway", keys::EXTENSION: keys::EXTENSION_MULTICLUSTER,
-        "app.kubernetes.io/name": "gateway", "app.kubernetes.io/part-of": "Linkerd", "app.kubernetes.io/version": VERSION,
+        "app.kubernetes.io/name": "gateway", "app.kubernetes.io/part-of": "Linkerd", "app.kubernetes.io/version": settings.linkerd_version,
     });
     let mut deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": deployment_metadata,
@@ -426,6 +451,7 @@ fn gateway(settings: &Settings) -> Vec<Value> {
     if !gateway.tolerations.is_empty() {
         template["spec"]["tolerations"] = json!(gateway.tolerations);
     }
+    pull_with_secrets(settings, &mut deployment);
     let selector = json!({"app": gateway.name});
     let budget = spread(settings, &mut deployment, &selector);
     let has_node_ports = matches!(gateway.service_type.as_str(), "NodePort" | "LoadBalancer");
@@ -484,6 +510,13 @@ fn gateway(settings: &Settings) -> Vec<Value> {
         .chain(budget)
         .chain([service])
         .collect()
+}
+
+fn pull_with_secrets(settings: &Settings, deployment: &mut Value) {
+    if !settings.image_pull_secrets.is_empty() {
+        deployment["spec"]["template"]["spec"]["imagePullSecrets"] =
+            settings.image_pull_secrets.clone().into();
+    }
 }
 
 /// Keeps a Deployment's replicas from going down together where that is asked for, and returns the budget for it.
@@ -1046,7 +1079,7 @@ pub(crate) fn workload(workload: &Workload<'_>) -> Vec<Value> {
                     "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
                     "containers": [{
                         "name": workload.container,
-                        "image": settings.controller_image,
+                        "image": settings.image(),
                         "imagePullPolicy": settings.image_pull_policy,
                         "args": workload.args,
                         "env": [{"name": "HOSTNAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
@@ -1079,6 +1112,7 @@ pub(crate) fn workload(workload: &Workload<'_>) -> Vec<Value> {
             },
         },
     });
+    pull_with_secrets(settings, &mut deployment);
     let budget = spread(settings, &mut deployment, &workload.selector);
     std::iter::once(deployment).chain(budget).collect()
 }

@@ -60,6 +60,13 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Values, as in Linkerd's chart: charts/hawser-multicluster/values.yaml describes each.\n\n\
+    Examples:\n  hawser multicluster install | kubectl apply -f -\n  \
+    hawser multicluster install --set controllers[0].link.ref.name=east | kubectl apply -f -   with a controller for \
+    what link-gen printed\n  \
+    hawser multicluster install --ha -f values.yaml | kubectl apply -f -"
+)]
 struct InstallArgs {
     /// Install a gateway; without one, services of this cluster can't be reached through a link
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]

@@ -3,6 +3,7 @@
 use hawser_control::values::VERSION;
 use hawser_crd::keys;
 use hawser_viz::{ADMIN_PORT, PEER_PORT};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::multicluster::manifests::{Settings, Workload, workload};
@@ -12,10 +13,11 @@ pub(super) const COLLECTOR: &str = "metrics-api";
 const SCRAPER: &str = "prometheus";
 
 /// A scrape configuration with the names of namespaces left open.
-const PROMETHEUS: &str = include_str!("prometheus.yml");
+const PROMETHEUS: &str = include_str!("../../../../charts/hawser-viz/prometheus.yml");
 
 /// What only the collector is told.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub(crate) struct Collector {
     /// What this cluster is called; may be empty.
     pub(crate) cluster_name: String,
@@ -182,11 +184,10 @@ fn prometheus(linkerd_namespace: &str, viz_namespace: &str) -> String {
 
 /// The image beside the controllers' own.
 fn image(controllers: &str) -> String {
-    let beside = || {
-        let (registry, name) = controllers.rsplit_once('/')?;
-        Some(format!("{registry}/viz{}", name.strip_prefix("controller")?))
-    };
-    beside().unwrap_or_else(|| controllers.to_owned())
+    match controllers.strip_suffix("/controller") {
+        Some(registry) => format!("{registry}/viz"),
+        None => controllers.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -325,8 +326,8 @@ mod tests {
     #[test]
     fn the_image_lies_beside_the_controllers() {
         assert_eq!(
-            image("cr.hawser.dev/hawser/controller:1"),
-            "cr.hawser.dev/hawser/viz:1"
+            image("cr.hawser.dev/hawser/controller"),
+            "cr.hawser.dev/hawser/viz"
         );
         assert_eq!(image("localhost:5000/own"), "localhost:5000/own");
     }

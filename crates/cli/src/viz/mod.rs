@@ -27,7 +27,7 @@ use serde_json::json;
 use crate::check::Format;
 use crate::kube::{ClusterArgs, problem};
 use crate::multicluster::{extension, mesh_values, settings};
-use crate::output::{OutputArgs, ValueArgs, print, write_out};
+use crate::output::{OutputArgs, ValueArgs, overrides, print, write_out};
 use crate::problem::Problem;
 use source::Source;
 
@@ -178,12 +178,19 @@ async fn install(cluster: &ClusterArgs, args: InstallArgs) -> Result<ExitCode, P
         let connection = cluster.connect().await?;
         mesh_values(&connection.client, &cluster.linkerd_namespace).await?
     };
-    let overrides = json!({"namespace": args.namespace, "linkerdNamespace": cluster.linkerd_namespace});
-    let settings = settings(&mesh, overrides, &args.values)?;
-    let about = manifests::Collector {
-        cluster_name: args.cluster_name,
-        every: args.every,
-    };
+    let flags = json!({
+        "namespace": args.namespace, "linkerdNamespace": cluster.linkerd_namespace,
+        "clusterName": args.cluster_name, "every": args.every,
+    });
+    let given = overrides(flags, &args.values)?;
+    let about: manifests::Collector = serde_json::from_value(given.clone()).map_err(|error| {
+        Problem::new(
+            "cannot use the given values",
+            error,
+            "--set clusterName=west,every=10s",
+        )
+    })?;
+    let settings = settings(&mesh, given, &ValueArgs::default())?;
     let told = [format!("--every={}", about.every)];
     if let Err(why) = hawser_viz::check_arguments(told.iter().map(Into::into)) {
         return Err(Problem::new(
