@@ -64,18 +64,26 @@ impl fmt::Display for Problem {
 
 impl Error for Problem {}
 
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let (mut text, mut source) = said(error);
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
+        let (cause_text, next) = said(cause);
         // Many errors print their source themselves.
         if !text.ends_with(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
-        source = cause.source();
+        source = next;
     }
     text
+}
+
+/// What an error says, and what is behind it. The client shows the whole object with which a server refused; its message
+/// says it all.
+fn said<'a>(error: &'a (dyn Error + 'static)) -> (String, Option<&'a (dyn Error + 'static)>) {
+    match error.downcast_ref() {
+        Some(kube::Error::Api(status)) if !status.message.is_empty() => (status.message.clone(), None),
+        _ => (error.to_string(), error.source()),
+    }
 }
 
 /// Messages from servers and files may hold anything; a problem stays three lines.
@@ -90,7 +98,20 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
+
     use super::*;
+
+    #[test]
+    fn a_servers_refusal_is_told_in_its_words() {
+        let status = Status::failure("secrets \"a\" not found", "NotFound").with_code(404);
+        let problem = Problem::new(
+            "cannot read",
+            kube::Error::Api(status.boxed()),
+            "kubectl get secrets",
+        );
+        assert_eq!(problem.why(), "secrets \"a\" not found");
+    }
 
     #[test]
     fn a_problem_is_three_lines_whatever_servers_say() {

@@ -9,10 +9,11 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use hawser_control::values;
+use hawser_crd::keys;
 use hawser_tls::{Issuer, TrustAnchors};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client, Config, ResourceExt};
 use serde_json::Value;
 
 use super::running::{self, Breakage, Change};
@@ -39,6 +40,8 @@ pub(crate) struct UpgradeArgs {
     force: bool,
 }
 
+/// How the charts say who rendered an object.
+const HELM: &str = "linkerd/helm ";
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(60);
 /// So many of the proxies that would break are named.
 const NAMED_MAX: usize = 5;
@@ -163,9 +166,11 @@ struct Installed {
 
 impl Installed {
     async fn read(client: &Client, namespace: &str) -> Result<Self, Problem> {
-        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         let name = "linkerd-config-overrides";
-        let overrides = get(&secrets, name).await?.remove(name).unwrap_or_default();
+        let overrides = get(client, namespace, name)
+            .await?
+            .remove(name)
+            .unwrap_or_default();
         let overrides = values::yaml(&overrides).map_err(|error| {
             Problem::new(
                 "cannot read the stored settings",
@@ -180,9 +185,12 @@ impl Installed {
                 .unwrap_or_default()
         };
         let (pem, tls) = (["crt.pem", "key.pem"], ["tls.crt", "tls.key"]);
-        let issuer = pair(&get(&secrets, "linkerd-identity-issuer").await?, [pem, tls]);
+        let issuer = pair(
+            &get(client, namespace, "linkerd-identity-issuer").await?,
+            [pem, tls],
+        );
         let webhook = pair(
-            &get(&secrets, "linkerd-proxy-injector-k8s-tls").await?,
+            &get(client, namespace, "linkerd-proxy-injector-k8s-tls").await?,
             [tls, pem],
         );
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
@@ -294,20 +302,54 @@ fn refuse(broken: &[(&str, Breakage)]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The texts of a Secret.
-async fn get(secrets: &Api<Secret>, name: &str) -> Result<BTreeMap<String, String>, Problem> {
-    let secret = secrets.get(name).await.map_err(|error| {
-        Problem::new(
-            format!("cannot read the secret {name}"),
-            error,
-            "check that the mesh is installed: kubectl -n linkerd get secrets; otherwise use hawser install",
-        )
-    })?;
+/// The texts of a Secret that every installation has.
+async fn get(client: &Client, namespace: &str, name: &str) -> Result<BTreeMap<String, String>, Problem> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = match secrets.get_opt(name).await {
+        Ok(Some(secret)) => secret,
+        Ok(None) => return Err(missing(client, namespace, name).await),
+        Err(error) => {
+            return Err(crate::kube::problem(
+                format!("cannot read the Secret {name}"),
+                error,
+            ));
+        }
+    };
     let data = secret.data.unwrap_or_default();
     Ok(data
         .into_iter()
         .filter_map(|(key, value)| Some((key, String::from_utf8(value.0).ok()?)))
         .collect())
+}
+
+/// Why such a Secret isn't there, as far as the mesh's configuration tells.
+async fn missing(client: &Client, namespace: &str, name: &str) -> Problem {
+    let what = "cannot read the installed settings";
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let map = match maps.get_opt(keys::CONFIG_MAP).await {
+        Ok(Some(map)) => map,
+        Ok(None) => {
+            let why = format!("namespace {namespace} has no control plane");
+            return Problem::new(
+                what,
+                why,
+                "another -L NAMESPACE, or hawser install | kubectl apply -f -",
+            );
+        }
+        Err(error) => return crate::kube::problem(what, error),
+    };
+    let by = map.annotations().get(keys::CREATED_BY);
+    if by.is_some_and(|by| by.starts_with(HELM)) {
+        let why = "the control plane was installed by Helm, which keeps the settings itself";
+        let attempt = format!("helm upgrade; helm list -n {namespace} names the release");
+        return Problem::new(what, why, attempt);
+    }
+    let why = format!("namespace {namespace} has no Secret {name}");
+    Problem::new(
+        what,
+        why,
+        "render with hawser install and the same credentials instead",
+    )
 }
 
 #[cfg(test)]
@@ -524,5 +566,37 @@ mod tests {
         assert_eq!(bundle(&planned), both);
         let refused = world.upgrade(&world.settings(Some(&b.root), None), false).await;
         assert!(refused.err().unwrap().contains("with these trust anchors"));
+    }
+
+    #[tokio::test]
+    async fn an_installation_without_stored_settings_is_upgraded_by_who_made_it() {
+        let client = Cluster::new(ClusterOptions::default()).client(Identity::admin());
+        let files = tempfile::tempdir().unwrap();
+        let world = World { client, files };
+        let upgrade = async || {
+            let refused = world.upgrade(&world.settings(None, None), false).await;
+            refused.err().expect("there is nothing to start from")
+        };
+        assert!(upgrade().await.contains("namespace linkerd has no control plane"));
+        let configuration = |by: &str| {
+            json!({
+                "apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {
+                    "namespace": "linkerd", "name": "linkerd-config", "annotations": {"linkerd.io/created-by": by},
+                },
+            })
+        };
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "linkerd"}});
+        world
+            .apply(vec![namespace, configuration("linkerd/helm v0.1.0")])
+            .await;
+        assert_eq!(
+            upgrade().await,
+            "error: cannot read the installed settings\n  \
+             why: the control plane was installed by Helm, which keeps the settings itself\n  \
+             try: helm upgrade; helm list -n linkerd names the release"
+        );
+        world.apply(vec![configuration("linkerd/cli v0.1.0")]).await;
+        assert!(upgrade().await.contains("no Secret linkerd-config-overrides"));
     }
 }
