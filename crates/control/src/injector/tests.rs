@@ -562,7 +562,8 @@ metadata: {{name: linkerd}}
         metrics,
     ));
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(webhook::serve(listener, tls, injector.clone()));
+    let drain = hawser_runtime::Shutdown::new();
+    tasks.spawn(webhook::serve(listener, tls, injector.clone(), drain.clone()));
 
     let plain = pod(json!({}));
     let answer = call(address, &created.certificate_pem, &review("Pod", &plain)).await;
@@ -590,4 +591,8 @@ metadata: {{name: linkerd}}
     let nothing = json!("not a pod");
     let answer = call(address, &created.certificate_pem, &review("Pod", &nothing)).await;
     assert_eq!(answer["response"]["allowed"], true);
+    // It is told to end; API servers learn of that later.
+    drain.cancel();
+    let answer = call(address, &created.certificate_pem, &review("Pod", &plain)).await;
+    assert_eq!(patched(&plain, &answer), injected);
 }

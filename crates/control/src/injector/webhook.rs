@@ -15,6 +15,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures::StreamExt;
+use hawser_runtime::Shutdown;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -33,6 +34,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
 
 use super::inject::{Component, Injection, Namespace, Owner, strings};
 use crate::notes::{Notes, about};
@@ -62,6 +64,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTIONS_MAX: usize = 256;
 const TLS_RELOAD_PERIOD: Duration = Duration::from_secs(5);
+/// For so long after this pod was told to end, an API server may still send reviews to it. A pod whose review nobody
+/// answers starts without a proxy.
+const LINGER: Duration = Duration::from_secs(5);
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start(9995, &args.process).await?;
@@ -74,19 +79,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     ));
     let listener = process::bind(args.addr).await?;
     tracing::info!(addr = %args.addr, "serving");
-    let drain = process.drain.clone();
+    let serving = tokio::spawn(serve(
+        listener,
+        tls.clone(),
+        injector.clone(),
+        process.drain.clone(),
+    ));
     let work = async {
         tokio::select! {
             () = injector.follow_configuration(loaded) => {}
             () = reload(args.tls_dir, tls.clone()) => {}
-            () = serve(listener, tls.clone(), injector.clone()) => {}
         }
         anyhow::bail!("a task that never ends has ended")
     };
-    tokio::select! {
-        outcome = process.serve(work) => outcome,
-        () = drain.cancelled() => Ok(()),
-    }
+    process.serve(work).await?;
+    serving.await.context("answering the API server to the end")
 }
 
 /// Reads the webhook's certificate and key.
@@ -129,8 +136,34 @@ async fn reload(dir: PathBuf, tls: Arc<ArcSwap<ServerConfig>>) {
     }
 }
 
-/// Accepts for ever.
-pub async fn serve(listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, injector: Arc<Injector>) {
+/// Accepts until some time after the drain has begun; then answers what was asked, and ends.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    injector: Arc<Injector>,
+    drain: Shutdown,
+) {
+    let (closing, connections) = (Shutdown::new(), TaskTracker::new());
+    let over = async {
+        drain.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::select! {
+        () = accept(listener, tls, injector, &closing, &connections) => {}
+        () = over => {}
+    }
+    closing.cancel();
+    connections.close();
+    let _ = timeout(REQUEST_TIMEOUT, connections.wait()).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    injector: Arc<Injector>,
+    closing: &Shutdown,
+    connections: &TaskTracker,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok(slot) = slots.clone().acquire_owned().await {
         let Ok((socket, peer)) = listener.accept().await else {
@@ -139,7 +172,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, injec
             continue;
         };
         let (acceptor, injector) = (TlsAcceptor::from(tls.load_full()), injector.clone());
-        tokio::spawn(async move {
+        let closing = closing.clone();
+        connections.spawn(async move {
             let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await else {
                 tracing::debug!(%peer, "handshake failed");
                 return;
@@ -148,10 +182,16 @@ pub async fn serve(listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, injec
                 let injector = injector.clone();
                 async move { Ok::<_, Infallible>(injector.answer(request).await) }
             });
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
             // How a connection ends is the API server's business.
-            let _ = auto::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            tokio::select! {
+                _ = connection.as_mut() => {}
+                () = closing.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
+            }
             drop(slot);
         });
     }
