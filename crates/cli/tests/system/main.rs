@@ -26,6 +26,7 @@ mod runner;
 mod sandbox;
 mod split;
 mod traces;
+mod upgrade;
 mod user;
 mod viz;
 mod workshop;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         recovery::TESTS,
         failover::TESTS,
         multicluster::TESTS,
+        upgrade::TESTS,
         rotation::TESTS,
         bad_input::TESTS,
         dashboard::TESTS,

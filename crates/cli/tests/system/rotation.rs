@@ -12,7 +12,7 @@ use crate::recovery::Witness;
 use crate::runner::{Test, linked};
 use crate::world::{COMMAND_DEADLINE, SOON, World};
 
-const CLUSTERS: [&str; 2] = ["west", "east"];
+pub(crate) const CLUSTERS: [&str; 2] = ["west", "east"];
 
 pub(crate) const TESTS: &[Test] = &[linked(
     "a_root_is_replaced_in_both_clusters_without_a_restart_or_a_lost_request",
@@ -28,7 +28,7 @@ enum Step {
 }
 
 /// At the same time, to save it.
-fn in_both_clusters(work: impl Fn(&'static str) + Sync) {
+pub(crate) fn in_both_clusters(work: impl Fn(&'static str) + Sync) {
     std::thread::scope(|scope| {
         for cluster in CLUSTERS {
             scope.spawn(|| work(cluster));

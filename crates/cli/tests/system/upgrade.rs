@@ -1,0 +1,96 @@
+//! The mesh is upgraded while it carries traffic: all of its pods are replaced, gateways included, and nothing is lost.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use crate::demo::report;
+use crate::recovery::Witness;
+use crate::rotation::{CLUSTERS, in_both_clusters};
+use crate::runner::{Test, linked};
+use crate::world::World;
+
+pub(crate) const TESTS: &[Test] = &[linked(
+    "the_mesh_is_upgraded_in_both_clusters_under_load_and_no_request_is_lost",
+    &["kubectl", "curl"],
+    the_mesh_is_upgraded_in_both_clusters_under_load_and_no_request_is_lost,
+)];
+
+/// What a rendered change of the log level replaces: command that renders it, namespace, Deployments.
+const ROLLED: [(&str, &str, &[&str]); 2] = [
+    (
+        "upgrade --set controllerLogLevel=LEVEL",
+        "linkerd",
+        &[
+            "linkerd-identity",
+            "linkerd-destination",
+            "linkerd-proxy-injector",
+        ],
+    ),
+    (
+        "multicluster install --set logLevel=LEVEL,gateway.podLabels.level=LEVEL",
+        "linkerd-multicluster",
+        &["linkerd-gateway", "linkerd-local-service-mirror"],
+    ),
+];
+
+fn the_mesh_is_upgraded_in_both_clusters_under_load_and_no_request_is_lost(world: &World) {
+    let near = Witness::start(world, "witness-upgrade-near", "http://web-svc.emojivoto/api/list");
+    let far = Witness::start(
+        world,
+        "witness-upgrade-far",
+        "http://web-svc-east.emojivoto/api/list",
+    );
+    // There, and back to what was found.
+    for level in ["debug", "info"] {
+        let began = Instant::now();
+        let before = CLUSTERS.map(|cluster| pods(world, cluster));
+        in_both_clusters(|cluster| {
+            for (command, _, _) in ROLLED {
+                let rendered = world.hawser(cluster, &command.replace("LEVEL", level), "");
+                world.kubectl_words(cluster, &["apply", "-f", "-"], &rendered);
+            }
+            for (_, namespace, names) in ROLLED {
+                for name in names {
+                    world.rolled_out(cluster, namespace, name);
+                }
+            }
+        });
+        let after = CLUSTERS.map(|cluster| pods(world, cluster));
+        for (before, after) in before.iter().zip(&after) {
+            let kept: Vec<_> = before.intersection(after).collect();
+            assert!(kept.is_empty(), "not replaced: {kept:?}");
+        }
+        far.hears(5);
+        near.hears(5);
+        report(&format!(
+            "{:.1} s until everything logs at {level}",
+            began.elapsed().as_secs_f64()
+        ));
+        assert_eq!(near.failures(), "", "requests were lost within west");
+        assert_eq!(far.failures(), "", "requests were lost on the way to east");
+    }
+}
+
+/// Running pods of the Deployments that are replaced.
+fn pods(world: &World, cluster: &str) -> BTreeSet<String> {
+    let of = |namespace: &str, names: &[&str]| -> Vec<String> {
+        let list = world
+            .get(cluster, &format!("-n {namespace} pods"))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let pods = list["items"].as_array().cloned().unwrap_or_default();
+        let living = pods
+            .iter()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .filter_map(|pod| pod["metadata"]["name"].as_str());
+        living
+            .filter(|pod| names.iter().any(|name| pod.starts_with(name)))
+            .map(str::to_owned)
+            .collect()
+    };
+    let found: BTreeSet<String> = ROLLED
+        .iter()
+        .flat_map(|(_, namespace, names)| of(namespace, names))
+        .collect();
+    assert_eq!(found.len(), 5, "one of each in {cluster}: {found:?}");
+    found
+}
