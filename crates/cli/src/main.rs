@@ -19,6 +19,7 @@ mod install;
 mod inventory;
 mod kube;
 mod meshed;
+mod migrate;
 mod multicluster;
 mod output;
 mod problem;
@@ -79,6 +80,7 @@ enum Command {
     Inject(inject::InjectArgs),
     Install(install::InstallArgs),
     Man(completion::ManArgs),
+    Migrate(migrate::MigrateArgs),
     Multicluster(multicluster::MulticlusterArgs),
     Prune(uninstall::PruneArgs),
     Sandbox(sandbox::SandboxArgs),
@@ -122,6 +124,7 @@ fn run(cli: Cli) -> Result<ExitCode, Problem> {
         Command::Inject(args) => inject::inject(cluster, args),
         Command::Install(args) => install::run(args),
         Command::Man(args) => completion::man(args, Cli::command()),
+        Command::Migrate(args) => block_on(migrate::run(cluster, args)),
         Command::Multicluster(args) => block_on(multicluster::run(cluster, args)),
         Command::Prune(args) => block_on(uninstall::prune(cluster, args)),
         Command::Sandbox(args) => sandbox::run(args),
@@ -233,6 +236,7 @@ mod tests {
             "hawser completion bash",
             "hawser authz -n emojivoto deploy/web",
             "hawser prune",
+            "hawser migrate --dry-run -o json",
             "hawser viz install",
             "hawser viz stat deploy -n emojivoto",
             "hawser --context=west viz stat --from deploy/vote-bot svc -n emojivoto -t 30s -o wide",
