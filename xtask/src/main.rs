@@ -1,6 +1,7 @@
-//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `ui`, `picture`, `bench`, `kubernetes`.
+//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `ui`, `picture`, `images`, `bench`, `kubernetes`.
 
 mod bench;
+mod images;
 mod kubernetes;
 mod kubernetes_table;
 mod picture;
@@ -19,9 +20,14 @@ fn main() -> Result<()> {
             let arguments: Vec<String> = std::env::args().skip(2).collect();
             kubernetes::run(&workspace, &arguments)
         }
+        Some("images") => {
+            let arguments: Vec<String> = std::env::args().skip(2).collect();
+            images::run(&workspace, &arguments)
+        }
         Some("bench") => bench::run(std::env::args().skip(2).collect()),
         _ => bail!(
-            "usage: cargo xtask codegen | ui | picture, or {}, or {}",
+            "usage: cargo xtask codegen | ui | picture, or {}, or {}, or {}",
+            images::USAGE,
             kubernetes::USAGE,
             bench::USAGE
         ),
