@@ -15,10 +15,10 @@ pub(crate) const TESTS: &[Test] = &[linked(
     the_mesh_is_upgraded_in_both_clusters_under_load_and_no_request_is_lost,
 )];
 
-/// What a rendered change of the log level replaces: command that renders it, namespace, Deployments.
+/// What changes the template of every pod, and nothing that they do: command that renders it, namespace, Deployments.
 const ROLLED: [(&str, &str, &[&str]); 2] = [
     (
-        "upgrade --set controllerLogLevel=LEVEL",
+        "upgrade --set controllerLogLevel=info\\,hawser_control=info",
         "linkerd",
         &[
             "linkerd-identity",
@@ -27,7 +27,7 @@ const ROLLED: [(&str, &str, &[&str]); 2] = [
         ],
     ),
     (
-        "multicluster install --set logLevel=LEVEL,gateway.podLabels.level=LEVEL",
+        "multicluster install --set logLevel=info\\,hawser_control=info,gateway.podLabels.upgraded=once",
         "linkerd-multicluster",
         &["linkerd-gateway", "linkerd-local-service-mirror"],
     ),
@@ -40,35 +40,30 @@ fn the_mesh_is_upgraded_in_both_clusters_under_load_and_no_request_is_lost(world
         "witness-upgrade-far",
         "http://web-svc-east.emojivoto/api/list",
     );
-    // There, and back to what was found.
-    for level in ["debug", "info"] {
-        let began = Instant::now();
-        let before = CLUSTERS.map(|cluster| pods(world, cluster));
-        in_both_clusters(|cluster| {
-            for (command, _, _) in ROLLED {
-                let rendered = world.hawser(cluster, &command.replace("LEVEL", level), "");
-                world.kubectl_words(cluster, &["apply", "-f", "-"], &rendered);
-            }
-            for (_, namespace, names) in ROLLED {
-                for name in names {
-                    world.rolled_out(cluster, namespace, name);
-                }
-            }
-        });
-        let after = CLUSTERS.map(|cluster| pods(world, cluster));
-        for (before, after) in before.iter().zip(&after) {
-            let kept: Vec<_> = before.intersection(after).collect();
-            assert!(kept.is_empty(), "not replaced: {kept:?}");
+    let began = Instant::now();
+    let before = CLUSTERS.map(|cluster| pods(world, cluster));
+    in_both_clusters(|cluster| {
+        for (command, _, _) in ROLLED {
+            let rendered = world.hawser(cluster, command, "");
+            world.kubectl_words(cluster, &["apply", "-f", "-"], &rendered);
         }
-        far.hears(5);
-        near.hears(5);
-        report(&format!(
-            "{:.1} s until everything logs at {level}",
-            began.elapsed().as_secs_f64()
-        ));
-        assert_eq!(near.failures(), "", "requests were lost within west");
-        assert_eq!(far.failures(), "", "requests were lost on the way to east");
+        for (_, namespace, names) in ROLLED {
+            for name in names {
+                world.rolled_out(cluster, namespace, name);
+            }
+        }
+    });
+    for (cluster, before) in CLUSTERS.into_iter().zip(before) {
+        let after = pods(world, cluster);
+        let kept: Vec<_> = before.intersection(&after).collect();
+        assert!(kept.is_empty(), "not replaced: {kept:?}");
     }
+    far.hears(5);
+    near.hears(5);
+    let seconds = began.elapsed().as_secs_f64();
+    report(&format!("{seconds:.1} s until both clusters are upgraded"));
+    assert_eq!(near.failures(), "", "requests were lost within west");
+    assert_eq!(far.failures(), "", "requests were lost on the way to east");
 }
 
 /// Running pods of the Deployments that are replaced.
