@@ -11,6 +11,7 @@ mod check;
 mod completion;
 mod demo;
 mod diagnostics;
+mod explain;
 mod failover;
 mod forward;
 mod identity;
@@ -75,6 +76,7 @@ enum Command {
     Completion(completion::CompletionArgs),
     Demo(demo::DemoArgs),
     Diagnostics(diagnostics::DiagnosticsArgs),
+    Explain(explain::ExplainArgs),
     Failover(failover::FailoverArgs),
     Identity(identity::IdentityArgs),
     Inject(inject::InjectArgs),
@@ -119,6 +121,7 @@ fn run(cli: Cli) -> Result<ExitCode, Problem> {
         Command::Completion(args) => completion::run(args, Cli::command()),
         Command::Demo(args) => demo::run(args),
         Command::Diagnostics(args) => block_on(diagnostics::run(cluster, args)),
+        Command::Explain(args) => block_on(explain::run(cluster, args)),
         Command::Failover(args) => block_on(failover::run(cluster, args)),
         Command::Identity(args) => block_on(identity::run(cluster, args)),
         Command::Inject(args) => inject::inject(cluster, args),
@@ -231,6 +234,8 @@ mod tests {
             "hawser check --proxy -n emojivoto -o short --wait 30s",
             "hawser version --client --short",
             "hawser identity -n emojivoto -l app=web-svc",
+            "hawser explain svc/web-svc-east -n emojivoto",
+            "hawser explain deploy/vote-bot --to svc/web-svc --context west -n emojivoto --json",
             "hawser diagnostics endpoints web-svc.emojivoto.svc.cluster.local:80",
             "hawser diagnostics proxy-metrics -n emojivoto deploy/web",
             "hawser completion bash",

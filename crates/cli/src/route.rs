@@ -10,7 +10,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hawser_control::mirror::{self, Connect, RemoteError};
-use kube::config::{Cluster, Kubeconfig};
+use kube::config::{Cluster, Kubeconfig, NamedCluster};
 use serde_json::{Map, Value};
 
 /// Makes clients of links' kubeconfigs, over routes of this machine's where there are any.
@@ -61,13 +61,32 @@ fn from_here(theirs: &[u8], ours: &Kubeconfig) -> Result<Vec<u8>, RemoteError> {
     Ok(tree.to_string().into_bytes())
 }
 
+/// The context of ours that leads to the same cluster, with rights of our own there.
+pub(crate) fn context_of(theirs: &[u8], ours: &Kubeconfig) -> Option<String> {
+    let tree: Value = serde_saphyr::from_str(std::str::from_utf8(theirs).ok()?).ok()?;
+    let mut clusters = tree["clusters"].as_array()?.iter();
+    let named = clusters.find_map(|named| same_named(named["cluster"].as_object()?, ours))?;
+    let mut contexts = ours.contexts.iter();
+    let context = contexts.find(|candidate| {
+        let context = candidate.context.as_ref();
+        context.is_some_and(|context| context.cluster == named.name)
+    });
+    context.map(|context| context.name.clone())
+}
+
 /// Our entry for the cluster that this authority belongs to.
 fn same_cluster<'a>(theirs: &Map<String, Value>, ours: &'a Kubeconfig) -> Option<&'a Cluster> {
+    same_named(theirs, ours)?.cluster.as_ref()
+}
+
+fn same_named<'a>(theirs: &Map<String, Value>, ours: &'a Kubeconfig) -> Option<&'a NamedCluster> {
     let wanted = decoded(theirs.get("certificate-authority-data")?.as_str()?)?;
-    let clusters = ours.clusters.iter().filter_map(|named| named.cluster.as_ref());
-    clusters
-        .filter(|cluster| cluster.server.is_some())
-        .find(|cluster| authority(cluster).is_some_and(|authority| authority == wanted))
+    ours.clusters.iter().find(|named| {
+        let cluster = named.cluster.as_ref().filter(|cluster| cluster.server.is_some());
+        cluster
+            .and_then(authority)
+            .is_some_and(|authority| authority == wanted)
+    })
 }
 
 fn authority(cluster: &Cluster) -> Option<String> {
@@ -129,6 +148,18 @@ mod tests {
             theirs["clusters"][0]["cluster"]["certificate-authority-data"]
         );
         assert_eq!(routed["users"], theirs["users"]);
+    }
+
+    #[test]
+    fn our_own_context_is_found_by_the_authority_of_the_cluster_and_not_by_its_name() {
+        let theirs = kubeconfig("https://203.0.113.2:6443", "CA east\n").to_string();
+        let ours = |tree: &Value| Kubeconfig::from_yaml(&tree.to_string()).unwrap();
+        let other = kubeconfig("https://127.0.0.1:40001", "CA west");
+        let mut east = kubeconfig("https://127.0.0.1:40001", "CA east");
+        east["contexts"][0]["name"] = "admin@east".into();
+        let context = |tree: &Value| context_of(theirs.as_bytes(), &ours(tree));
+        assert_eq!(context(&east).as_deref(), Some("admin@east"));
+        assert_eq!(context(&other), None);
     }
 
     #[test]

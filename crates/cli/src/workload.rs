@@ -14,6 +14,12 @@ use crate::problem::Problem;
 
 /// The pods of a workload that have a proxy.
 pub(crate) async fn pods(client: &Client, namespace: &str, resource: &str) -> Result<Vec<Pod>, Problem> {
+    let pods = all_pods(client, namespace, resource).await?;
+    meshed_only(format!("cannot find the pods of {resource}"), pods)
+}
+
+/// The pods of a workload.
+pub(crate) async fn all_pods(client: &Client, namespace: &str, resource: &str) -> Result<Vec<Pod>, Problem> {
     let what = format!("cannot find the pods of {resource}");
     let (kind, name) = resource.split_once('/').unwrap_or(("pod", resource));
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
@@ -27,7 +33,7 @@ pub(crate) async fn pods(client: &Client, namespace: &str, resource: &str) -> Re
     let selector: Option<LabelSelector> = match kind {
         "po" | "pod" | "pods" => {
             let pod = pods.get(name).await.map_err(|error| problem(&what, error))?;
-            return meshed_only(what, vec![pod]);
+            return Ok(vec![pod]);
         }
         "deploy" | "deployment" | "deployments" => selector!(Deployment, |spec| Some(spec.selector)),
         "ds" | "daemonset" | "daemonsets" => selector!(DaemonSet, |spec| Some(spec.selector)),
@@ -47,7 +53,7 @@ pub(crate) async fn pods(client: &Client, namespace: &str, resource: &str) -> Re
                 Problem::new(&what, error, "name one of its pods: po/NAME")
             })?;
     let found = pods.list(&ListParams::default().labels_from(&selector)).await;
-    meshed_only(what.clone(), found.map_err(|error| problem(what, error))?.items)
+    Ok(found.map_err(|error| problem(what, error))?.items)
 }
 
 fn meshed_only(what: String, mut pods: Vec<Pod>) -> Result<Vec<Pod>, Problem> {

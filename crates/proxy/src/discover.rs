@@ -434,30 +434,7 @@ async fn outbound(
         };
         follow(&config, "profile", open, refused, |update| {
             waits.store(update.as_ref().is_err_and(can_wait), Relaxed);
-            let profile = match update {
-                Ok(update) => {
-                    let profile = Profile::from_proto(update, &local(&config));
-                    let known = profile.name.is_some() || profile.endpoint.is_some();
-                    (
-                        if known {
-                            ProfileAnswer::Known
-                        } else {
-                            ProfileAnswer::Missing
-                        },
-                        Some(profile),
-                    )
-                }
-                // What destination says of a Service that exists but isn't exported to the clients of a gateway.
-                Err(status)
-                    if matches!(
-                        status.code(),
-                        Code::FailedPrecondition | Code::NotFound | Code::PermissionDenied
-                    ) =>
-                {
-                    (ProfileAnswer::NotExported, None)
-                }
-                Err(_) => (ProfileAnswer::Missing, None),
-            };
+            let profile = Profile::of_answer(update, &local(&config));
             publish(&|answers| answers.profile = Some(profile.clone()))
         })
         .await;
@@ -493,13 +470,7 @@ async fn outbound(
         };
         follow(&config, "outbound policy", open, refused, |update| {
             waits.store(update.as_ref().is_err_and(can_wait), Relaxed);
-            let answer = match update {
-                Ok(policy) => PolicyAnswer::Policy(Box::new(policy)),
-                Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => {
-                    PolicyAnswer::NotFound
-                }
-                Err(_) => PolicyAnswer::Refused,
-            };
+            let answer = PolicyAnswer::of_answer(update);
             publish(&|answers| answers.policy = Some(answer.clone()))
         })
         .await;

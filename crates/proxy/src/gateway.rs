@@ -102,7 +102,7 @@ async fn enter(known: Option<&Rc<KnownTarget>>) -> Result<(&Rc<KnownTarget>, Arc
     door(&outbound).map(|()| (known, outbound))
 }
 
-fn door(outbound: &Outbound) -> Result<(), Refusal> {
+pub(crate) fn door(outbound: &Outbound) -> Result<(), Refusal> {
     match outbound.profile {
         ProfileAnswer::Known => Ok(()),
         ProfileAnswer::Missing => Err(Refusal::GatewayDomain),

@@ -14,6 +14,7 @@ mod body;
 mod bond;
 mod config;
 mod control_client;
+pub mod decision;
 mod detect;
 mod discover;
 mod gateway;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use hawser_core::authz::{Authentication, Authorization, Network, Source};
 use hawser_core::{Identity, IdentityPattern};
 use linkerd2_proxy_api::{destination as dst, inbound, meta, outbound};
+use tonic::{Code, Status};
 
 use crate::config::{DefaultPolicy, InboundConfig};
 use crate::route::{Filter, HttpRoute, Matches};
@@ -63,6 +64,14 @@ impl Endpoint {
             authority: None,
             labels: BTreeMap::new(),
             keepalive: None,
+        }
+    }
+
+    /// Where the connection goes: to the proxy itself if it takes direct connections.
+    pub(crate) fn dialled(&self) -> SocketAddr {
+        match (&self.tls, self.inbound_port) {
+            (EndpointTls::Mutual { .. }, Some(port)) => SocketAddr::new(self.addr.ip(), port),
+            _ => self.addr,
         }
     }
 
@@ -336,6 +345,29 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
+    /// What destination said, or why it refuses to say anything.
+    pub(crate) fn of_answer(
+        answer: Result<dst::DestinationProfile, Status>,
+        local: &dyn Fn(IpAddr) -> bool,
+    ) -> (ProfileAnswer, Option<Self>) {
+        match answer.map(|profile| Self::from_proto(profile, local)) {
+            Ok(profile) if profile.name.is_some() || profile.endpoint.is_some() => {
+                (ProfileAnswer::Known, Some(profile))
+            }
+            Ok(profile) => (ProfileAnswer::Missing, Some(profile)),
+            // What destination says of a Service that exists but isn't exported to the clients of a gateway.
+            Err(status)
+                if matches!(
+                    status.code(),
+                    Code::FailedPrecondition | Code::NotFound | Code::PermissionDenied
+                ) =>
+            {
+                (ProfileAnswer::NotExported, None)
+            }
+            Err(_) => (ProfileAnswer::Missing, None),
+        }
+    }
+
     pub(crate) fn from_proto(proto: dst::DestinationProfile, local: &dyn Fn(IpAddr) -> bool) -> Self {
         let overrides = proto.dst_overrides.into_iter().filter(|dst| dst.weight > 0);
         Self {
@@ -359,6 +391,16 @@ pub(crate) enum PolicyAnswer {
     /// Nothing is known: fall back to the profile or to the address.
     NotFound,
     Refused,
+}
+
+impl PolicyAnswer {
+    pub(crate) fn of_answer(answer: Result<outbound::OutboundPolicy, Status>) -> Self {
+        match answer {
+            Ok(policy) => Self::Policy(Box::new(policy)),
+            Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => Self::NotFound,
+            Err(_) => Self::Refused,
+        }
+    }
 }
 
 /// What the target was asked by.

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use kube::Client;
 use tokio::time::Instant;
 
-pub(crate) use self::report::{Category, Format, Outcome, Report, until};
+pub(crate) use self::report::{Category, Format, Outcome, Paint, Report, until};
 use crate::failover;
 use crate::kube::{ClusterArgs, is_missing};
 use crate::multicluster;

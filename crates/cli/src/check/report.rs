@@ -146,13 +146,13 @@ pub(crate) enum Format {
 
 /// Whether marks are coloured. They differ without it as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Paint {
+pub(crate) enum Paint {
     Colour,
     Plain,
 }
 
 impl Paint {
-    fn of_stdout() -> Self {
+    pub(crate) fn of_stdout() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         if wanted && std::io::stdout().is_terminal() {
             Self::Colour
@@ -161,7 +161,7 @@ impl Paint {
         }
     }
 
-    fn mark(self, mark: &str) -> String {
+    pub(crate) fn mark(self, mark: &str) -> String {
         let colour = match (self, mark) {
             (Self::Plain, _) => return mark.to_owned(),
             (_, "√") => 32,

@@ -76,10 +76,19 @@ pub(super) async fn run(client: &Client, linkerd: &str, args: EndpointsArgs) -> 
 
 /// What destination answers first; none if the Service has no ready endpoints.
 pub(crate) async fn get(channel: Channel, authority: &str) -> Result<Vec<Endpoint>, EndpointsError> {
+    addresses(channel, authority, String::new()).await.map(endpoints)
+}
+
+/// The same as it is said, to a proxy with this token.
+pub(crate) async fn addresses(
+    channel: Channel,
+    authority: &str,
+    context_token: String,
+) -> Result<WeightedAddrSet, EndpointsError> {
     let request = GetDestination {
         scheme: "k8s".into(),
         path: authority.into(),
-        context_token: String::new(),
+        context_token,
     };
     let asking = async {
         let mut client = DestinationClient::new(channel);
@@ -94,15 +103,18 @@ pub(crate) async fn get(channel: Channel, authority: &str) -> Result<Vec<Endpoin
     let update = tokio::time::timeout(DEADLINE, asking)
         .await
         .map_err(|_| EndpointsError::Silent)??;
-    endpoints(update)
+    set(update)
 }
 
-fn endpoints(update: Update) -> Result<Vec<Endpoint>, EndpointsError> {
-    let set: WeightedAddrSet = match update.update {
-        Some(Kind::Add(set)) => set,
-        Some(Kind::NoEndpoints(none)) if !none.exists => return Err(EndpointsError::Unknown),
-        _ => return Ok(Vec::new()),
-    };
+fn set(update: Update) -> Result<WeightedAddrSet, EndpointsError> {
+    match update.update {
+        Some(Kind::Add(set)) => Ok(set),
+        Some(Kind::NoEndpoints(none)) if !none.exists => Err(EndpointsError::Unknown),
+        _ => Ok(WeightedAddrSet::default()),
+    }
+}
+
+fn endpoints(set: WeightedAddrSet) -> Vec<Endpoint> {
     let shared = set.metric_labels;
     let endpoint = |address: linkerd2_proxy_api::destination::WeightedAddr| {
         let label = |name: &str| {
@@ -125,7 +137,7 @@ fn endpoints(update: Update) -> Result<Vec<Endpoint>, EndpointsError> {
             address: SocketAddr::try_from(address.addr?).ok()?,
         })
     };
-    Ok(set.addrs.into_iter().filter_map(endpoint).collect())
+    set.addrs.into_iter().filter_map(endpoint).collect()
 }
 
 fn table(endpoints: &[Endpoint]) -> String {
@@ -189,7 +201,7 @@ mod tests {
             metric_labels: labels(&[("pod", pod)]),
             ..WeightedAddr::default()
         };
-        let set = WeightedAddrSet {
+        let added = WeightedAddrSet {
             addrs: vec![
                 address("10.42.0.12:8080", "web-2"),
                 address("10.42.0.9:8080", "web-1"),
@@ -197,9 +209,9 @@ mod tests {
             metric_labels: labels(&[("namespace", "emojivoto"), ("service", "web-svc")]),
         };
         let update = Update {
-            update: Some(Kind::Add(set)),
+            update: Some(Kind::Add(added)),
         };
-        let mut found = endpoints(update).unwrap();
+        let mut found = set(update).map(endpoints).unwrap();
         found.sort();
         assert_eq!(
             table(&found),
@@ -219,7 +231,7 @@ mod tests {
         let none = |exists| Update {
             update: Some(Kind::NoEndpoints(NoEndpoints { exists })),
         };
-        assert_eq!(endpoints(none(true)).unwrap(), []);
-        assert!(matches!(endpoints(none(false)), Err(EndpointsError::Unknown)));
+        assert_eq!(set(none(true)).map(endpoints).unwrap(), []);
+        assert!(matches!(set(none(false)), Err(EndpointsError::Unknown)));
     }
 }

@@ -171,6 +171,37 @@ fn authorizations(list: &[Authz]) -> Vec<Value> {
     list.iter().map(one).collect()
 }
 
+/// Each authorization and whom it lets in, in a few words.
+pub(crate) fn permitted(list: &[Authz]) -> Vec<String> {
+    let one = |authorization: &Authz| {
+        let name = match resource(authorization.metadata.as_ref()) {
+            Value::String(name) => name,
+            _ => "an authorization".to_owned(),
+        };
+        let permit = authorization
+            .authentication
+            .as_ref()
+            .and_then(|authn| authn.permit.as_ref());
+        let clients = match permit.map_or_else(|| json!("nobody"), clients) {
+            Value::Array(names) => {
+                let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
+                names.join(", ")
+            }
+            Value::String(words) => words,
+            _ => String::new(),
+        };
+        let networks = authorization.networks.iter();
+        let networks = networks.filter_map(|network| IpNet::try_from(network.net?).ok());
+        let networks: Vec<String> = networks.map(|net| net.to_string()).collect();
+        let from = match networks.iter().any(|net| net.ends_with("/0")) {
+            true => String::new(),
+            false => format!(" from {}", networks.join(", ")),
+        };
+        format!("{name} ({clients}{from})")
+    };
+    list.iter().map(one).collect()
+}
+
 fn clients(permit: &Permit) -> Value {
     let Permit::MeshTls(tls) = permit else {
         return json!("anybody");

@@ -172,6 +172,17 @@ pub(super) async fn gather(
     Ok(gateways)
 }
 
+/// Whether the gateway of a cluster answers its prober, or why not; nothing if nobody probes it or could be asked.
+pub(crate) async fn probed(client: &Client, namespace: &str, cluster: &str) -> Option<Result<(), String>> {
+    let gateways = gather(client, namespace, Some(cluster), "1m").await.ok()?;
+    let gateway = gateways.into_iter().next()?;
+    Some(if gateway.alive {
+        Ok(())
+    } else {
+        Err(gateway.failure.unwrap_or_else(|| "it does not answer".into()))
+    })
+}
+
 fn admin_port(pod: &Pod) -> Option<u16> {
     let containers = pod.spec.as_ref()?.containers.iter();
     let mut ports = containers.flat_map(|container| container.ports.iter().flatten());

@@ -28,6 +28,7 @@ use crate::kube::{ClusterArgs, is_missing, problem};
 use crate::output::{OutputArgs, ValueArgs, overrides, print, yaml};
 use crate::problem::Problem;
 pub(crate) use check::check;
+pub(crate) use gateways::probed;
 use manifests::Settings;
 
 /// Link clusters: hawser multicluster link --context east --cluster-name east | kubectl apply --context west -f -

@@ -11,6 +11,7 @@ mod clusters;
 mod dashboard;
 mod demo;
 mod entry;
+mod explain;
 mod failover;
 mod flat;
 mod host;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         kubectl::TESTS,
         check::TESTS,
         entry::TESTS,
+        explain::TESTS,
         isolation::TESTS,
         split::TESTS,
         policy::TESTS,

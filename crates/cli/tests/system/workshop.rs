@@ -80,6 +80,14 @@ fn play(guide: &str) {
     play_in(&mut Shell::start(&[]), guide);
 }
 
+/// Plays a guide that begins with clusters that run.
+pub(crate) fn play_with(kubeconfig: &Path, guide: &str) {
+    play_in(
+        &mut Shell::start(&[("KUBECONFIG", kubeconfig.as_os_str())]),
+        guide,
+    );
+}
+
 fn play_in(shell: &mut Shell, guide: &str) {
     let path = Path::new(ROOT).join("docs").join(guide);
     let guide = std::fs::read_to_string(path).expect("the guide is there");

@@ -220,7 +220,7 @@ impl Connection {
     }
 }
 
-fn route_of<'a, B>(policy: &'a Inbound, request: &Request<B>) -> Option<&'a InboundRoute> {
+pub(crate) fn route_of<'a, B>(policy: &'a Inbound, request: &Request<B>) -> Option<&'a InboundRoute> {
     route::best(
         &policy.routes,
         |r| &r.matches,

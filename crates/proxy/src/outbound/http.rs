@@ -269,7 +269,7 @@ pub(crate) async fn exchange(
     Ok(response)
 }
 
-fn routes_of(outbound: &Outbound, version: Version) -> Option<&[HttpRoute]> {
+pub(crate) fn routes_of(outbound: &Outbound, version: Version) -> Option<&[HttpRoute]> {
     match &outbound.protocol {
         Protocol::Detect { http1, http2, .. } => Some(match version {
             Version::HTTP_2 => http2,

@@ -304,12 +304,9 @@ impl Peer {
                 shared.config.inbound.connect,
             ),
         };
-        let mut addr = endpoint.addr;
+        let addr = endpoint.dialled();
         if endpoint.tls == EndpointTls::Unusable || (is_own_host(addr.ip()) && !shared.loopback_allowed) {
             return Err(ConnectError::Forbidden);
-        }
-        if let (EndpointTls::Mutual { .. }, Some(port)) = (&endpoint.tls, endpoint.inbound_port) {
-            addr.set_port(port);
         }
         let io_error = |error: io::Error| match error.kind() {
             io::ErrorKind::TimedOut => ConnectError::Timeout,
