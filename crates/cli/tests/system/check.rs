@@ -76,7 +76,10 @@ fn check_finds_nothing_wrong_in_either_cluster_from_the_host(world: &World) {
         assert!(categories.len() > 10, "{cluster}: {report:#}");
         for extension in ["linkerd-multicluster", "linkerd-failover", "linkerd-viz"] {
             let named = |category: &&Value| category["categoryName"] == extension;
-            assert!(categories.iter().any(|category| named(&category)), "{cluster}: {extension}");
+            assert!(
+                categories.iter().any(|category| named(&category)),
+                "{cluster}: {extension}"
+            );
         }
     }
 }

@@ -31,6 +31,10 @@ impl Clusters {
         clusters
     }
 
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
     pub(crate) fn hawser(&self, line: &str) -> String {
         let said = self.try_hawser(line, "");
         assert!(said.succeeded(), "hawser {line}: {said:?}");

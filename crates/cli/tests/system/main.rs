@@ -20,6 +20,7 @@ mod kubectl;
 mod kubernetes;
 mod multicluster;
 mod node_ports;
+mod nodes;
 mod policy;
 mod recovery;
 mod rotation;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         user::TESTS,
         traces::TESTS,
         kubernetes::TESTS,
+        nodes::TESTS,
     ]
     .concat();
     runner::run(&tests)

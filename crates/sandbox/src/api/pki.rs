@@ -88,6 +88,11 @@ impl Pki {
         Ok((certificate.pem(), key.serialize_pem()))
     }
 
+    /// For a controller that signs in the authority's name.
+    pub(crate) fn ca_key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     pub(crate) fn kubeconfig(
         &self,
         cluster: &str,

@@ -313,6 +313,7 @@ fn write_files(
     let (signing, verifying) = pki::signing_key().map_err(certificates)?;
     let files = [
         (CA, pki.ca_pem.clone()),
+        (CA_KEY, pki.ca_key_pem()),
         (SERVER, server),
         (SERVER_KEY, server_key),
         (KUBELET_CLIENT, kubelet_client),
@@ -334,6 +335,8 @@ fn write_files(
 }
 
 const CA: &str = "ca.crt";
+/// For the certificates that nodes of Kubernetes ask for.
+const CA_KEY: &str = "ca.key";
 const SERVER: &str = "server.crt";
 const SERVER_KEY: &str = "server.key";
 const KUBELET_CLIENT: &str = "kubelet-client.crt";
@@ -400,6 +403,8 @@ fn programs(addresses: &ClusterAddresses, dir: &Path) -> [Program; 4] {
                 ("use-service-account-credentials", own("true")),
                 ("service-account-private-key-file", file(ACCOUNTS_KEY)),
                 ("root-ca-file", file(CA)),
+                ("cluster-signing-cert-file", file(CA)),
+                ("cluster-signing-key-file", file(CA_KEY)),
                 // There is only one.
                 ("leader-elect", own("false")),
                 ("secure-port", own("0")),
