@@ -19,7 +19,7 @@ const PROGRAMS: &[(&str, Program)] = &[
     ("hawser-container", hawser_sandbox::node::starter::main),
     ("hawser-proxy", hawser_proxy::main),
     ("hawser-proxy-init", hawser_proxy::init::main),
-    ("pause", pause),
+    ("pause", hawser_runtime::pause::main),
     ("hawser-control", hawser_control::main),
     ("hawser-viz", hawser_viz::main),
     ("emojivoto-web", hawser_emojivoto::web::main),
@@ -78,16 +78,4 @@ fn images() -> Images {
             image("curlimages/curl", &["curl"]),
         ],
     }
-}
-
-/// Does nothing until it is told to stop: the container of a pod whose work is done by its sidecar.
-fn pause(_: Vec<OsString>) -> ExitCode {
-    let stopped = crate::block_on(async {
-        let shutdown = hawser_runtime::shutdown::on_signals().map_err(|error| {
-            Problem::new("cannot wait for signals", error, "look at the limits of this pod")
-        })?;
-        shutdown.cancelled().await;
-        Ok(ExitCode::SUCCESS)
-    });
-    stopped.unwrap_or(ExitCode::FAILURE)
 }

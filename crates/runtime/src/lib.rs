@@ -7,6 +7,7 @@ pub mod admin;
 pub mod exposition;
 pub mod logging;
 pub mod metrics;
+pub mod pause;
 pub mod readiness;
 pub mod shutdown;
 

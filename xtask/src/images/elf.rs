@@ -20,6 +20,25 @@ pub(super) struct Hardening {
 }
 
 impl Hardening {
+    pub(super) const BEST: Self = Self {
+        is_static: true,
+        pie: true,
+        relro: true,
+        nx: true,
+        stripped: true,
+    };
+
+    /// What holds for both of two programs.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            is_static: self.is_static && other.is_static,
+            pie: self.pie && other.pie,
+            relro: self.relro && other.relro,
+            nx: self.nx && other.nx,
+            stripped: self.stripped && other.stripped,
+        }
+    }
+
     pub(super) fn json(self) -> Value {
         json!({
             "static": self.is_static, "pie": self.pie, "relro": self.relro, "nx": self.nx, "stripped": self.stripped,
@@ -194,6 +213,7 @@ mod tests {
             1,
         );
         let hardening = hardening(&file).unwrap();
+        assert_eq!(hardening, Hardening::BEST);
         assert_eq!(hardening.words(), "static pie relro nx stripped");
     }
 

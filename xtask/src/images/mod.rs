@@ -1,7 +1,7 @@
-//! `cargo xtask images`: what the mesh's manifests name, as images that hold one static program and nothing else.
+//! `cargo xtask images`: what the mesh's manifests name, as images that hold static programs and nothing else.
 //!
-//! Needs neither a container engine nor a network: the programs are built here, the archives are written by [`oci`].
-//! Each is then unpacked again and its program started where there is nothing but the image, as the user that it names.
+//! Needs neither a container engine nor a network: the programs are built here, the archive is written by [`oci`]. It is
+//! then read again, and each program started where there is nothing but its image, as the user that the image names.
 
 mod elf;
 mod oci;
@@ -16,27 +16,43 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use elf::Hardening;
-use oci::{Image, Packed};
-use tar::{Node, Tree, file};
+use oci::{Archive, Image, Packed};
+use tar::{Capabilities, Node, Tree, file};
 
 pub(crate) const USAGE: &str = "images [-o json] [--dev] [--only IMAGE]";
 
-const REGISTRY: &str = "cr.hawser.dev/hawser";
 const BIN: &str = "usr/local/bin";
 /// Every pod has one of these: what it weighs, every node fetches and every new pod waits for.
 const PROXY_SIZE_MAX: usize = 15 << 20;
 
 /// An image, and how to see that it works.
 struct Recipe {
-    image: &'static str,
+    /// Without the version.
+    name: &'static str,
+    /// Instead of our version.
+    tag: Option<&'static str>,
     description: &'static str,
     package: &'static str,
-    program: &'static str,
-    /// Further names of the program, under which it does something else.
-    names: &'static [&'static str],
+    programs: &'static [Program],
+    /// The first program, unless it is another of the names.
     entrypoint: &'static str,
     uid: u32,
     trials: &'static [Trial],
+}
+
+struct Program {
+    name: &'static str,
+    /// Further names, under which it does something else.
+    names: &'static [&'static str],
+    capabilities: Capabilities,
+}
+
+const fn program(name: &'static str) -> Program {
+    Program {
+        name,
+        names: &[],
+        capabilities: Capabilities(0),
+    }
 }
 
 /// A start of one of the programs, and the code with which it ends.
@@ -45,13 +61,25 @@ struct Trial {
     code: i32,
 }
 
+/// `CAP_NET_ADMIN`, which writing redirect rules takes.
+const NET_ADMIN: Capabilities = Capabilities(1 << 12);
+
 const RECIPES: &[Recipe] = &[
     Recipe {
-        image: "proxy",
+        name: "cr.hawser.dev/hawser/proxy",
+        tag: None,
         description: "the data plane of a mesh, and what redirects a pod's connections into it",
         package: "hawser-proxy",
-        program: "hawser-proxy",
-        names: &["hawser-proxy-init"],
+        programs: &[
+            program("hawser-proxy"),
+            // Its container isn't root's, so the capability that the container has must be the file's as well. The
+            // proxy's container hasn't got it: a file that asked for it couldn't be started there.
+            Program {
+                name: "hawser-proxy-init",
+                names: &[],
+                capabilities: NET_ADMIN,
+            },
+        ],
         entrypoint: "hawser-proxy",
         uid: 2102,
         trials: &[
@@ -67,11 +95,11 @@ const RECIPES: &[Recipe] = &[
         ],
     },
     Recipe {
-        image: "controller",
+        name: "cr.hawser.dev/hawser/controller",
+        tag: None,
         description: "the control plane of a mesh, its service mirror and its failover",
         package: "hawser-control",
-        program: "hawser-control",
-        names: &[],
+        programs: &[program("hawser-control")],
         entrypoint: "hawser-control",
         uid: 2103,
         trials: &[Trial {
@@ -80,11 +108,11 @@ const RECIPES: &[Recipe] = &[
         }],
     },
     Recipe {
-        image: "viz",
+        name: "cr.hawser.dev/hawser/viz",
+        tag: None,
         description: "the collector of a mesh's metrics, and its dashboard",
         package: "hawser-viz",
-        program: "hawser-viz",
-        names: &[],
+        programs: &[program("hawser-viz")],
         entrypoint: "hawser-viz",
         uid: 2103,
         trials: &[Trial {
@@ -93,11 +121,11 @@ const RECIPES: &[Recipe] = &[
         }],
     },
     Recipe {
-        image: "hawser",
+        name: "cr.hawser.dev/hawser/hawser",
+        tag: None,
         description: "the command line of a mesh",
         package: "hawser-cli",
-        program: "hawser",
-        names: &[],
+        programs: &[program("hawser")],
         entrypoint: "hawser",
         uid: 65_532,
         trials: &[
@@ -112,22 +140,38 @@ const RECIPES: &[Recipe] = &[
         ],
     },
     Recipe {
-        image: "emojivoto",
+        name: "cr.hawser.dev/hawser/emojivoto",
+        tag: None,
         description: "a demo application: vote for your favourite emoji",
         package: "hawser-emojivoto",
-        program: "hawser-emojivoto",
-        names: &[
-            "emojivoto-web",
-            "emojivoto-emoji-svc",
-            "emojivoto-voting-svc",
-            "emojivoto-vote-bot",
-        ],
+        programs: &[Program {
+            name: "hawser-emojivoto",
+            names: &[
+                "emojivoto-web",
+                "emojivoto-emoji-svc",
+                "emojivoto-voting-svc",
+                "emojivoto-vote-bot",
+            ],
+            capabilities: Capabilities(0),
+        }],
         entrypoint: "emojivoto-web",
         uid: 65_532,
         trials: &[Trial {
             line: "hawser-emojivoto",
             code: 64,
         }],
+    },
+    Recipe {
+        // For clusters that can't fetch Kubernetes' own, which does the same.
+        name: "registry.k8s.io/pause",
+        tag: Some("3.2"),
+        description: "does nothing until it is told to stop",
+        package: "hawser-runtime",
+        programs: &[program("pause")],
+        entrypoint: "pause",
+        uid: 65_535,
+        // It would wait for ever.
+        trials: &[],
     },
 ];
 
@@ -140,32 +184,40 @@ struct Arguments {
 /// One line of the table.
 struct Made {
     reference: String,
-    path: PathBuf,
     packed: Packed,
+    /// Of all programs.
     program_len: usize,
+    /// As bad as the worst of them.
     hardening: Hardening,
     uid: u32,
 }
 
 pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
     let arguments = parse(arguments)?;
-    let recipes: Vec<&Recipe> = RECIPES
-        .iter()
-        .filter(|recipe| arguments.only.as_ref().is_none_or(|only| recipe.image == *only))
-        .collect();
+    let is_wanted = |recipe: &&Recipe| {
+        let short = recipe.name.rsplit('/').next();
+        arguments.only.is_none() || arguments.only.as_deref() == short
+    };
+    let recipes: Vec<&Recipe> = RECIPES.iter().filter(is_wanted).collect();
     ensure!(!recipes.is_empty(), "no such image; usage: {USAGE}");
     let programs = build(workspace, &recipes, arguments.dev)?;
-    let tag = format!("v{}", env!("CARGO_PKG_VERSION"));
+    let mut archive = Archive::new();
     let mut made = Vec::new();
-    for recipe in recipes {
-        let program = programs
-            .get(recipe.program)
-            .context("cargo built something else")?;
-        made.push(
-            make(recipe, &tag, program, arguments.dev).with_context(|| format!("image {}", recipe.image))?,
-        );
+    for recipe in &recipes {
+        let image = make(recipe, &programs, arguments.dev, &mut archive);
+        made.push(image.with_context(|| format!("image {}", recipe.name))?);
     }
-    print(&made, arguments.json);
+    let dir = programs.values().next().and_then(|path| path.parent());
+    let path = dir.context("cargo built nothing")?.join("images.tar");
+    std::fs::write(&path, archive.finish()?)?;
+    let unpacked = oci::unpack(&std::fs::read(&path)?)?;
+    for (recipe, made) in recipes.iter().zip(&made) {
+        let image = unpacked.get(&made.reference).context("an image is missing")?;
+        for trial in recipe.trials {
+            start(&image.files, recipe.uid, trial).with_context(|| format!("trying {}", trial.line))?;
+        }
+    }
+    print(&made, &path, arguments.json);
     Ok(())
 }
 
@@ -226,40 +278,54 @@ fn build(workspace: &Path, recipes: &[&Recipe], dev: bool) -> Result<BTreeMap<St
     Ok(messages.filter_map(executable).collect())
 }
 
-fn make(recipe: &Recipe, tag: &str, program: &Path, dev: bool) -> Result<Made> {
-    let bytes = std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;
-    let (program_len, hardening) = (bytes.len(), elf::hardening(&bytes)?);
-    ensure!(
-        hardening.is_static,
-        "{} needs libraries that the image doesn't have",
-        recipe.program
-    );
+fn make(
+    recipe: &Recipe,
+    built: &BTreeMap<String, PathBuf>,
+    dev: bool,
+    archive: &mut Archive,
+) -> Result<Made> {
+    let mut files = account(recipe.uid);
+    let (mut program_len, mut hardening) = (0, Hardening::BEST);
+    for program in recipe.programs {
+        let path = built.get(program.name).context("cargo built something else")?;
+        let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let found = elf::hardening(&bytes)?;
+        ensure!(
+            found.is_static,
+            "{} needs libraries that the image doesn't have",
+            program.name
+        );
+        program_len += bytes.len();
+        hardening = hardening.and(found);
+        let node = Node::File {
+            bytes,
+            executable: true,
+            capabilities: program.capabilities,
+        };
+        files.insert(format!("{BIN}/{}", program.name), node);
+        for name in program.names {
+            let target = program.name.to_owned();
+            files.insert(format!("{BIN}/{name}"), Node::Link { target });
+        }
+    }
+    let ours = format!("v{}", env!("CARGO_PKG_VERSION"));
     let image = Image {
-        name: format!("{REGISTRY}/{}", recipe.image),
-        tag: tag.to_owned(),
+        name: recipe.name.to_owned(),
+        tag: recipe.tag.map_or(ours, str::to_owned),
         uid: recipe.uid,
-        entrypoint: vec![recipe.entrypoint.to_owned()],
+        entrypoint: vec![format!("/{BIN}/{}", recipe.entrypoint)],
         description: recipe.description.to_owned(),
-        files: files(recipe, bytes),
+        files,
     };
-    let packed = oci::pack(&image)?;
-    let is_heavy = recipe.image == "proxy" && packed.layer_len > PROXY_SIZE_MAX;
+    let packed = archive.add(&image)?;
+    let is_heavy = recipe.package == "hawser-proxy" && packed.layer_len > PROXY_SIZE_MAX;
     ensure!(
         dev || !is_heavy,
         "{} bytes are too much for a proxy",
         packed.layer_len
     );
-    let dir = program.parent().context("a program in a folder")?.join("images");
-    std::fs::create_dir_all(&dir)?;
-    let path = dir.join(format!("{}.tar", recipe.image));
-    std::fs::write(&path, &packed.archive)?;
-    let (_, files) = oci::unpack(&std::fs::read(&path)?)?;
-    for trial in recipe.trials {
-        start(&files, recipe.uid, trial).with_context(|| format!("trying {}", trial.line))?;
-    }
     Ok(Made {
-        reference: format!("{}:{}", image.name, image.tag),
-        path,
+        reference: image.reference(),
         packed,
         program_len,
         hardening,
@@ -267,9 +333,8 @@ fn make(recipe: &Recipe, tag: &str, program: &Path, dev: bool) -> Result<Made> {
     })
 }
 
-/// The program, its names, and what a C library looks up: who the user is, and where names of hosts come from.
-fn files(recipe: &Recipe, program: Vec<u8>) -> Tree {
-    let uid = recipe.uid;
+/// What a C library looks up: who the user is, and where names of hosts come from.
+fn account(uid: u32) -> Tree {
     let mut tree = Tree::new();
     for directory in ["etc", "usr", "usr/local", BIN] {
         tree.insert(directory.to_owned(), Node::Directory);
@@ -282,17 +347,6 @@ fn files(recipe: &Recipe, program: Vec<u8>) -> Tree {
             "root:x:0:0::/:/nonexistent\nhawser:x:{uid}:{uid}::/:/nonexistent\n"
         )),
     );
-    tree.insert(
-        format!("{BIN}/{}", recipe.program),
-        Node::File {
-            bytes: program,
-            executable: true,
-        },
-    );
-    for name in recipe.names {
-        let target = recipe.program.to_owned();
-        tree.insert(format!("{BIN}/{name}"), Node::Link { target });
-    }
     tree
 }
 
@@ -304,7 +358,9 @@ fn start(files: &Tree, uid: u32, trial: &Trial) -> Result<()> {
         let path = root.join(path);
         match node {
             Node::Directory => std::fs::create_dir(&path)?,
-            Node::File { bytes, executable } => {
+            Node::File {
+                bytes, executable, ..
+            } => {
                 std::fs::write(&path, bytes)?;
                 let mode = if *executable { 0o555 } else { 0o444 };
                 std::fs::set_permissions(&path, PermissionsExt::from_mode(mode))?;
@@ -349,19 +405,19 @@ fn start(files: &Tree, uid: u32, trial: &Trial) -> Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer")]
-fn print(made: &[Made], as_json: bool) {
+fn print(made: &[Made], archive: &Path, as_json: bool) {
     if as_json {
         let images: Vec<Value> = made
             .iter()
             .map(|made| {
                 json!({
-                    "image": made.reference, "digest": made.packed.digest, "archive": made.path,
+                    "image": made.reference, "digest": made.packed.digest,
                     "layerBytes": made.packed.layer_len, "programBytes": made.program_len, "user": made.uid,
                     "hardening": made.hardening.json(),
                 })
             })
             .collect();
-        println!("{:#}", json!(images));
+        println!("{:#}", json!({"archive": archive, "images": images}));
         return;
     }
     let size = |bytes: usize| format!("{:.1} MB", bytes as f64 / 1e6);
@@ -379,7 +435,5 @@ fn print(made: &[Made], as_json: bool) {
             made.hardening.words()
         );
     }
-    if let Some(dir) = made.first().and_then(|made| made.path.parent()) {
-        println!("\nThe archives are in {}", dir.display());
-    }
+    println!("\nAll of them are in {}", archive.display());
 }

@@ -1,8 +1,9 @@
-//! An image as the OCI's image specification wants it: one layer, a configuration, a manifest and an index, all in one
-//! archive that `docker load`, `ctr images import`, `skopeo copy oci-archive:` and `kind load image-archive` read.
+//! Images as the OCI's image specification wants them: a layer, a configuration and a manifest of each, and an index, all
+//! in one archive that `docker load`, `ctr images import`, `skopeo copy oci-archive:` and `kind load image-archive` read.
 //!
 //! Pure, and the same files give the same bytes: no clock, no names of this machine.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 
 use anyhow::{Context as _, Result, ensure};
@@ -31,69 +32,98 @@ pub(super) struct Image {
     pub(super) files: Tree,
 }
 
+/// What became of one image.
 pub(super) struct Packed {
-    pub(super) archive: Vec<u8>,
     /// Of the manifest: what `name@digest` refers to.
     pub(super) digest: String,
     /// What a node fetches.
     pub(super) layer_len: usize,
 }
 
-pub(super) fn pack(image: &Image) -> Result<Packed> {
-    let layer = tar::write(&image.files)?;
-    // Time and operating system would be in its head.
-    let mut gzip = GzBuilder::new()
-        .mtime(0)
-        .operating_system(255)
-        .write(Vec::new(), Compression::best());
-    gzip.write_all(&layer)?;
-    let packed_layer = gzip.finish()?;
-    let mut blobs = Blobs::default();
-    let layer_len = packed_layer.len();
-    let config = json!({
-        "architecture": architecture(),
-        "config": {
-            "Entrypoint": image.entrypoint,
-            "Env": ["PATH=/usr/local/bin"],
-            "Labels": {
-                "org.opencontainers.image.description": image.description,
-                "org.opencontainers.image.version": image.tag,
-            },
-            "User": format!("{0}:{0}", image.uid),
-            "WorkingDir": "/",
-        },
-        "created": CREATED,
-        "history": [{"created": CREATED, "created_by": "cargo xtask images"}],
-        "os": "linux",
-        "rootfs": {"diff_ids": [digest(&layer)], "type": "layers"},
-    });
-    let layer = blobs.add(LAYER, packed_layer);
-    let config = blobs.add(CONFIG, config.to_string().into_bytes());
-    let manifest = json!({"config": config, "layers": [layer], "mediaType": MANIFEST, "schemaVersion": 2});
-    let mut manifest = blobs.add(MANIFEST, manifest.to_string().into_bytes());
-    let digest = manifest["digest"].as_str().unwrap_or_default().to_owned();
-    manifest["platform"] = json!({"architecture": architecture(), "os": "linux"});
-    manifest["annotations"] = json!({
-        // The first is containerd's, which takes it as the whole name.
-        "io.containerd.image.name": format!("{}:{}", image.name, image.tag),
-        "org.opencontainers.image.ref.name": image.tag,
-    });
-    let index = json!({"manifests": [manifest], "mediaType": INDEX, "schemaVersion": 2});
-    let mut files = blobs.files;
-    files.insert("index.json".into(), file(index.to_string()));
-    files.insert(
-        "oci-layout".into(),
-        file(json!({"imageLayoutVersion": "1.0.0"}).to_string()),
-    );
-    Ok(Packed {
-        archive: tar::write(&files)?,
-        digest,
-        layer_len,
-    })
+impl Image {
+    pub(super) fn reference(&self) -> String {
+        format!("{}:{}", self.name, self.tag)
+    }
 }
 
-/// The configuration of an archive's image and the files of its layer, every digest and length on the way compared.
-pub(super) fn unpack(archive: &[u8]) -> Result<(Value, Tree)> {
+/// An archive under construction.
+pub(super) struct Archive {
+    blobs: Blobs,
+    manifests: Vec<Value>,
+}
+
+impl Archive {
+    pub(super) fn new() -> Self {
+        Self {
+            blobs: Blobs::default(),
+            manifests: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, image: &Image) -> Result<Packed> {
+        let layer = tar::write(&image.files)?;
+        // Time and operating system would be in its head.
+        let mut gzip = GzBuilder::new()
+            .mtime(0)
+            .operating_system(255)
+            .write(Vec::new(), Compression::best());
+        gzip.write_all(&layer)?;
+        let packed_layer = gzip.finish()?;
+        let layer_len = packed_layer.len();
+        let config = json!({
+            "architecture": architecture(),
+            "config": {
+                "Entrypoint": image.entrypoint,
+                "Env": ["PATH=/usr/local/bin"],
+                "Labels": {
+                    "org.opencontainers.image.description": image.description,
+                    "org.opencontainers.image.version": image.tag,
+                },
+                "User": format!("{0}:{0}", image.uid),
+                "WorkingDir": "/",
+            },
+            "created": CREATED,
+            "history": [{"created": CREATED, "created_by": "cargo xtask images"}],
+            "os": "linux",
+            "rootfs": {"diff_ids": [digest(&layer)], "type": "layers"},
+        });
+        let layer = self.blobs.add(LAYER, packed_layer);
+        let config = self.blobs.add(CONFIG, config.to_string().into_bytes());
+        let manifest =
+            json!({"config": config, "layers": [layer], "mediaType": MANIFEST, "schemaVersion": 2});
+        let mut manifest = self.blobs.add(MANIFEST, manifest.to_string().into_bytes());
+        let digest = manifest["digest"].as_str().unwrap_or_default().to_owned();
+        manifest["platform"] = json!({"architecture": architecture(), "os": "linux"});
+        manifest["annotations"] = json!({
+            // The first is containerd's. A tag alone would be that of all images.
+            "io.containerd.image.name": image.reference(),
+            "org.opencontainers.image.ref.name": image.reference(),
+        });
+        self.manifests.push(manifest);
+        Ok(Packed { digest, layer_len })
+    }
+
+    pub(super) fn finish(self) -> Result<Vec<u8>> {
+        let index = json!({"manifests": self.manifests, "mediaType": INDEX, "schemaVersion": 2});
+        let mut files = self.blobs.files;
+        files.insert("index.json".into(), file(index.to_string()));
+        files.insert(
+            "oci-layout".into(),
+            file(json!({"imageLayoutVersion": "1.0.0"}).to_string()),
+        );
+        tar::write(&files)
+    }
+}
+
+/// An image of an archive: its configuration and the files of its layer.
+#[derive(Debug, PartialEq)]
+pub(super) struct Unpacked {
+    pub(super) config: Value,
+    pub(super) files: Tree,
+}
+
+/// The images of an archive by their references, every digest and length on the way compared.
+pub(super) fn unpack(archive: &[u8]) -> Result<BTreeMap<String, Unpacked>> {
     let files = tar::read(archive)?;
     let content = |path: &str| match files.get(path) {
         Some(Node::File { bytes, .. }) => Ok(bytes.as_slice()),
@@ -118,13 +148,20 @@ pub(super) fn unpack(archive: &[u8]) -> Result<(Value, Tree)> {
         Ok(bytes)
     };
     let index: Value = serde_json::from_slice(content("index.json")?)?;
-    let manifest: Value = serde_json::from_slice(blob(&index["manifests"][0])?)?;
-    let config: Value = serde_json::from_slice(blob(&manifest["config"])?)?;
-    let mut layer = Vec::new();
-    GzDecoder::new(blob(&manifest["layers"][0])?).read_to_end(&mut layer)?;
-    let expected = &config["rootfs"]["diff_ids"][0];
-    ensure!(*expected == digest(&layer), "the layer is not {expected}");
-    Ok((config, tar::read(&layer)?))
+    let mut images = BTreeMap::new();
+    for descriptor in index["manifests"].as_array().into_iter().flatten() {
+        let manifest: Value = serde_json::from_slice(blob(descriptor)?)?;
+        let config: Value = serde_json::from_slice(blob(&manifest["config"])?)?;
+        let mut layer = Vec::new();
+        GzDecoder::new(blob(&manifest["layers"][0])?).read_to_end(&mut layer)?;
+        let expected = &config["rootfs"]["diff_ids"][0];
+        ensure!(*expected == digest(&layer), "the layer is not {expected}");
+        let files = tar::read(&layer)?;
+        let name = &descriptor["annotations"]["org.opencontainers.image.ref.name"];
+        let name = name.as_str().context("an image without a name")?.to_owned();
+        images.insert(name, Unpacked { config, files });
+    }
+    Ok(images)
 }
 
 /// What a layout holds by digest.
@@ -190,29 +227,44 @@ mod tests {
         }
     }
 
+    fn pack(images: &[Image]) -> Vec<u8> {
+        let mut archive = Archive::new();
+        for image in images {
+            archive.add(image).unwrap();
+        }
+        archive.finish().unwrap()
+    }
+
     #[test]
-    fn an_image_holds_what_went_in() {
-        let packed = pack(&image()).unwrap();
-        let (config, files) = unpack(&packed.archive).unwrap();
-        assert_eq!(files, image().files);
-        assert_eq!(config["config"]["Entrypoint"], json!(["program"]));
-        assert_eq!(config["config"]["User"], "2102:2102");
+    fn an_archive_holds_what_went_in() {
+        let other = Image {
+            name: "registry.example/b".into(),
+            ..image()
+        };
+        let images = unpack(&pack(&[image(), other])).unwrap();
+        let names: Vec<&String> = images.keys().collect();
+        assert_eq!(names, ["registry.example/a:v1", "registry.example/b:v1"]);
+        for unpacked in images.values() {
+            assert_eq!(unpacked.files, image().files);
+            assert_eq!(unpacked.config["config"]["Entrypoint"], json!(["program"]));
+            assert_eq!(unpacked.config["config"]["User"], "2102:2102");
+        }
     }
 
     #[test]
     fn the_same_files_give_the_same_bytes_and_others_give_others() {
-        let packed = pack(&image()).unwrap();
-        let again = pack(&image()).unwrap();
-        assert!(again.archive == packed.archive, "not the same bytes");
+        let archive = pack(&[image()]);
+        assert!(pack(&[image()]) == archive, "not the same bytes");
         let mut other = image();
         other.files.insert("more".into(), file("x"));
-        assert_ne!(pack(&other).unwrap().digest, packed.digest);
+        assert!(pack(&[other]) != archive, "the same bytes");
     }
 
     #[test]
     fn a_layout_has_what_the_specification_asks_for() {
-        let packed = pack(&image()).unwrap();
-        let files = tar::read(&packed.archive).unwrap();
+        let mut archive = Archive::new();
+        let packed = archive.add(&image()).unwrap();
+        let files = tar::read(&archive.finish().unwrap()).unwrap();
         let Some(Node::File { bytes: index, .. }) = files.get("index.json") else {
             panic!("no index: {:?}", files.keys())
         };
@@ -236,8 +288,7 @@ mod tests {
 
     #[test]
     fn a_changed_blob_is_noticed() {
-        let packed = pack(&image()).unwrap();
-        let mut files = tar::read(&packed.archive).unwrap();
+        let mut files = tar::read(&pack(&[image()])).unwrap();
         for (path, node) in &mut files {
             if let (true, Node::File { bytes, .. }) = (path.starts_with("blobs/"), node) {
                 let last = bytes.len() - 1;

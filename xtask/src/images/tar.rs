@@ -1,6 +1,7 @@
 //! Files of an image, as a tar archive: written so that the same files give the same bytes, and read again.
 //!
-//! Only what images need of the format (POSIX ustar): directories, files and symbolic links of root's, without times.
+//! Only what images need of the format (POSIX ustar, with pax headers for capabilities): directories, files and symbolic
+//! links of root's, without times.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +14,48 @@ const NAME_MAX: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Node {
     Directory,
-    File { bytes: Vec<u8>, executable: bool },
-    Link { target: String },
+    File {
+        bytes: Vec<u8>,
+        executable: bool,
+        capabilities: Capabilities,
+    },
+    Link {
+        target: String,
+    },
+}
+
+/// What the program of a file may do beyond its user, as the kernel numbers it; usually nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Capabilities(pub(super) u32);
+
+/// The extended attribute in which the kernel looks for them, as a key of a pax header.
+const CAPABILITY: &str = "SCHILY.xattr.security.capability";
+/// `VFS_CAP_REVISION_2`, and that they are effective from the start.
+const REVISION: u32 = 0x0200_0001;
+
+impl Capabilities {
+    /// The kernel's `vfs_cap_data`: revision, then permitted and inheritable of the lower and of the upper half.
+    fn attribute(self) -> Vec<u8> {
+        [REVISION, self.0, self.0, 0, 0].map(u32::to_le_bytes).concat()
+    }
+
+    fn of_record(bytes: &[u8]) -> Option<Self> {
+        let value = bytes.get(bytes.iter().position(|byte| *byte == b'=')? + 1..)?;
+        let permitted = value.get(4..8)?.try_into().ok()?;
+        let read = Self(u32::from_le_bytes(permitted));
+        (record(CAPABILITY, &read.attribute()) == bytes).then_some(read)
+    }
+}
+
+/// One record of a pax header, which begins with its own length.
+fn record(key: &str, value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + " =\n".len();
+    let mut len = rest;
+    // The number's own digits count.
+    while rest + len.to_string().len() != len {
+        len = rest + len.to_string().len();
+    }
+    [format!("{len} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
 /// By path, without a slash at either end. Directories sort before what they hold.
@@ -25,30 +66,41 @@ pub(super) fn file(bytes: impl Into<Vec<u8>>) -> Node {
     Node::File {
         bytes: bytes.into(),
         executable: false,
+        capabilities: Capabilities::default(),
     }
 }
 
 pub(super) fn write(tree: &Tree) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     for (path, node) in tree {
-        let (kind, mode, bytes, target) = match node {
-            Node::Directory => (b'5', 0o755, &[][..], ""),
-            Node::File { bytes, executable } => {
-                (b'0', if *executable { 0o755 } else { 0o644 }, &bytes[..], "")
+        match node {
+            Node::Directory => entry(&mut out, &format!("{path}/"), b'5', 0o755, &[], "")?,
+            Node::Link { target } => entry(&mut out, path, b'2', 0o777, &[], target)?,
+            Node::File {
+                bytes,
+                executable,
+                capabilities,
+            } => {
+                if *capabilities != Capabilities::default() {
+                    let record = record(CAPABILITY, &capabilities.attribute());
+                    let name = path.rsplit('/').next().unwrap_or_default();
+                    entry(&mut out, &format!("PaxHeaders/{name}"), b'x', 0o644, &record, "")?;
+                }
+                let mode = if *executable { 0o755 } else { 0o644 };
+                entry(&mut out, path, b'0', mode, bytes, "")?;
             }
-            Node::Link { target } => (b'2', 0o777, &[][..], target.as_str()),
-        };
-        let name = match node {
-            Node::Directory => format!("{path}/"),
-            _ => path.clone(),
-        };
-        out.extend(header(&name, kind, mode, bytes.len(), target)?);
-        out.extend(bytes);
-        out.resize(out.len().next_multiple_of(BLOCK), 0);
+        }
     }
     // Two empty blocks end an archive.
     out.resize(out.len() + 2 * BLOCK, 0);
     Ok(out)
+}
+
+fn entry(out: &mut Vec<u8>, name: &str, kind: u8, mode: u32, bytes: &[u8], target: &str) -> Result<()> {
+    out.extend(header(name, kind, mode, bytes.len(), target)?);
+    out.extend(bytes);
+    out.resize(out.len().next_multiple_of(BLOCK), 0);
+    Ok(())
 }
 
 fn header(name: &str, kind: u8, mode: u32, size: usize, target: &str) -> Result<[u8; BLOCK]> {
@@ -81,6 +133,7 @@ fn header(name: &str, kind: u8, mode: u32, size: usize, target: &str) -> Result<
 /// What [`write`] wrote, or another program of the same few kinds of entries.
 pub(super) fn read(mut archive: &[u8]) -> Result<Tree> {
     let mut tree = Tree::new();
+    let mut capabilities = Capabilities::default();
     loop {
         let (header, rest) = archive
             .split_at_checked(BLOCK)
@@ -109,7 +162,16 @@ pub(super) fn read(mut archive: &[u8]) -> Result<Tree> {
             b'0' => Node::File {
                 bytes: bytes.to_vec(),
                 executable: number(100, 108)? & 0o111 != 0,
+                capabilities: std::mem::take(&mut capabilities),
             },
+            b'x' => {
+                capabilities = Capabilities::of_record(bytes)
+                    .with_context(|| format!("{name}: more than capabilities"))?;
+                archive = rest
+                    .get(size.next_multiple_of(BLOCK)..)
+                    .context("the archive is cut off")?;
+                continue;
+            }
             b'2' => Node::Link {
                 target: text(157, 257)?.to_owned(),
             },
@@ -130,6 +192,7 @@ mod tests {
         let executable = Node::File {
             bytes: vec![7; BLOCK + 1],
             executable: true,
+            capabilities: Capabilities(1 << 12),
         };
         let link = Node::Link {
             target: "program".into(),
@@ -173,6 +236,16 @@ mod tests {
                 "-rw-r--r-- 0/0 0 1970-01-01 00:00:00 empty",
             ]
         );
+    }
+
+    #[test]
+    fn capabilities_are_what_the_kernel_reads() {
+        let attribute = Capabilities(1 << 12).attribute();
+        let expected = [1, 0, 0, 2, 0, 0x10, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(attribute, expected);
+        let record = record(CAPABILITY, &attribute);
+        assert!(record.starts_with(b"57 SCHILY.xattr.security.capability=\x01\0\0\x02"));
+        assert_eq!(record.len(), 57);
     }
 
     #[test]
