@@ -73,10 +73,11 @@ impl ApiError {
             .into_iter()
             .map(|cause| {
                 let mut entry = Map::new();
-                entry.insert("reason".to_owned(), cause.reason.into());
                 entry.insert("message".to_owned(), cause.message.into());
-                if !cause.field.is_empty() {
-                    entry.insert("field".to_owned(), cause.field.into());
+                for (name, value) in [("reason", cause.reason), ("field", cause.field)] {
+                    if !value.is_empty() {
+                        entry.insert(name.to_owned(), value.into());
+                    }
                 }
                 entry.into()
             })

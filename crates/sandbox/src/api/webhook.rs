@@ -43,6 +43,19 @@ fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> 
         .flatten()
 }
 
+/// Where a webhook is, as errors name it.
+fn url(webhook: &Value) -> String {
+    match webhook.pointer("/clientConfig/service") {
+        Some(service) if service.is_object() => {
+            let port = service.get("port").and_then(Value::as_u64).unwrap_or(443);
+            let path = text(service, "/path").trim_start_matches('/');
+            let (name, namespace) = (text(service, "/name"), text(service, "/namespace"));
+            format!("https://{name}.{namespace}.svc:{port}/{path}")
+        }
+        _ => text(webhook, "/clientConfig/url").to_owned(),
+    }
+}
+
 /// Whether a webhook's rules name this write.
 fn concerns(webhook: &Value, write: &Write<'_>, operation: &str) -> bool {
     let resource = write.resource;
@@ -217,11 +230,26 @@ impl Cluster {
             .and_then(Value::as_u64)
             .unwrap_or(10)
             .clamp(1, 30);
-        let asked = tokio::time::timeout(Duration::from_secs(seconds), self.exchange(webhook, &review)).await;
-        let answer = match asked {
-            Ok(Ok(answer)) => Answer::read(&answer, &uid),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("context deadline exceeded".to_owned()),
+        let query = format!("?timeout={seconds}s");
+        let exchange = self.exchange(webhook, &review, &query);
+        let posting = |problem: &dyn std::fmt::Display| {
+            format!(
+                "failed to call webhook: Post \"{}{query}\": {problem}",
+                url(webhook)
+            )
+        };
+        let answer = match tokio::time::timeout(Duration::from_secs(seconds), exchange).await {
+            Ok(Ok((status, answer))) if status.is_success() => {
+                let answer = serde_json::from_slice(&answer);
+                let answer = answer.map_err(|error| format!("failed to call webhook: {error}"));
+                answer.and_then(|answer| Answer::read(&answer, &uid))
+            }
+            Ok(Ok((_, said))) => Err(format!(
+                "failed to call webhook: an error on the server ({:?}) has prevented the request from succeeding",
+                String::from_utf8_lossy(&said)
+            )),
+            Ok(Err(error)) => Err(posting(&error)),
+            Err(_) => Err(posting(&"context deadline exceeded")),
         };
         let answer = match answer {
             Ok(answer) => answer,
@@ -236,7 +264,7 @@ impl Cluster {
             }
             Err(problem) => {
                 return Err(ApiError::internal(format!(
-                    "failed calling webhook {name:?}: failed to call webhook: {problem}"
+                    "failed calling webhook {name:?}: {problem}"
                 )));
             }
         };
@@ -252,7 +280,7 @@ impl Cluster {
             (None, None) => format!("admission webhook {name:?} denied the request without explanation"),
         };
         Err(ApiError::denied(
-            answer.code.unwrap_or(403),
+            answer.code.unwrap_or(400),
             answer.reason.as_deref(),
             message,
         ))
@@ -295,6 +323,12 @@ impl Cluster {
             "dryRun": write.dry_run,
             "options": { "kind": options, "apiVersion": "meta.k8s.io/v1" },
         });
+        if write.dry_run {
+            request["options"]["dryRun"] = json!(["All"]);
+        }
+        if let Some(manager) = write.call.query.get("fieldManager") {
+            request["options"]["fieldManager"] = manager.into();
+        }
         if !write.namespace.is_empty() {
             request["namespace"] = write.namespace.into();
         }
@@ -310,7 +344,12 @@ impl Cluster {
     }
 
     /// One HTTPS request. Webhooks are rare enough not to keep connections.
-    async fn exchange(&self, webhook: &Value, review: &Value) -> io::Result<Value> {
+    async fn exchange(
+        &self,
+        webhook: &Value,
+        review: &Value,
+        query: &str,
+    ) -> io::Result<(http::StatusCode, Vec<u8>)> {
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
         let config = webhook
             .pointer("/clientConfig")
@@ -372,7 +411,7 @@ impl Cluster {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
-        let request = http::Request::post(&path)
+        let request = http::Request::post(format!("{path}{query}"))
             .header("host", &host)
             .header("content-type", "application/json")
             .header("accept", "application/json")
@@ -392,10 +431,7 @@ impl Cluster {
                     return Err(io::Error::other("the answer is too large"));
                 }
             }
-            if !status.is_success() {
-                return Err(io::Error::other(format!("the server answered {status}")));
-            }
-            serde_json::from_slice(&answer).map_err(io::Error::other)
+            Ok((status, answer))
         };
         // The connection is driven only as long as the exchange lasts, so nothing outlives the deadline.
         tokio::select! {
@@ -418,9 +454,11 @@ struct Answer {
 impl Answer {
     fn read(review: &Value, uid: &str) -> std::result::Result<Self, String> {
         let response = review.get("response").filter(|response| response.is_object());
-        let response = response.ok_or("webhook response is missing")?;
-        if text(response, "/uid") != uid {
-            return Err("expected response.uid to be the request's".to_owned());
+        let invalid = "received invalid webhook response";
+        let response = response.ok_or_else(|| format!("{invalid}: webhook response was absent"))?;
+        let named = text(response, "/uid");
+        if named != uid {
+            return Err(format!("{invalid}: expected response.uid={uid:?}, got {named:?}"));
         }
         let patch = match response.get("patch").and_then(Value::as_str) {
             None | Some("") => None,

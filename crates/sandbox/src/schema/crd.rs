@@ -349,7 +349,8 @@ pub(super) fn default(at: At<'_>, value: &mut Value) {
 }
 
 impl Custom {
-    pub(super) fn validate(&self, object: &Value) -> Vec<Cause> {
+    /// What `object` has unchanged from `old` may stay, whatever the definition says today.
+    pub(super) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let mut causes = Vec::new();
         let root = Path::root();
         for name in ["apiVersion", "kind"] {
@@ -357,14 +358,21 @@ impl Custom {
                 causes.push(Cause::required(&root.field(name), "must not be empty"));
             }
         }
-        self.check(&self.schema, object, &root, Place::Resource, &mut causes);
+        self.check(&self.schema, object, old, &root, Place::Resource, &mut causes);
         causes
     }
 
     /// A default must be a value that the schema accepts.
     fn check_defaults(&self, schema: &Value, at: &Path, causes: &mut Vec<Cause>) {
         if let Some(default) = schema.get("default").filter(|default| !default.is_null()) {
-            self.check(schema, default, &at.field("default"), Place::Structure, causes);
+            self.check(
+                schema,
+                default,
+                None,
+                &at.field("default"),
+                Place::Structure,
+                causes,
+            );
         }
         for (name, property) in schema
             .get("properties")
@@ -381,7 +389,18 @@ impl Custom {
         }
     }
 
-    fn check(&self, schema: &Value, value: &Value, at: &Path, place: Place, causes: &mut Vec<Cause>) {
+    fn check(
+        &self,
+        schema: &Value,
+        value: &Value,
+        old: Option<&Value>,
+        at: &Path,
+        place: Place,
+        causes: &mut Vec<Cause>,
+    ) {
+        if old == Some(value) {
+            return;
+        }
         let flag = |name: &str| schema.get(name).and_then(Value::as_bool).unwrap_or(false);
         if value.is_null() && flag("nullable") {
             return;
@@ -414,7 +433,7 @@ impl Custom {
             Value::Number(_) => numbers(schema, value, at, causes),
             Value::String(text) => self.text(schema, text, at, causes),
             Value::Array(items) => self.items(schema, items, at, place, causes),
-            Value::Object(object) => self.fields(schema, object, at, place, causes),
+            Value::Object(object) => self.fields(schema, object, old, at, place, causes),
             Value::Null | Value::Bool(_) => {}
         }
         self.check_junctors(schema, value, at, causes);
@@ -488,7 +507,8 @@ impl Custom {
         }
         if let Some(inner) = schema.get("items") {
             for (index, item) in items.iter().enumerate() {
-                self.check(inner, item, &at.index(index), place.inner(), causes);
+                // An item has no old value of its own: the list is new as a whole.
+                self.check(inner, item, None, &at.index(index), place.inner(), causes);
             }
         }
         let keys: Vec<&str> = strings(schema.get("x-kubernetes-list-map-keys")).collect();
@@ -512,6 +532,7 @@ impl Custom {
         &self,
         schema: &Value,
         object: &Map<String, Value>,
+        old: Option<&Value>,
         at: &Path,
         place: Place,
         causes: &mut Vec<Cause>,
@@ -559,9 +580,14 @@ impl Custom {
             if name == "metadata" && (place == Place::Resource || embedded) {
                 continue;
             }
+            let old = old.and_then(|old| old.get(name));
             match (properties.and_then(|properties| properties.get(name)), values) {
-                (Some(property), _) => self.check(property, value, &at.field(name), place.inner(), causes),
-                (None, Some(values)) => self.check(values, value, &at.field(name), place.inner(), causes),
+                (Some(property), _) => {
+                    self.check(property, value, old, &at.field(name), place.inner(), causes)
+                }
+                (None, Some(values)) => {
+                    self.check(values, value, old, &at.field(name), place.inner(), causes)
+                }
                 (None, None) => {}
             }
         }
@@ -570,7 +596,7 @@ impl Custom {
     fn check_junctors(&self, schema: &Value, value: &Value, at: &Path, causes: &mut Vec<Cause>) {
         let faults = |inner: &Value| {
             let mut causes = Vec::new();
-            self.check(inner, value, at, Place::Junctor, &mut causes);
+            self.check(inner, value, None, at, Place::Junctor, &mut causes);
             causes
         };
         let list = |name: &str| {

@@ -22,7 +22,7 @@ impl Schema {
         let root = Path::root();
         checks.metadata(object, self.builtin_name().unwrap_or_default());
         if let Some(custom) = self.as_custom() {
-            checks.causes.extend(custom.validate(object));
+            checks.causes.extend(custom.validate(object, old));
             return checks.causes;
         }
         let Some(name) = self.builtin_name() else {
@@ -952,6 +952,13 @@ impl Checks {
         if get(config, &["url"]).is_null() == get(config, &["service"]).is_null() {
             let detail = "exactly one of url or service is required";
             self.push(Cause::required(&at.field("clientConfig"), detail));
+        }
+        let url = get(config, &["url"]);
+        if let Some((scheme, _)) = text(url).split_once("://")
+            && scheme != "https"
+        {
+            let detail = "'https' is the only allowed URL scheme; desired format: https://host[/path]";
+            self.invalid(&at.field("clientConfig.url"), &scheme.into(), detail);
         }
         if !is_empty(get(webhook, &["matchConditions"])) {
             // Ignoring them would call webhooks for what they did not ask for.

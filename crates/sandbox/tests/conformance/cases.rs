@@ -27,6 +27,8 @@ pub(crate) fn cases() -> Vec<Case> {
         tables(),
         validation(),
         definitions(),
+        versions(),
+        admission(),
         permissions(),
         tokens(),
         controllers(),
@@ -327,6 +329,11 @@ fn lists() -> Vec<Case> {
         ),
         case(
             AREA,
+            "a version that is still to come is waited for in vain",
+            [get(&format!("{MAPS}?resourceVersion=4000000000")).shows(&["/reason", "/code", "/details"])],
+        ),
+        case(
+            AREA,
             "a collection is deleted by its labels",
             with(vec![
                 delete(&format!("{MAPS}?labelSelector=app%3Dx")).shows(&["/kind"]),
@@ -360,6 +367,7 @@ fn watches() -> Vec<Case> {
         case(AREA, "initial events end with a bookmark", [
             post(MAPS, labelled("a", "x")).quiet(),
             get(&format!("{MAPS}?{short}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&labelSelector=app"))
+                .first(2)
                 .shows(&["/type", "/object/metadata/name", "/object/metadata/annotations"]),
         ]),
         case(AREA, "initial events need a match", [
@@ -672,6 +680,187 @@ fn definitions() -> Vec<Case> {
             })
             .shows(&["/reason", "/details/causes"]),
         ]),
+    ]
+}
+
+/// What happens to objects when their definition changes.
+fn versions() -> Vec<Case> {
+    const AREA: &str = "custom resources";
+    let older = |name: &str| format!("/apis/twin.example.com/{name}/namespaces/{{ns}}/things");
+    vec![
+        case(AREA, "without a converter versions differ in their name only", defined(vec![
+            json_patch(CRD, json!([
+                {"op": "copy", "from": "/spec/versions/0", "path": "/spec/versions/1"},
+                {"op": "replace", "path": "/spec/versions/1/name", "value": "v1beta1"},
+                {"op": "replace", "path": "/spec/versions/1/storage", "value": false},
+            ])).shows(&["/spec/conversion"]),
+            get(&older("v1beta1")).until(|code, _| code == 200).quiet(),
+            post(THINGS, thing(json!({"size": 2}))).quiet(),
+            get(&format!("{}/a", older("v1beta1"))).shows(&["/apiVersion", "/kind", "/spec"]),
+            merge(&format!("{}/a", older("v1beta1")), json!({"spec": {"size": 3}})).shows(&["/apiVersion", "/metadata/generation"]),
+            get(THING).shows(&["/apiVersion", "/spec"]),
+            get(&older("v2")),
+        ])),
+        case(AREA, "a value that was valid stays until it changes", defined(vec![
+            post(THINGS, thing(json!({"size": 8}))).quiet(),
+            json_patch(CRD, json!([{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/size/maximum", "value": 5}])).quiet(),
+            post(&format!("{THINGS}?dryRun=All"), json!({"apiVersion": "twin.example.com/v1", "kind": "Thing", "metadata": {"name": "b"}, "spec": {"size": 9}})).until(|code, _| code == 422).shows(&["/reason"]),
+            merge(THING, json!({"spec": {"color": "blue"}})).shows(&["/spec"]),
+            merge(THING, json!({"spec": {"size": 9}})).shows(&["/reason", "/details/causes"]),
+        ])),
+    ]
+}
+
+const SECRETS: &str = "/api/v1/namespaces/{ns}/secrets";
+const SECRET: &str = "/api/v1/namespaces/{ns}/secrets/a";
+
+/// With webhooks that see this namespace's Secrets. Each is a name, which is its path, and what is unusual about it.
+fn hooked(kind: &str, webhooks: &[(&str, Value)], steps: Vec<Step>) -> Vec<Step> {
+    let path = format!("/apis/admissionregistration.k8s.io/v1/{}s", kind.to_lowercase());
+    let webhooks: Vec<Value> = webhooks.iter().map(|(name, more)| webhook(name, more)).collect();
+    let before = vec![post(&path, json!({"metadata": {"name": "{ns}"}, "webhooks": webhooks})).quiet()];
+    let after = vec![delete(&format!("{path}/{{ns}}")).quiet()];
+    [before, steps, after].concat()
+}
+
+fn webhook(name: &str, more: &Value) -> Value {
+    let mut webhook = json!({
+        "name": format!("{name}.example.com"),
+        "clientConfig": {"url": format!("{{hooks}}/{name}"), "caBundle": "{hooks-ca}"},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["secrets"], "operations": ["CREATE", "UPDATE"]}],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "{ns}"}},
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+    });
+    if let (Some(webhook), Some(more)) = (webhook.as_object_mut(), more.as_object()) {
+        webhook.extend(more.clone());
+    }
+    webhook
+}
+
+fn secret() -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "data": {"k": "dg=="}})
+}
+
+/// An API server learns of a configuration a moment later: asks without consequences until it refuses.
+fn refused() -> Step {
+    post(&format!("{SECRETS}?dryRun=All"), secret()).until(|code, _| code >= 400)
+}
+
+/// The same until `/label` was called.
+fn labelled_by_a_webhook() -> Step {
+    post(&format!("{SECRETS}?dryRun=All"), secret())
+        .until(|_, answer| answer.pointer("/metadata/labels/hook").is_some())
+}
+
+fn admission() -> Vec<Case> {
+    const AREA: &str = "admission webhooks";
+    const MUTATING: &str = "MutatingWebhookConfiguration";
+    const VALIDATING: &str = "ValidatingWebhookConfiguration";
+    let plain = || json!({});
+    vec![
+        case(AREA, "a webhook refuses in its own words", hooked(VALIDATING, &[("deny", plain())], vec![
+            refused().shows(&WHY).shows(&["/code"]),
+            get(SECRET).shows(&["/reason"]),
+        ])),
+        case(AREA, "a webhook may refuse without a word", hooked(VALIDATING, &[("deny-silently", plain())], vec![
+            refused().shows(&WHY).shows(&["/code"]),
+        ])),
+        case(AREA, "a webhook patches what is written", hooked(MUTATING, &[("label", plain())], vec![
+            labelled_by_a_webhook().shows(&["/metadata/labels"]),
+            post(SECRETS, secret()).shows(&["/metadata/labels", "/data"]),
+            merge(SECRET, json!({"metadata": {"labels": {"hook": "gone"}}})).shows(&["/metadata/labels"]),
+        ])),
+        case(AREA, "a patch that does not fit is refused", hooked(MUTATING, &[("misfit", plain())], vec![
+            refused().shows(&["/reason", "/code", "/message"]),
+        ])),
+        case(AREA, "a webhook that fails is a refusal", hooked(VALIDATING, &[("broken", plain())], vec![
+            refused().shows(&WHY).shows(&["/code"]),
+        ])),
+        case(AREA, "a webhook that may fail is gone without", hooked(
+            MUTATING,
+            &[("broken", json!({"failurePolicy": "Ignore"})), ("label", plain())],
+            vec![
+                labelled_by_a_webhook().quiet(),
+                post(SECRETS, secret()).shows(&["/metadata/labels"]),
+            ],
+        )),
+        case(AREA, "a webhook that is too slow fails", hooked(VALIDATING, &[("slow", json!({"timeoutSeconds": 1}))], vec![
+            refused().shows(&WHY).shows(&["/code"]),
+        ])),
+        case(AREA, "an answer to another question fails", hooked(VALIDATING, &[("mistaken", plain())], vec![
+            refused().shows(&["/reason", "/code", "/message"]),
+        ])),
+        case(AREA, "selectors say what a webhook sees", hooked(
+            MUTATING,
+            &[
+                ("deny", json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "nowhere"}}})),
+                ("broken", json!({"objectSelector": {"matchLabels": {"hook": "wanted"}}})),
+                ("label", json!({"objectSelector": {"matchExpressions": [{"key": "hook", "operator": "DoesNotExist"}]}})),
+            ],
+            vec![
+                labelled_by_a_webhook().quiet(),
+                post(SECRETS, secret()).shows(&["/metadata/labels"]),
+                merge(SECRET, json!({"metadata": {"labels": {"hook": "wanted"}}})).shows(&["/reason", "/code"]),
+                // The old object is selected no less than the new.
+                merge(SECRET, json!({"metadata": {"labels": {"hook": null}}})).shows(&["/metadata/labels"]),
+            ],
+        )),
+        case(AREA, "a webhook is told what is written, by whom and how", hooked(
+            VALIDATING,
+            &[("tell", json!({
+                "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["secrets"], "operations": ["*"]}],
+                "objectSelector": {"matchLabels": {"hook": "wanted"}},
+            }))],
+            vec![
+                post(SECRETS, secret()).quiet(),
+                merge(&format!("{SECRET}?dryRun=All"), json!({"metadata": {"labels": {"hook": "wanted"}}}))
+                    .until(|code, _| code >= 400)
+                    .shows(&["/message"]),
+                post(&format!("{SECRETS}?fieldManager=twin"), json!({
+                    "apiVersion": "v1", "kind": "Secret",
+                    "metadata": {"generateName": "made-", "labels": {"hook": "wanted"}},
+                })).shows(&["/message"]),
+                put(SECRET, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a", "labels": {"hook": "wanted"}}})).shows(&["/message"]),
+            ],
+        )),
+        case(AREA, "a webhook may refuse deletion", hooked(
+            VALIDATING,
+            &[("tell", json!({"rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["secrets"], "operations": ["DELETE"]}]}))],
+            vec![
+                post(SECRETS, secret()).quiet(),
+                delete(&format!("{SECRET}?dryRun=All")).until(|code, _| code >= 400).shows(&["/message"]),
+            ],
+        )),
+        case(AREA, "subresources are named", hooked(
+            VALIDATING,
+            &[("tell", json!({"rules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments/scale"], "operations": ["*"]}]}))],
+            vec![
+                post(DEPLOYMENTS, deployment(json!([{"name": "c", "image": "i"}]))).quiet(),
+                merge(&format!("{DEPLOYMENT}/scale?dryRun=All"), json!({"spec": {"replicas": 1}})).until(|code, _| code >= 400).shows(&["/message"]),
+                merge(DEPLOYMENT, json!({"metadata": {"labels": {"x": "y"}}})).shows(&["/metadata/labels"]),
+            ],
+        )),
+        case(AREA, "a configuration is filled in", hooked(MUTATING, &[("label", plain())], vec![
+            get("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{ns}").shows(&[
+                "/metadata/generation", "/webhooks/0/failurePolicy", "/webhooks/0/matchPolicy", "/webhooks/0/objectSelector",
+                "/webhooks/0/reinvocationPolicy", "/webhooks/0/timeoutSeconds", "/webhooks/0/rules/0/scope",
+            ]),
+        ])),
+        case(AREA, "a configuration that can't work is refused", {
+            let path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+            let with = |more: Value| {
+                post(path, json!({"metadata": {"name": "{ns}"}, "webhooks": [webhook("allow", &more)]})).shows(&["/reason", "/details/causes"])
+            };
+            [
+                with(json!({"sideEffects": "Some"})),
+                with(json!({"admissionReviewVersions": ["v7"]})),
+                with(json!({"timeoutSeconds": 31})),
+                with(json!({"failurePolicy": "Perhaps"})),
+                with(json!({"clientConfig": {"url": "http://127.0.0.1/"}})),
+                with(json!({"name": "short"})),
+            ]
+        }),
     ]
 }
 

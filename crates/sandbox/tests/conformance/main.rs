@@ -5,6 +5,7 @@
 //! `docs/sandbox-conformance.md`, is written instead. `cargo xtask kubernetes conformance` does it all.
 
 mod cases;
+mod hooks;
 mod script;
 
 use std::collections::BTreeMap;
@@ -242,29 +243,37 @@ fn sandbox(stop: CancellationToken) -> Client {
 async fn ask(client: &Client, cases: &[Case]) -> Answers {
     let mut answers = Answers::new();
     let run = std::process::id();
+    let hooks = hooks::serve().await;
     for (number, case) in cases.iter().enumerate() {
         let namespace = format!("twin-{run}-{number}");
         let namespaces = "/api/v1/namespaces";
         let make = script::post(namespaces, json!({"metadata": {"name": namespace}})).quiet();
         let remove = script::delete(&format!("{namespaces}/{namespace}")).quiet();
-        let before = single(make);
-        let after = single(remove);
-        let answer = match script::play(client, &before, &namespace).await {
-            Ok(_) => script::play(client, case, &namespace).await,
+        // Pods are refused in a namespace that has no account yet.
+        let account = script::get(&format!("{namespaces}/{namespace}/serviceaccounts/default"));
+        let account = account.until(|code, _| code == 200).quiet();
+        let (before, after) = (quiet([make, account]), quiet([remove]));
+        let known = [
+            ("ns", namespace.as_str()),
+            ("hooks", hooks.url.as_str()),
+            ("hooks-ca", hooks.ca.as_str()),
+        ];
+        let answer = match script::play(client, &before, &known).await {
+            Ok(_) => script::play(client, case, &known).await,
             Err(why) => Err(why),
         };
-        let _ = script::play(client, &after, &namespace).await;
+        let _ = script::play(client, &after, &known).await;
         let twice = answers.insert(case.claim, answer);
         assert!(twice.is_none(), "two cases claim {:?}", case.claim);
     }
     answers
 }
 
-fn single(step: script::Step) -> Case {
+fn quiet(steps: impl Into<Vec<script::Step>>) -> Case {
     Case {
         area: "",
         claim: "",
-        steps: vec![step],
+        steps: steps.into(),
     }
 }
 

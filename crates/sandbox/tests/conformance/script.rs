@@ -22,7 +22,8 @@ pub(crate) struct Case {
     pub(crate) steps: Vec<Step>,
 }
 
-/// One request. `{ns}` is the case's namespace; other names in braces are what earlier steps kept.
+/// One request. `{ns}` is the case's namespace, `{hooks}` where webhooks are and `{hooks-ca}` how to know them; other
+/// names in braces are what earlier steps kept.
 #[derive(Clone)]
 pub(crate) struct Step {
     method: &'static str,
@@ -33,6 +34,7 @@ pub(crate) struct Step {
     shown: Vec<&'static str>,
     kept: Vec<(&'static str, &'static str)>,
     until: Option<fn(u16, &Value) -> bool>,
+    first: usize,
     is_quiet: bool,
 }
 
@@ -46,6 +48,7 @@ fn step(method: &'static str, path: &str, content_type: &'static str, body: Opti
         shown: Vec::new(),
         kept: Vec::new(),
         until: None,
+        first: usize::MAX,
         is_quiet: false,
     }
 }
@@ -106,6 +109,12 @@ impl Step {
         self
     }
 
+    /// Of several events only these many, where what follows depends on time.
+    pub(crate) fn first(mut self, count: usize) -> Self {
+        self.first = count;
+        self
+    }
+
     pub(crate) fn accepts(mut self, media: &'static str) -> Self {
         self.accept = media;
         self
@@ -125,8 +134,15 @@ impl Step {
 }
 
 /// What the case's conversation showed.
-pub(crate) async fn play(client: &Client, case: &Case, namespace: &str) -> Result<String, String> {
-    let mut kept = BTreeMap::from([("ns", namespace.to_owned())]);
+pub(crate) async fn play(
+    client: &Client,
+    case: &Case,
+    known: &[(&'static str, &str)],
+) -> Result<String, String> {
+    let mut kept: BTreeMap<_, _> = known
+        .iter()
+        .map(|&(name, value)| (name, value.to_owned()))
+        .collect();
     let mut transcript = String::new();
     for step in &case.steps {
         let (code, answers) = answer(client, step, &kept).await?;
@@ -145,11 +161,11 @@ pub(crate) async fn play(client: &Client, case: &Case, namespace: &str) -> Resul
             continue;
         }
         let _ = writeln!(transcript, "{} {} -> {code}", step.method, step.path);
-        for answer in &answers {
+        for answer in answers.iter().take(step.first) {
             for pointer in &step.shown {
                 let value = answer.pointer(pointer);
                 let value = value.map_or_else(|| "absent".to_owned(), Value::to_string);
-                let _ = writeln!(transcript, "  {pointer}: {}", timeless(&value, namespace));
+                let _ = writeln!(transcript, "  {pointer}: {}", timeless(&value, known));
             }
         }
     }
@@ -213,7 +229,7 @@ async fn ask(
 }
 
 /// Without what differs from run to run.
-fn timeless(text: &str, namespace: &str) -> String {
+fn timeless(text: &str, known: &[(&'static str, &str)]) -> String {
     let replaced = [
         (
             r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
@@ -221,11 +237,13 @@ fn timeless(text: &str, namespace: &str) -> String {
         ),
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
         (r#""resourceVersion":"\d+""#, r#""resourceVersion":"RV""#),
+        (r"made-[a-z0-9]{5}", "made-NAME"),
     ];
-    replaced
-        .iter()
-        .fold(text.replace(namespace, "NS"), |text, (pattern, with)| {
-            let pattern = Regex::new(pattern).expect("a pattern");
-            pattern.replace_all(&text, *with).into_owned()
-        })
+    let named = known.iter().fold(text.to_owned(), |text, (name, value)| {
+        text.replace(value, &name.to_uppercase())
+    });
+    replaced.iter().fold(named, |text, (pattern, with)| {
+        let pattern = Regex::new(pattern).expect("a pattern");
+        pattern.replace_all(&text, *with).into_owned()
+    })
 }

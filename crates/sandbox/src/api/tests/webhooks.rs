@@ -239,9 +239,13 @@ async fn a_webhook_that_does_not_answer_fails_as_its_policy_says() {
     configure(&cluster, VALIDATING, vec![silent.configured("strict", strict)]).await;
     let (code, refused) = send(&cluster, "POST", MAPS, JSON, map("b", json!({}))).await;
     assert_eq!(code, 500);
+    let url = format!("https://localhost:{}/mutate?timeout=2s", silent.at.port());
     assert_eq!(
         refused["message"],
-        "Internal error occurred: failed calling webhook \"strict.example.com\": failed to call webhook: context deadline exceeded"
+        format!(
+            "Internal error occurred: failed calling webhook \"strict.example.com\": failed to call webhook: \
+             Post \"{url}\": context deadline exceeded"
+        )
     );
     assert_eq!(get(&cluster, &format!("{MAPS}/b")).await.0, 404);
 }
