@@ -134,7 +134,7 @@ impl ControlPlane {
     }
 
     /// Kills the API server, which comes back after a while.
-    pub(super) fn interrupt(&self, absence: Duration) {
+    pub fn interrupt(&self, absence: Duration) {
         self.absence.send_replace(absence);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::script::{Case, Step, apply, delete, get, json_patch, merge, post, put, strategic};
+use crate::script::{Case, Step, apply, delete, get, json_patch, merge, post, put, restart, strategic};
 
 const MAPS: &str = "/api/v1/namespaces/{ns}/configmaps";
 const MAP: &str = "/api/v1/namespaces/{ns}/configmaps/a";
@@ -32,6 +32,7 @@ pub(crate) fn cases() -> Vec<Case> {
         permissions(),
         tokens(),
         controllers(),
+        restarts(),
     ]
     .into_iter()
     .flatten()
@@ -990,4 +991,32 @@ fn controllers() -> Vec<Case> {
             get("/api/v1/namespaces/{ns}/endpoints/s").until(|code, _| code == 200).shows(&["/subsets"]),
         ]),
     ]
+}
+
+/// Last, so that no other case meets an API server that has just begun.
+fn restarts() -> Vec<Case> {
+    const AREA: &str = "restarts";
+    vec![case(
+        AREA,
+        "who watches from before a restart must list again",
+        [
+            post(MAPS, map("a", json!({})))
+                .quiet()
+                .keeps("rv", "/metadata/resourceVersion"),
+            merge(MAP, json!({"data": {"k": "1"}})).quiet(),
+            restart(),
+            get(&format!("{MAPS}?watch=1&timeoutSeconds=1&resourceVersion={{rv}}"))
+                .until(|_, answer| answer["type"] == "ERROR")
+                .first(1)
+                .shows(&[
+                    "/type",
+                    "/object/kind",
+                    "/object/status",
+                    "/object/code",
+                    "/object/reason",
+                    "/object/message",
+                ]),
+            get(MAP).shows(&["/data"]),
+        ],
+    )]
 }

@@ -20,14 +20,13 @@ use hawser_sandbox::controllers;
 use hawser_sandbox::kubelet::ClusterAddresses;
 use hawser_sandbox::launcher::kubernetes::{ControlPlane, ready};
 use hawser_sandbox::network::{Layout, NetNs, NodePorts, plan_addresses};
-use kube::Client;
 use libtest_mimic::{Arguments, Trial};
 use nix::mount::MsFlags;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::script::Case;
+use crate::script::{Case, Server};
 
 const REAL: &str = "kubernetes_answers_as_it_was_recorded_to";
 const RECORD: &str = "HAWSER_RECORD";
@@ -72,7 +71,8 @@ fn kubernetes_answers_as_it_was_recorded_to() {
         );
         let mut tasks = JoinSet::new();
         let plane = ControlPlane::start(&addresses, &node, &programs, private.path(), &logs, &mut tasks);
-        let client = plane.await.expect("a control plane").client();
+        let plane = plane.await.expect("a control plane");
+        let client = plane.client();
         if tokio::time::timeout(READY_DEADLINE, ready(&client))
             .await
             .is_err()
@@ -83,7 +83,8 @@ fn kubernetes_answers_as_it_was_recorded_to() {
                 log.unwrap_or_default()
             );
         }
-        compare_real(client).await
+        let restart = Box::new(move || plane.interrupt(Duration::ZERO));
+        compare_real(&Server { client, restart }).await
     });
     assert!(complaints.is_empty(), "{complaints}");
 }
@@ -121,10 +122,15 @@ const RECORD_PATH: &str = "tests/conformance/record.txt";
 const LIMITS_PATH: &str = "tests/conformance/limits.txt";
 const TABLE_PATH: &str = "../../docs/sandbox-conformance.md";
 
-async fn compare_real(client: Client) -> String {
-    let version = client.apiserver_version().await.expect("a version").git_version;
+async fn compare_real(server: &Server) -> String {
+    let version = server
+        .client
+        .apiserver_version()
+        .await
+        .expect("a version")
+        .git_version;
     let cases = cases::cases();
-    let answers = ask(&client, &cases).await;
+    let answers = ask(server, &cases).await;
     let failures: String = answers
         .iter()
         .filter_map(|(claim, answer)| Some(format!("{claim}: {}\n", answer.as_ref().err()?)))
@@ -159,8 +165,7 @@ async fn compare_sandbox() -> String {
         .collect();
     let cases = cases::cases();
     let stop = CancellationToken::new();
-    let client = sandbox(stop.clone());
-    let answers = ask(&client, &cases).await;
+    let answers = ask(&sandbox(stop.clone()), &cases).await;
     stop.cancel();
 
     let limits = std::fs::read_to_string(at(LIMITS_PATH)).expect("the known limits");
@@ -217,7 +222,7 @@ async fn compare_sandbox() -> String {
 }
 
 /// A cluster in this process: its API server and controllers, no node.
-fn sandbox(stop: CancellationToken) -> Client {
+fn sandbox(stop: CancellationToken) -> Server {
     let addresses = addresses();
     let cluster = Cluster::new(ClusterOptions {
         services: Some(addresses.services),
@@ -236,11 +241,12 @@ fn sandbox(stop: CancellationToken) -> Client {
             .await;
         controllers::run(own, addresses, stop).await;
     });
-    client
+    let restart = Box::new(move || cluster.interrupt(Duration::ZERO));
+    Server { client, restart }
 }
 
 /// Plays every case in a namespace of its own.
-async fn ask(client: &Client, cases: &[Case]) -> Answers {
+async fn ask(server: &Server, cases: &[Case]) -> Answers {
     let mut answers = Answers::new();
     let run = std::process::id();
     let hooks = hooks::serve().await;
@@ -258,11 +264,11 @@ async fn ask(client: &Client, cases: &[Case]) -> Answers {
             ("hooks", hooks.url.as_str()),
             ("hooks-ca", hooks.ca.as_str()),
         ];
-        let answer = match script::play(client, &before, &known).await {
-            Ok(_) => script::play(client, case, &known).await,
+        let answer = match script::play(server, &before, &known).await {
+            Ok(_) => script::play(server, case, &known).await,
             Err(why) => Err(why),
         };
-        let _ = script::play(client, &after, &known).await;
+        let _ = script::play(server, &after, &known).await;
         let twice = answers.insert(case.claim, answer);
         assert!(twice.is_none(), "two cases claim {:?}", case.claim);
     }

@@ -11,9 +11,18 @@ use kube::client::Body;
 use regex::Regex;
 use serde_json::Value;
 
-/// For what controllers do, on a machine with other things to do.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// For what controllers do, and a restart, on a machine with other things to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// No method of HTTP.
+const RESTART: &str = "RESTART";
+
+/// Whom the questions are put to.
+pub(crate) struct Server {
+    pub(crate) client: Client,
+    pub(crate) restart: Box<dyn Fn()>,
+}
 
 /// One claim about an API server's behaviour.
 pub(crate) struct Case {
@@ -86,6 +95,11 @@ pub(crate) fn apply(path: &str, body: Value) -> Step {
     step("PATCH", path, "application/apply-patch+yaml", Some(body))
 }
 
+/// The API server ends and comes back: nothing that is open stays open, nothing that was stored is lost.
+pub(crate) fn restart() -> Step {
+    step(RESTART, "", "", None).quiet()
+}
+
 pub(crate) fn delete(path: &str) -> Step {
     step("DELETE", path, "", None)
 }
@@ -135,7 +149,7 @@ impl Step {
 
 /// What the case's conversation showed.
 pub(crate) async fn play(
-    client: &Client,
+    server: &Server,
     case: &Case,
     known: &[(&'static str, &str)],
 ) -> Result<String, String> {
@@ -145,7 +159,11 @@ pub(crate) async fn play(
         .collect();
     let mut transcript = String::new();
     for step in &case.steps {
-        let (code, answers) = answer(client, step, &kept).await?;
+        if step.method == RESTART {
+            (server.restart)();
+            continue;
+        }
+        let (code, answers) = answer(&server.client, step, &kept).await?;
         if step.is_quiet && step.until.is_none() && !(200..300).contains(&code) {
             return Err(format!("{} {}: {code} {answers:?}", step.method, step.path));
         }
@@ -179,13 +197,18 @@ async fn answer(
 ) -> Result<(u16, Vec<Value>), String> {
     let began = Instant::now();
     loop {
-        let (code, answers) = ask(client, step, kept).await?;
-        let answered = answers.first().unwrap_or(&Value::Null);
-        if step.until.is_none_or(|done| done(code, answered)) {
-            return Ok((code, answers));
+        let asked = ask(client, step, kept).await;
+        let done = match (&asked, step.until) {
+            (Ok((code, answers)), Some(done)) => done(*code, answers.first().unwrap_or(&Value::Null)),
+            // Who restarts does not answer.
+            (Err(_), Some(_)) => false,
+            (_, None) => true,
+        };
+        if done {
+            return asked;
         }
         if began.elapsed() > PATIENCE {
-            return Err(format!("{} is still {code}: {answers:?}", step.path));
+            return Err(format!("{} is still {asked:?}", step.path));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -238,6 +261,7 @@ fn timeless(text: &str, known: &[(&'static str, &str)]) -> String {
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
         (r#""resourceVersion":"\d+""#, r#""resourceVersion":"RV""#),
         (r"made-[a-z0-9]{5}", "made-NAME"),
+        (r"resource version: \d+ \(\d+\)", "resource version: RV (RV)"),
     ];
     let named = known.iter().fold(text.to_owned(), |text, (name, value)| {
         text.replace(value, &name.to_uppercase())
