@@ -580,7 +580,12 @@ impl Link {
             return Ok(());
         }
         if self.known(id) {
-            // It ended on our side, while this was on its way.
+            // It ended on our side while this was on its way, or it was passed over and can't be opened any more.
+            // Whoever waits for an answer there is told.
+            if self.side == Side::Server {
+                frame::put_u32(&mut self.out, frame::RST_STREAM, id, Reason::STREAM_CLOSED.into());
+                self.replies += frame::HEADER + 4;
+            }
             return Ok(());
         }
         match self.side {
@@ -1419,6 +1424,98 @@ mod tests {
                 Reason::PROTOCOL_ERROR,
             ),
             (
+                "a reset of no stream",
+                vec![frame(frame::RST_STREAM, 0, 0, &[0; 4])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a priority of no stream",
+                vec![frame(frame::PRIORITY, 0, 0, &[0; 5])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "half a goodbye",
+                vec![frame(frame::GOAWAY, 0, 0, &[0; 7])],
+                Reason::FRAME_SIZE_ERROR,
+            ),
+            (
+                "frames too large",
+                vec![setting(frame::MAX_FRAME_SIZE, 1 << 24)],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a setting that makes a stream's window too large",
+                vec![
+                    headers(OPEN, 1, GET),
+                    update(1, 1 << 30),
+                    setting(frame::INITIAL_WINDOW_SIZE, frame::WINDOW_MAX),
+                ],
+                Reason::FLOW_CONTROL_ERROR,
+            ),
+            (
+                "data on no stream, of nothing",
+                vec![frame(frame::DATA, frame::END_STREAM, 0, &[])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "more padding than data",
+                vec![
+                    headers(OPEN, 1, GET),
+                    frame(frame::DATA, frame::PADDED, 1, b"\x05abc"),
+                ],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "padding without its length",
+                vec![headers(OPEN, 1, GET), frame(frame::DATA, frame::PADDED, 1, &[])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "half a dependency",
+                vec![headers(WHOLE | frame::PRIORITIZED, 1, &[0; 4])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a block that goes on after its end",
+                vec![headers(WHOLE, 1, GET), frame(frame::CONTINUATION, OPEN, 1, &[])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a block that goes on on no stream",
+                vec![headers(0, 1, GET), frame(frame::CONTINUATION, OPEN, 0, &[])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "an unknown frame inside a block",
+                vec![headers(0, 1, GET), frame(0x16, 0, 0, &[])],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "half a block",
+                vec![headers(WHOLE, 1, b"\x82\x86\x84\x00\x01")],
+                Reason::COMPRESSION_ERROR,
+            ),
+            (
+                "a table that grows beyond its limit",
+                vec![headers(WHOLE, 1, b"\x3f\xe2\x1f\x82\x86\x84")],
+                Reason::COMPRESSION_ERROR,
+            ),
+            (
+                "a table that changes inside a block",
+                vec![headers(WHOLE, 1, b"\x82\x20\x86\x84")],
+                Reason::COMPRESSION_ERROR,
+            ),
+            (
+                "the end mark in a string",
+                vec![headers(WHOLE, 1, b"\x82\x86\x84\x41\x84\xff\xff\xff\xff")],
+                Reason::COMPRESSION_ERROR,
+            ),
+            (
+                "a string padded with nothing",
+                vec![headers(WHOLE, 1, b"\x82\x86\x84\x41\x81\x00")],
+                Reason::COMPRESSION_ERROR,
+            ),
+            (
                 "half a reset",
                 vec![headers(OPEN, 1, GET), frame(frame::RST_STREAM, 0, 1, b"ab")],
                 Reason::FRAME_SIZE_ERROR,
@@ -1520,6 +1617,104 @@ mod tests {
         let end = frame::END_STREAM;
         for (what, frames, reason) in [
             ("no path", vec![request(b"\x82\x86")], Reason::PROTOCOL_ERROR),
+            ("no method", vec![request(b"\x86\x84")], Reason::PROTOCOL_ERROR),
+            (
+                "an empty path",
+                vec![request(&[&b"\x82\x86"[..], &literal(":path", "")].concat())],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "two paths",
+                vec![request(b"\x82\x86\x84\x85")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "two schemes",
+                vec![request(b"\x82\x86\x84\x87")],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "two authorities",
+                vec![request(&with(&[(":authority", "a"), (":authority", "a")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a CONNECT with a path",
+                vec![request(
+                    &[
+                        literal(":method", "CONNECT"),
+                        literal(":authority", "a:1"),
+                        literal(":path", "/"),
+                    ]
+                    .concat(),
+                )],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "an upgrade",
+                vec![request(&with(&[("upgrade", "websocket")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "an empty name",
+                vec![request(&with(&[("", "b")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a name with a space",
+                vec![request(&with(&[("a ", "b")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a name with a colon",
+                vec![request(&with(&[("a:b", "c")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "nothing in a value",
+                vec![request(&with(&[("a", "b\0c")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a path with a line end",
+                vec![request(
+                    &[&b"\x82\x86"[..], &literal(":path", "/ HTTP/1.1\r\na: b")].concat(),
+                )],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a method with a space",
+                vec![request(
+                    &[&b"\x86\x84"[..], &literal(":method", "GET / ")].concat(),
+                )],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a length and its double",
+                vec![request(&with(&[("content-length", "0, 0")]))],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a window that doesn't grow",
+                vec![
+                    frame(frame::HEADERS, OPEN, 1, GET),
+                    frame(frame::WINDOW_UPDATE, 0, 1, &[0; 4]),
+                ],
+                Reason::PROTOCOL_ERROR,
+            ),
+            (
+                "a window that grows too much",
+                vec![
+                    frame(frame::HEADERS, OPEN, 1, GET),
+                    frame(frame::WINDOW_UPDATE, 0, 1, &frame::WINDOW_MAX.to_be_bytes()),
+                ],
+                Reason::FLOW_CONTROL_ERROR,
+            ),
+            (
+                "a head after its end",
+                vec![request(GET), request(GET)],
+                Reason::STREAM_CLOSED,
+            ),
             ("no scheme", vec![request(b"\x82\x84")], Reason::PROTOCOL_ERROR),
             (
                 "two methods",
@@ -1647,6 +1842,18 @@ mod tests {
         assert_eq!(answer(&mut link, &frames), (None, Vec::new()));
         assert!(link.accepted.is_empty() && link.idle());
         assert!(link.out.windows(3).any(|text| text == b"431"));
+    }
+
+    #[test]
+    fn a_stream_that_was_passed_over_is_not_opened() {
+        let mut link = server();
+        let requests = [5, 3].map(|id| frame(frame::HEADERS, WHOLE, id, GET));
+        let frames: Vec<_> = std::iter::once(greeting()).chain(requests).collect();
+        assert_eq!(
+            answer(&mut link, &frames),
+            (None, vec![(3, Reason::STREAM_CLOSED)])
+        );
+        assert_eq!(link.accepted.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [5]);
     }
 
     #[test]
