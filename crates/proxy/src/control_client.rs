@@ -17,7 +17,7 @@ use tonic::transport::{Endpoint, Uri};
 
 use crate::config::{ControlService, SocketOptions};
 use crate::identity::Identity;
-use crate::transport::{Conn, connect};
+use crate::transport::{Conn, Gulping, connect};
 
 pub(crate) type Channel = tonic::transport::Channel;
 
@@ -119,7 +119,7 @@ async fn attempt(
         .dns_name()
         .and_then(|name| ServerName::try_from(name.to_owned()).ok());
     let name = name.ok_or_else(|| io::Error::other("the service's identity is no DNS name"))?;
-    let handshake = TlsConnector::from(config).connect(name, socket);
+    let handshake = TlsConnector::from(config).connect(name, Gulping::new(socket));
     match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
         Ok(tls) => tls.map(|tls| {
             let bond = identity.bond(tls.get_ref().1.peer_certificates(), Role::Server, &anchors);

@@ -3,6 +3,7 @@
 //! Knows sockets and TLS records; doesn't know who is on the other side or what is said. Connecting applies the
 //! socket options and the mark by which redirect rules let the proxy's own traffic through.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -19,8 +20,14 @@ use crate::bond::Bond;
 use crate::config::SocketOptions;
 use crate::metrics::{Counter, Labels, Shard};
 
-/// The most that opaque copying holds per direction.
-const COPY_BUFFER: usize = 16 * 1024;
+/// What opaque copying moves at once, and the most that it holds per direction. Four TLS records.
+const COPY_BUFFER: usize = 64 * 1024;
+/// How often it does so until others on the thread get a turn.
+const COPIES: usize = 4;
+/// The TLS library reads so much at once.
+const TLS_READ: usize = 4 * 1024;
+/// Below TLS, so much is read at once while so much comes.
+const GULP: usize = 64 * 1024;
 /// How much is read at once of what comes first.
 const READ_AHEAD: usize = 4 * 1024;
 /// An opaque connection keeps this long reading after the other direction has ended.
@@ -96,10 +103,13 @@ impl Drop for Counted {
 #[derive(Debug)]
 enum Io {
     Tcp(TcpStream),
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Client(Box<ClientTls>),
     /// Terminated here; below it is a connection whose first bytes were looked at.
-    Server(Box<tokio_rustls::server::TlsStream<Conn>>),
+    Server(Box<ServerTls>),
 }
+
+pub(crate) type ClientTls = tokio_rustls::client::TlsStream<Gulping<TcpStream>>;
+pub(crate) type ServerTls = tokio_rustls::server::TlsStream<Gulping<Conn>>;
 
 /// A byte stream to a peer.
 #[derive(Debug)]
@@ -132,7 +142,7 @@ impl Conn {
         }
     }
 
-    pub(crate) fn client(tls: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
+    pub(crate) fn client(tls: ClientTls) -> Self {
         Self {
             io: Io::Client(Box::new(tls)),
             ahead: BytesMut::new(),
@@ -141,7 +151,7 @@ impl Conn {
         }
     }
 
-    pub(crate) fn server(tls: tokio_rustls::server::TlsStream<Self>) -> Self {
+    pub(crate) fn server(tls: ServerTls) -> Self {
         Self {
             io: Io::Server(Box::new(tls)),
             ahead: BytesMut::new(),
@@ -294,6 +304,90 @@ impl Conn {
     }
 }
 
+thread_local! {
+    /// A buffer that no connection needs now: what was read at once is mostly used up at once.
+    static SPARE: Cell<BytesMut> = Cell::default();
+}
+
+/// What lies below TLS. While much comes, much is read at once: the library's own reads are small, which costs four
+/// system calls for a record. Little is read straight into the library's buffer, and an idle connection has no other.
+#[derive(Debug)]
+pub(crate) struct Gulping<T> {
+    io: T,
+    read: BytesMut,
+    /// The last read had all it could have.
+    more: bool,
+}
+
+impl<T> Gulping<T> {
+    pub(crate) fn new(io: T) -> Self {
+        Self {
+            io,
+            read: BytesMut::new(),
+            more: false,
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Gulping<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.read.is_empty() {
+            if !this.more {
+                let room = buf.remaining();
+                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+                this.more = room >= TLS_READ && buf.remaining() == 0;
+                return Poll::Ready(Ok(()));
+            }
+            this.read = SPARE.take();
+            this.read.reserve(GULP);
+            let polled = tokio_util::io::poll_read_buf(Pin::new(&mut this.io), cx, &mut this.read);
+            this.more = matches!(polled, Poll::Ready(Ok(n)) if n >= TLS_READ);
+            if !matches!(polled, Poll::Ready(Ok(1..))) {
+                SPARE.set(std::mem::take(&mut this.read));
+                return polled.map_ok(drop);
+            }
+        }
+        let n = this.read.len().min(buf.remaining());
+        buf.put_slice(&this.read[..n]);
+        this.read.advance(n);
+        if this.read.is_empty() {
+            SPARE.set(std::mem::take(&mut this.read));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Gulping<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// Opens a listener that shares its port with those of other workers. Accepted sockets inherit its options.
 pub(crate) fn listen(
     addr: SocketAddr,
@@ -429,18 +523,11 @@ impl Direction {
         if self.shut {
             return Ok(Poll::Ready(()));
         }
-        loop {
+        for _ in 0..COPIES {
             while self.start < self.buffer.len() {
                 match Pin::new(&mut *to).poll_write(cx, &self.buffer[self.start..]) {
                     Poll::Pending => return Ok(Poll::Pending),
-                    Poll::Ready(written) => match written? {
-                        0 => return Err(io::ErrorKind::WriteZero.into()),
-                        n => {
-                            self.start += n;
-                            self.copied += n as u64;
-                            self.unflushed = true;
-                        }
-                    },
+                    Poll::Ready(written) => self.start += self.wrote(written?)?,
                 }
             }
             if self.ended {
@@ -453,51 +540,59 @@ impl Direction {
             }
             let mut scratch = [std::mem::MaybeUninit::uninit(); COPY_BUFFER];
             let mut read = ReadBuf::uninit(&mut scratch);
-            match Pin::new(&mut *from).poll_read(cx, &mut read) {
-                Poll::Ready(result) => {
-                    result?;
-                    self.ended = read.filled().is_empty();
-                    self.start = 0;
-                    self.buffer.clear();
-                    // Straight from the stack to the peer; only what doesn't fit its socket is kept.
-                    let mut rest = read.filled();
-                    while !rest.is_empty() {
-                        match Pin::new(&mut *to).poll_write(cx, rest) {
-                            Poll::Pending => {
-                                self.buffer.extend_from_slice(rest);
-                                return Ok(Poll::Pending);
-                            }
-                            Poll::Ready(written) => match written? {
-                                0 => return Err(io::ErrorKind::WriteZero.into()),
-                                n => {
-                                    rest = &rest[n..];
-                                    self.copied += n as u64;
-                                    self.unflushed = true;
-                                }
-                            },
-                        }
-                    }
+            // TLS gives one record at a time.
+            let last = loop {
+                let before = read.filled().len();
+                let polled = Pin::new(&mut *from).poll_read(cx, &mut read);
+                let some = read.filled().len() > before;
+                if !matches!(polled, Poll::Ready(Ok(()))) || !some || read.remaining() == 0 {
+                    self.ended = matches!(polled, Poll::Ready(Ok(()))) && !some;
+                    break polled;
                 }
-                Poll::Pending => {
-                    self.buffer = Vec::new();
-                    self.start = 0;
-                    if self.unflushed && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
-                        self.unflushed = false;
-                    }
-                    return Ok(Poll::Pending);
+            };
+            self.start = 0;
+            self.buffer.clear();
+            // Straight from the stack to the peer; only what doesn't fit its socket is kept.
+            let mut rest = read.filled();
+            while !rest.is_empty() {
+                match Pin::new(&mut *to).poll_write(cx, rest) {
+                    Poll::Pending => break,
+                    Poll::Ready(written) => rest = &rest[self.wrote(written?)?..],
                 }
             }
+            if let Poll::Ready(Err(error)) = last {
+                return Err(error);
+            }
+            if !rest.is_empty() {
+                self.buffer.extend_from_slice(rest);
+                return Ok(Poll::Pending);
+            }
+            if last.is_pending() {
+                self.buffer = Vec::new();
+                if self.unflushed && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
+                    self.unflushed = false;
+                }
+                return Ok(Poll::Pending);
+            }
         }
+        cx.waker().wake_by_ref();
+        Ok(Poll::Pending)
+    }
+
+    fn wrote(&mut self, n: usize) -> io::Result<usize> {
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.copied += n as u64;
+        self.unflushed = true;
+        Ok(n)
     }
 }
 
 use std::future::Future as _;
 
 /// Puts bytes in front of what will be written, so that they leave with it.
-pub(crate) fn write_first(
-    tls: &mut tokio_rustls::client::TlsStream<TcpStream>,
-    bytes: &Bytes,
-) -> io::Result<()> {
+pub(crate) fn write_first(tls: &mut ClientTls, bytes: &Bytes) -> io::Result<()> {
     io::Write::write_all(&mut tls.get_mut().1.writer(), bytes)
 }
 

@@ -418,12 +418,12 @@ mod tests {
 
     #[test]
     fn a_connections_future_is_bounded() {
-        // What every connection costs besides its buffers, whatever it turns out to be.
+        // What every connection costs besides what it turns out to be, and its buffers.
         let (outbound, inbound) = (
             size_of_future(outbound::connection),
             size_of_future(inbound::connection),
         );
-        assert!(outbound <= 8 * 1024, "outbound: {outbound} bytes");
-        assert!(inbound <= 8 * 1024, "inbound: {inbound} bytes");
+        assert!(outbound <= 2 * 1024, "outbound: {outbound} bytes");
+        assert!(inbound <= 3 * 1024, "inbound: {inbound} bytes");
     }
 }

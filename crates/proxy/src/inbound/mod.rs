@@ -27,7 +27,7 @@ use crate::metrics::Labels;
 use crate::outbound::peer::{Peer, Side};
 use crate::outbound::{canonical, detect_http};
 use crate::snapshot::{Endpoint, EndpointTls, Inbound, InboundProtocol};
-use crate::transport::{Conn, TcpMetrics};
+use crate::transport::{Conn, Gulping, TcpMetrics};
 use crate::worker::{Http, InFlight, Worker};
 
 /// Refusals of one source are logged this often; load balancers probe for ever.
@@ -240,8 +240,8 @@ async fn direct(
         }
         Some(_) => {}
     }
-    let accepting = TlsAcceptor::from(credentials.direct_server().clone()).accept(conn);
-    let tls = match tokio::time::timeout_at(deadline, accepting).await {
+    let accepting = TlsAcceptor::from(credentials.direct_server().clone()).accept(Gulping::new(conn));
+    let tls = match Box::pin(tokio::time::timeout_at(deadline, accepting)).await {
         Err(_) => return Err(Refusal::DetectTimeout),
         Ok(Err(error)) => return Err(handshake_refusal(&error)),
         Ok(Ok(tls)) => tls,
@@ -286,7 +286,7 @@ async fn direct(
             target: own,
             labels,
         };
-        return gateway::serve(worker, conn, accepted, &name, header.port, http).await;
+        return Box::pin(gateway::serve(worker, conn, accepted, &name, header.port, http)).await;
     }
     let target = SocketAddr::new(own.ip(), header.port);
     if target == own {
@@ -300,9 +300,20 @@ async fn direct(
         labels,
     };
     let policy = worker.inbound.policy(worker, target.port());
+    forward(worker, conn, accepted, http, policy).await
+}
+
+/// Boxed, so that an idle connection costs what it has become, not the most that any could be.
+async fn forward(
+    worker: &Rc<Worker>,
+    conn: Conn,
+    accepted: Accepted,
+    http: Option<Http>,
+    policy: Arc<Live<Inbound>>,
+) -> Result<(), Refusal> {
     match http {
-        None => tcp::serve(worker, conn, accepted, policy).await,
-        Some(version) => http::serve(worker, conn, accepted, version, policy).await,
+        None => Box::pin(tcp::serve(worker, conn, accepted, policy)).await,
+        Some(version) => Box::pin(http::serve(worker, conn, accepted, version, policy)).await,
     }
 }
 
@@ -408,8 +419,9 @@ pub(crate) async fn detect_tls(
         Some(name) if name != server_name => Ok(Detected::Foreign(conn, name)),
         Some(_) => {
             let credentials = identity.get().ok_or(Refusal::NotAuthenticated)?;
-            let accepting = TlsAcceptor::from(credentials.transparent_server().clone()).accept(conn);
-            match tokio::time::timeout_at(deadline, accepting).await {
+            let accepting =
+                TlsAcceptor::from(credentials.transparent_server().clone()).accept(Gulping::new(conn));
+            match Box::pin(tokio::time::timeout_at(deadline, accepting)).await {
                 Err(_) => Err(Refusal::DetectTimeout),
                 Ok(Err(error)) => Err(handshake_refusal(&error)),
                 Ok(Ok(tls)) => {
@@ -447,7 +459,7 @@ async fn redirected(
             target,
             labels,
         };
-        return tcp::serve(worker, count(conn, &accepted.labels), accepted, live).await;
+        return forward(worker, count(conn, &accepted.labels), accepted, None, live).await;
     }
     let config = &worker.shared.config;
     let found = detect_tls(
@@ -478,7 +490,7 @@ async fn redirected(
                 target,
                 labels,
             };
-            return tcp::serve(worker, count(conn, &accepted.labels), accepted, live).await;
+            return forward(worker, count(conn, &accepted.labels), accepted, None, live).await;
         }
         Detected::Terminated(conn, client) => {
             let id = match &client {
@@ -510,8 +522,5 @@ async fn redirected(
         InboundProtocol::Http2 => Some(Http::Two),
         InboundProtocol::Opaque | InboundProtocol::Tls => None,
     };
-    match version {
-        None => tcp::serve(worker, conn, accepted, live).await,
-        Some(version) => http::serve(worker, conn, accepted, version, live).await,
-    }
+    forward(worker, conn, accepted, version, live).await
 }

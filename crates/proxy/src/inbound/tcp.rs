@@ -22,7 +22,7 @@ pub(crate) async fn serve(
 ) -> Result<(), Refusal> {
     permit(worker, &accepted, &policy)?;
     let app = worker.inbound.app(accepted.target);
-    let mut upstream = match app.dial(worker, Session::Opaque).await {
+    let mut upstream = match Box::pin(app.dial(worker, Session::Opaque)).await {
         Ok(upstream) => upstream,
         Err(error) => {
             tracing::info!(target = %accepted.target, error = error.as_str(), "Connection closed: the application is unreachable");

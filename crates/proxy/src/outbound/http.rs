@@ -144,7 +144,7 @@ pub(crate) async fn serve(
             Served::Odd(rest) => conn = rest,
         }
     }
-    serve_http(conn, version, &config.outbound.http, &drain, handle).await
+    Box::pin(serve_http(conn, version, &config.outbound.http, &drain, handle)).await
 }
 
 /// On an answer: its HTTP/1 request went on as HTTP/1.

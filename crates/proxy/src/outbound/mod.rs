@@ -283,11 +283,12 @@ async fn serve(
             return;
         }
     };
+    // Boxed, so that an idle connection costs what it has become, not the most that any could be.
     let ended = match version {
-        None => tcp::forward(worker, conn, &known)
+        None => Box::pin(tcp::forward(worker, conn, &known))
             .await
             .map_err(|error| error.to_string()),
-        Some(version) => http::serve(worker, conn, version, known)
+        Some(version) => Box::pin(http::serve(worker, conn, version, known))
             .await
             .map_err(|error| error.to_string()),
     };

@@ -27,7 +27,7 @@ use crate::bond::Bond;
 use crate::header::{Header, Session};
 use crate::metrics::{Labels, Shard};
 use crate::snapshot::{Endpoint, EndpointTls, Hint};
-use crate::transport::{self, Conn, TcpMetrics};
+use crate::transport::{self, Conn, Gulping, TcpMetrics};
 use crate::wire::Options;
 use crate::wire::client::Client;
 use crate::wire::h1_client::{self, Pool};
@@ -321,7 +321,8 @@ impl Peer {
         let credentials = shared.identity.get().ok_or(ConnectError::Tls)?;
         let with_header = endpoint.inbound_port.is_some() || endpoint.authority.is_some();
         let name = ServerName::try_from(server_name.clone()).map_err(|_| ConnectError::Tls)?;
-        let handshake = TlsConnector::from(credentials.client(id, with_header)).connect(name, socket);
+        let handshake =
+            TlsConnector::from(credentials.client(id, with_header)).connect(name, Gulping::new(socket));
         let mut tls = match tokio::time::timeout(timeout, handshake).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {

@@ -18,7 +18,7 @@ pub(crate) async fn forward(worker: &Rc<Worker>, mut conn: Conn, known: &KnownTa
     let Some(outbound) = known.live.get() else {
         return Ok(());
     };
-    let (mut upstream, _busy) = match connect(worker, &outbound).await {
+    let (mut upstream, _busy) = match Box::pin(connect(worker, &outbound)).await {
         Ok(upstream) => upstream,
         Err(why) => {
             super::count_error(worker, why.label());
