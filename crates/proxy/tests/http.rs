@@ -336,6 +336,47 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn content_arrives_whole_however_long_it_is_and_however_it_is_sent() {
+    let app = app("127.0.0.2", "web").await;
+    let mesh = Mesh::before(app, &[], &[]).await;
+    for together in [true, false] {
+        let mut socket = mesh.client.connect(WEB).await;
+        for length in [0, 1, 4_096, 16_384, 16_385, 30_000, 7] {
+            let head = format!("PUT /{length} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+            let body = "b".repeat(length);
+            if together {
+                socket
+                    .write_all(format!("{head}{body}").as_bytes())
+                    .await
+                    .unwrap();
+            } else {
+                socket.write_all(head.as_bytes()).await.unwrap();
+                socket.write_all(body.as_bytes()).await.unwrap();
+            }
+            let answer = until(&mut socket, &format!("\n\n{body}")).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{length}: {answer}");
+            assert_eq!(
+                answer.matches("\ncontent-length: ").count(),
+                2,
+                "{length}: {answer}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_does_not_follow_its_head_is_not_waited_for() {
+    let (app, mut seen) = raw(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let mesh = Mesh::before(app, &[], &[]).await;
+    let mut socket = mesh.client.connect(WEB).await;
+    let head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n";
+    socket.write_all(head).await.unwrap();
+    assert!(within(seen.recv()).await.unwrap().starts_with("POST / "));
+    let answer = until(&mut socket, "\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_waits_to_be_told_to_continue_is_told() {
     let app = app("127.0.0.2", "web").await;
     let mesh = Mesh::before(app, &[], &[]).await;

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use hawser_core::authz::{Client, Source, authorize};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use http_body::Body as _;
 
 use crate::answer::{RequestKind, Why, reached};
 use crate::body::{Body, grpc_status};
@@ -29,6 +29,8 @@ use super::{Accepted, Refusal, drain_of, name_of, server_labels, target_labels};
 
 /// How long to wait before an application that refused is tried again.
 const RETRY_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+/// Content up to this length is written together with its head, if it has come with it.
+const CONTENT_MAX: usize = 16 << 10;
 
 /// One client connection and what its requests share.
 pub(crate) struct Connection {
@@ -305,14 +307,16 @@ enum Form {
     Carried,
 }
 
-/// Can it be sent without the library? What a client sent in HTTP/1 keeps the spelling of its headers, which only the
-/// library knows.
-fn is_plain(request: &Request<Incoming>, form: Form) -> bool {
-    form == Form::Carried
+/// Can it be sent without the library? Then this is its content. What a client sent in HTTP/1 keeps the spelling of its
+/// headers, which only the library knows.
+fn plain(request: &mut Request<Incoming>, form: Form) -> Option<Bytes> {
+    let plain = form == Form::Carried
         && request.version() == Version::HTTP_11
         && request.uri().scheme().is_none()
-        && request.body().is_end_stream()
-        && !request.headers().contains_key(header::EXPECT)
+        && !request.headers().contains_key(header::EXPECT);
+    plain
+        .then(|| request.body_mut().take_short(CONTENT_MAX))
+        .flatten()
 }
 
 /// Hands a request to the application.
@@ -335,11 +339,16 @@ async fn forward(
     if upgrade.is_none() {
         rules::strip_hop_by_hop(request.headers_mut());
     }
+    let content = match &upgrade {
+        None => plain(&mut request, form),
+        Some(_) => None,
+    };
     let kind = match version {
         Version::HTTP_2 => Kind::H2,
-        _ if upgrade.is_none() && is_plain(&request, form) => Kind::Plain,
+        _ if content.is_some() => Kind::Plain,
         _ => Kind::H1,
     };
+    let content = content.unwrap_or_default();
     // What is known to have been left alone may be handed over again; bodies aren't kept for that.
     let mut request = Replay::new(request, 0, None);
     let mut attempts = Attempts::new(1, 0);
@@ -365,7 +374,9 @@ async fn forward(
         let mut busy = app.busy();
         let (sent, h1) = match sender {
             Sender::Plain(sender) => {
-                let sent = sender.send(&sending, app.pool(), config.inbound.idle_max).await;
+                let sent = sender
+                    .send(&sending, &content, app.pool(), config.inbound.idle_max)
+                    .await;
                 (sent.map_err(SendError::from), None)
             }
             Sender::H2(sender) => (sender.send(&mut sending).await.map_err(SendError::from), None),
@@ -388,7 +399,11 @@ async fn forward(
         if kind != Kind::H1 {
             request.give_back(&mut sending);
         }
-        let fate = Fate::of_sending(&error);
+        let fate = match Fate::of_sending(&error) {
+            // Content isn't sent twice to whoever may have seen it.
+            Fate::Broken if !content.is_empty() => Fate::Failed,
+            fate => fate,
+        };
         tracing::debug!(%error, "The application failed a request");
         if !attempts.again(fate, &request, app, &worker.metrics, Instant::now()) {
             return failed(Why::of_sending(&error));
@@ -436,7 +451,7 @@ enum Kind {
 /// A way to send one request to the application.
 enum Sender {
     H1(H1Sender),
-    /// Without content and with nothing unusual, on HTTP/1.
+    /// With its whole content and nothing unusual, on HTTP/1.
     Plain(h1_client::Client),
     H2(H2Sender),
 }

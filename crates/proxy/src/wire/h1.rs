@@ -13,32 +13,57 @@ const HEADERS_MAX: usize = 128;
 /// A chunk's size and extensions, or all trailers.
 const LINE_MAX: usize = 8 << 10;
 
+/// Requests with more content than this are passed on while it comes.
+const CONTENT_MAX: usize = 16 << 10;
+/// What is taken out of a buffer is a copy up to this length, and shares its memory beyond: then a connection reads into
+/// the same buffer again and again, and headers that live longer hold nothing but themselves.
+const COPIED_MAX: usize = 4 << 10;
+
+/// Room for most heads, made at once.
+const HEAD_USUAL: usize = 512;
+
 /// Not for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Odd;
 
-/// Takes a request without content, or whose content is here, off the front; `Ok(None)` wants more.
-pub(super) fn request(read: &mut BytesMut) -> Result<Option<(Request<()>, Bytes)>, Odd> {
+/// Why no request can be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// Its head is not whole.
+    Head,
+    /// Its head is, but not its content, which is short.
+    Content,
+    Odd,
+}
+
+impl From<Odd> for Lack {
+    fn from(Odd: Odd) -> Self {
+        Self::Odd
+    }
+}
+
+/// Takes a request with its content off the front.
+pub(super) fn request(read: &mut BytesMut) -> Result<(Request<()>, Bytes), Lack> {
     request_of::<HEADERS>(read)
 }
 
-fn request_of<const N: usize>(read: &mut BytesMut) -> Result<Option<(Request<()>, Bytes)>, Odd> {
+fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes), Lack> {
     let mut headers = [httparse::EMPTY_HEADER; N];
     let mut parsed = httparse::Request::new(&mut headers);
     let length = match parsed.parse(read) {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(Odd),
+        Ok(httparse::Status::Partial) => return Err(Lack::Head),
+        Err(_) => return Err(Lack::Odd),
     };
     let (Some(method), Some(path), Some(1)) = (parsed.method, parsed.path, parsed.version) else {
-        return Err(Odd);
+        return Err(Lack::Odd);
     };
     if !path.starts_with('/') || !whole_lines(read, length) {
-        return Err(Odd);
+        return Err(Lack::Odd);
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| Odd)?;
     if method == Method::CONNECT {
-        return Err(Odd);
+        return Err(Lack::Odd);
     }
     let base = read.as_ptr() as usize;
     let place = |text: &[u8]| (text.as_ptr() as usize - base, text.len());
@@ -52,19 +77,22 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<Option<(Request<()>
             Some(header::CONTENT_LENGTH) => {
                 let length = number(field.value).and_then(|length| usize::try_from(length).ok());
                 if content.replace(length.ok_or(Odd)?).is_some() {
-                    return Err(Odd);
+                    return Err(Lack::Odd);
                 }
             }
-            Some(_) => return Err(Odd),
+            Some(_) => return Err(Lack::Odd),
             None => {}
         }
     }
     let content = content.unwrap_or(0);
     if read.len() - length < content {
-        return Err(Odd);
+        return Err(match content {
+            0..=CONTENT_MAX => Lack::Content,
+            _ => Lack::Odd,
+        });
     }
     // Nothing is odd any more: now the bytes are taken, and values refer to them.
-    let head = read.split_to(length).freeze();
+    let head = take_off(read, length);
     let slice = |(start, length): (usize, usize)| head.slice(start..start + length);
     let mut map = HeaderMap::with_capacity(count + 2);
     for ((start, length), value) in places.into_iter().take(count) {
@@ -77,7 +105,17 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<Option<(Request<()>
     *request.method_mut() = method;
     *request.uri_mut() = path.into();
     *request.headers_mut() = map;
-    Ok(Some((request, read.split_to(content).freeze())))
+    Ok((request, take_off(read, content)))
+}
+
+/// So many bytes off the front.
+pub(super) fn take_off(read: &mut BytesMut, length: usize) -> Bytes {
+    if length > COPIED_MAX {
+        return read.split_to(length).freeze();
+    }
+    let taken = Bytes::copy_from_slice(read.get(..length).unwrap_or_default());
+    read.advance(taken.len());
+    taken
 }
 
 /// The headers that decide how a message is read.
@@ -169,7 +207,7 @@ fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Optio
     if chunked && content.is_some() {
         return Err(Odd);
     }
-    let head = read.split_to(length).freeze();
+    let head = take_off(read, length);
     let mut headers = HeaderMap::with_capacity(count + 2);
     for ((name, name_len), (value, value_len)) in places.into_iter().take(count) {
         let name = HeaderName::from_bytes(&head[name..name + name_len]).map_err(|_| Odd)?;
@@ -317,7 +355,7 @@ fn take(left: &mut u64, read: &mut BytesMut) -> Next {
         return Next::More;
     }
     *left -= here as u64;
-    Next::Data(read.split_to(here).freeze())
+    Next::Data(take_off(read, here))
 }
 
 fn owned(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Odd> {
@@ -329,7 +367,9 @@ fn owned(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Odd> {
     Ok(map)
 }
 
-pub(super) fn put_request<B>(request: &Request<B>, out: &mut BytesMut) {
+/// A request with all of its content.
+pub(super) fn put_request<B>(request: &Request<B>, content: &[u8], out: &mut BytesMut) {
+    out.reserve(HEAD_USUAL + content.len());
     out.put_slice(request.method().as_str().as_bytes());
     out.put_u8(b' ');
     let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
@@ -337,15 +377,18 @@ pub(super) fn put_request<B>(request: &Request<B>, out: &mut BytesMut) {
     out.put_slice(b" HTTP/1.1\r\n");
     put_headers(request.headers(), out);
     // Without a length the server would have to know that these methods may have no content.
-    if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH)
-        && !request.headers().contains_key(header::CONTENT_LENGTH)
-    {
-        out.put_slice(b"content-length: 0\r\n");
+    let usual = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if (usual || !content.is_empty()) && !request.headers().contains_key(header::CONTENT_LENGTH) {
+        out.put_slice(b"content-length: ");
+        put_number(content.len(), 10, out);
+        out.put_slice(b"\r\n");
     }
     out.put_slice(b"\r\n");
+    out.put_slice(content);
 }
 
 pub(super) fn put_status(version: Version, status: StatusCode, out: &mut BytesMut) {
+    out.reserve(HEAD_USUAL);
     match (version, status) {
         (Version::HTTP_10, _) => out.put_slice(b"HTTP/1.0 "),
         (_, StatusCode::OK) => return out.put_slice(b"HTTP/1.1 200 OK\r\n"),
@@ -397,40 +440,39 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn told(text: &str) -> Result<Option<String>, Odd> {
+    fn told(text: &str) -> Result<String, Lack> {
         let mut read = BytesMut::from(text);
-        let found = request(&mut read)?;
-        Ok(found.map(|(request, body)| {
+        let found = request(&mut read);
+        if found.is_err() {
+            assert_eq!(&read[..], text.as_bytes(), "untouched");
+        }
+        found.map(|(request, body)| {
             let headers: Vec<_> = request
                 .headers()
                 .iter()
                 .map(|(name, value)| format!("{name}={}", value.to_str().unwrap()))
                 .collect();
             let body = String::from_utf8_lossy(&body).into_owned();
-            let left = read.len();
-            format!(
-                "{} {} {headers:?} {body:?} {left}",
-                request.method(),
-                request.uri()
-            )
-        }))
+            let (method, uri, left) = (request.method(), request.uri(), read.len());
+            format!("{method} {uri} {headers:?} {body:?} {left}")
+        })
     }
 
     #[test]
     fn plain_requests_are_read_and_what_follows_is_left() {
         assert_eq!(
-            told("GET /a?b HTTP/1.1\r\nHost: w\r\nAccept:  */* \r\n\r\nGET")
-                .unwrap()
-                .unwrap(),
+            told("GET /a?b HTTP/1.1\r\nHost: w\r\nAccept:  */* \r\n\r\nGET").unwrap(),
             "GET /a?b [\"host=w\", \"accept=*/*\"] \"\" 3"
         );
         assert_eq!(
-            told("POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabcd")
-                .unwrap()
-                .unwrap(),
+            told("POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabcd").unwrap(),
             "POST / [\"content-length=3\"] \"abc\" 1"
         );
-        assert_eq!(told("GET / HTTP/1.1\r\nHost: w\r\n"), Ok(None));
+        assert_eq!(told("GET / HTTP/1.1\r\nHost: w\r\n"), Err(Lack::Head));
+        assert_eq!(
+            told("POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\na"),
+            Err(Lack::Content)
+        );
     }
 
     #[test]
@@ -446,7 +488,7 @@ mod tests {
             "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
             "POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\na",
             "POST / HTTP/1.1\r\ncontent-length: +1\r\n\r\na",
-            "POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\na",
+            "POST / HTTP/1.1\r\ncontent-length: 16385\r\n\r\na",
             "GET / HTTP/1.1\r\nx: a\r\n b\r\n\r\n",
             "GET / HTTP/1.1\r\nx : a\r\n\r\n",
             "GET / HTTP/1.1\nx: a\r\n\r\n",
@@ -467,9 +509,7 @@ mod tests {
             "GET / HTTP/1.1\r\nx: a\rb\r\n\r\n",
             "\0",
         ] {
-            let mut read = BytesMut::from(text);
-            assert_eq!(request(&mut read).unwrap_err(), Odd, "{text:?}");
-            assert_eq!(&read[..], text.as_bytes(), "untouched");
+            assert_eq!(told(text), Err(Lack::Odd), "{text:?}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! Plain requests to an application over HTTP/1.1 connections that nobody else uses meanwhile.
 //!
 //! A connection has no task: whoever sends the request writes it, waits for the answer and reads it. When the body has
-//! ended, the connection goes back to its [`Pool`]. Requests with a body that has still to come and upgrades are the
-//! library's.
+//! ended, the connection goes back to its [`Pool`]. Requests with a body that is long or has still to come and upgrades
+//! are the library's.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -116,14 +116,15 @@ impl Client {
         Poll::Ready(read.map_err(|_| Fault::Broken))
     }
 
-    /// Sends a request without content and waits for its answer's head.
+    /// Sends a request with its whole content and waits for its answer's head.
     pub(crate) async fn send<B>(
         mut self,
         request: &Request<B>,
+        content: &[u8],
         pool: &Rc<Pool>,
         idle_max: usize,
     ) -> Result<Response<Incoming>, Fault> {
-        h1::put_request(request, &mut self.out);
+        h1::put_request(request, content, &mut self.out);
         poll_fn(|cx| self.poll_write(cx))
             .await
             .map_err(|_| Fault::Broken)?;
@@ -192,7 +193,7 @@ impl Answer {
             Framing::Length(0) => Incoming::Empty,
             Framing::Length(length) if length <= client.read.len() as u64 => {
                 let length = usize::try_from(length).ok()?;
-                Incoming::whole(client.read.split_to(length).freeze())
+                Incoming::whole(h1::take_off(&mut client.read, length))
             }
             _ => return None,
         };

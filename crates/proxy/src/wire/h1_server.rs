@@ -1,7 +1,7 @@
 //! A client's HTTP/1.1 connection, while what it asks is plain.
 //!
-//! The first request that isn't (an upgrade, a body that has still to come, an odd head) hands the connection over to
-//! the library, with every byte of it. One request at a time, handled inside the connection's task: read, handle,
+//! The first request that isn't (an upgrade, a body that is long or late, an odd head) hands the connection over to the
+//! library, with every byte of it. One request at a time, handled inside the connection's task: read, handle,
 //! write, each with one system call where the kernel has it all.
 
 use std::future::{Future, poll_fn};
@@ -21,10 +21,12 @@ use crate::transport::Conn;
 use crate::worker::{DRAIN_IDLE, HEAD_MAX};
 
 use super::Incoming;
-use super::h1;
+use super::h1::{self, Lack};
 
 /// Enough for most heads; what stays with an idle connection.
 const READ: usize = 2 << 10;
+/// Short content that doesn't come with its head has so long to follow, until the library passes it on as it comes.
+const SOON: Duration = Duration::from_millis(100);
 /// Answers are written at the latest when so much of them is here.
 const WRITE: usize = 64 << 10;
 
@@ -127,18 +129,26 @@ impl Connection {
         limit: Duration,
         ours: &impl Fn() -> bool,
     ) -> Result<(Request<()>, Bytes), Ended> {
-        let mut deadline = None;
+        let (mut deadline, mut soon) = (None, None);
         loop {
             if !self.read.is_empty() {
                 if !ours() {
                     return Err(Ended::Odd);
                 }
                 match h1::request(&mut self.read) {
-                    Ok(Some(plain)) => return Ok(plain),
-                    Ok(None) if self.read.len() < HEAD_MAX => {}
-                    Ok(None) | Err(h1::Odd) => return Err(Ended::Odd),
+                    Ok(plain) => return Ok(plain),
+                    Err(Lack::Content) => _ = soon.get_or_insert_with(|| Instant::now() + SOON),
+                    Err(Lack::Head) if self.read.len() < HEAD_MAX => {}
+                    Err(Lack::Head | Lack::Odd) => return Err(Ended::Odd),
                 }
                 deadline.get_or_insert_with(|| Instant::now() + limit);
+            }
+            if let Some(soon) = soon {
+                // However it ends, the head is here and the request is under way.
+                match tokio::time::timeout_at(soon, self.more()).await {
+                    Ok(Ok(1..)) => continue,
+                    _ => return Err(Ended::Odd),
+                }
             }
             let read = match deadline {
                 None => self.more().await,

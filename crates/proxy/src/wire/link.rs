@@ -1085,6 +1085,21 @@ impl Link {
         stream.expected.map(|expected| expected + here as u64)
     }
 
+    /// All that there is to read, if it is here, so short, and without trailers.
+    pub(super) fn take_short(&mut self, id: u32, max: usize) -> Option<Bytes> {
+        let stream = self.streams.get_mut(&id)?;
+        let length: usize = stream.data.iter().map(Bytes::len).sum();
+        if !stream.heard || stream.fault.is_some() || stream.trailers.is_some() || length > max {
+            return None;
+        }
+        let all = match stream.data.len() {
+            1 => stream.data.pop_front()?,
+            _ => Bytes::from(stream.data.drain(..).collect::<Vec<_>>().concat()),
+        };
+        self.give_back(length as u32);
+        Some(all)
+    }
+
     pub(super) fn poll_data(&mut self, id: u32, cx: &Context<'_>) -> Poll<Option<Result<Piece, Fault>>> {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Poll::Ready(None);

@@ -172,6 +172,20 @@ impl Incoming {
     }
 }
 
+impl Incoming {
+    /// All of the content, if it is here and so short; then none is left.
+    pub(crate) fn take_short(&mut self, max: usize) -> Option<Bytes> {
+        let content = match self {
+            Self::Empty => return Some(Bytes::new()),
+            Self::Whole(content) if content.len() <= max => std::mem::take(content),
+            Self::Link(body) => body.link.borrow_mut().take_short(body.id, max)?,
+            Self::Whole(_) | Self::Library(_) | Self::Plain(_) => return None,
+        };
+        *self = Self::Empty;
+        Some(content)
+    }
+}
+
 impl http_body::Body for Incoming {
     type Data = Bytes;
     type Error = ReadError;
