@@ -255,6 +255,22 @@ pub(super) enum Next {
 }
 
 impl Framing {
+    /// How much of the body is still to come, if it is known.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self {
+            Self::Length(left) => Some(*left),
+            Self::Chunked(_) | Self::UntilClosed => None,
+        }
+    }
+
+    /// The same of the body or its current chunk.
+    pub(super) fn ahead(&self) -> Option<u64> {
+        match self {
+            Self::Length(left) | Self::Chunked(Chunk::Data(left)) => Some(*left),
+            Self::Chunked(_) | Self::UntilClosed => None,
+        }
+    }
+
     pub(super) fn is_over(&self) -> bool {
         *self == Self::Length(0)
     }

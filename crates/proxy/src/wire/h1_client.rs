@@ -23,6 +23,8 @@ use super::h1::{self, Framing, Next};
 use super::{Fault, Incoming, ReadError};
 
 const READ: usize = 4 << 10;
+/// Of a body that is known to be long, so much is read at once.
+const READ_MAX: usize = 64 << 10;
 /// Answers that only say that another one follows.
 const INFORMATIONAL_MAX: usize = 16;
 
@@ -105,9 +107,10 @@ impl Client {
         }
     }
 
-    /// Reads more; nothing at the end.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
-        self.read.reserve(READ / 2);
+    /// Reads more, of which so much is expected; nothing at the end.
+    fn poll_more(&mut self, expected: Option<u64>, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
+        let expected = usize::try_from(expected.unwrap_or(0)).unwrap_or(READ_MAX);
+        self.read.reserve(expected.clamp(READ / 2, READ_MAX));
         let read = ready!(tokio_util::io::poll_read_buf(
             Pin::new(&mut self.conn),
             cx,
@@ -143,7 +146,7 @@ impl Client {
                 }
                 Ok(Some(head)) => break head,
                 Ok(None) if self.read.len() < HEAD_MAX => {
-                    if poll_fn(|cx| self.poll_more(cx)).await? == 0 {
+                    if poll_fn(|cx| self.poll_more(None, cx)).await? == 0 {
                         return Err(Fault::Broken);
                     }
                 }
@@ -213,10 +216,7 @@ impl Answer {
 
     /// What is still to come, if it is known.
     pub(super) fn left(&self) -> Option<u64> {
-        match self.framing {
-            Framing::Length(left) => Some(left),
-            Framing::Chunked(_) | Framing::UntilClosed => None,
-        }
+        self.framing.left()
     }
 
     pub(super) fn poll_frame(
@@ -238,7 +238,7 @@ impl Answer {
                 Next::Data(data) => Some(Frame::data(data)),
                 Next::Trailers(trailers) => Some(Frame::trailers(trailers)),
                 Next::End => None,
-                Next::More => match ready!(client.poll_more(cx)) {
+                Next::More => match ready!(client.poll_more(self.framing.ahead(), cx)) {
                     Ok(1..) => continue,
                     Ok(0) if self.framing == Framing::UntilClosed => {
                         self.client = None;

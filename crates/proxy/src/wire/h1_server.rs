@@ -210,6 +210,9 @@ impl Connection {
             h1::put_field(b"connection", b"close", out);
         }
         out.put_slice(b"\r\n");
+        if let Coding::Length(length) = coding {
+            out.reserve(usize::try_from(length).unwrap_or(WRITE).min(WRITE));
+        }
 
         let mut written = 0;
         while !body.is_end_stream() {
