@@ -13,7 +13,7 @@ use std::time::Duration;
 use hawser_testing::control_plane;
 use serde_json::{Value, json};
 
-use crate::clusters::Clusters;
+use crate::clusters::{Clusters, documents};
 use crate::demo::report;
 use crate::host::{self, eventually, has};
 use crate::runner::{Test, alone};
@@ -41,7 +41,11 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// An archive with every image, as `cargo xtask images` writes it.
 fn images() -> PathBuf {
     let named = std::env::var_os("HAWSER_IMAGES").filter(|archive| !archive.is_empty());
-    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/images/hawser.tar");
+    let target = format!(
+        "../../target/{}-unknown-linux-gnu/release/images.tar",
+        std::env::consts::ARCH
+    );
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join(target);
     named.map_or_else(built, PathBuf::from)
 }
 
@@ -370,6 +374,35 @@ fn decoded(text: &str) -> String {
     host::run(base64, text, DEADLINE).out
 }
 
+/// The public manifest, with one image for all of its programs.
+fn from_our_image() -> String {
+    let manifest = fs::read_to_string(MANIFEST).expect("the public manifest");
+    let ours = format!("cr.hawser.dev/hawser/emojivoto:v{}", env!("CARGO_PKG_VERSION"));
+    let mut objects: Vec<Value> = manifest
+        .split("---\n")
+        .filter(|text| !text.trim().is_empty())
+        .map(|text| serde_saphyr::from_str(text).expect("YAML"))
+        .collect();
+    let containers = objects
+        .iter_mut()
+        .filter_map(|object| {
+            object
+                .pointer_mut("/spec/template/spec/containers")?
+                .as_array_mut()
+        })
+        .flatten();
+    for container in containers {
+        let image = std::mem::replace(&mut container["image"], ours.clone().into());
+        let image = image.as_str().expect("a name");
+        let program = image.rsplit('/').next().and_then(|name| name.split(':').next());
+        // Vote-bot is in web's image, and says what it starts.
+        if container.get("command").is_none() {
+            container["command"] = json!([program]);
+        }
+    }
+    documents(&objects)
+}
+
 fn a_vote_crosses_clusters_where_kubelet_and_containerd_run_the_mesh() {
     let programs = control_plane().expect("it is there");
     let clusters = Clusters::start(
@@ -381,8 +414,7 @@ fn a_vote_crosses_clusters_where_kubelet_and_containerd_run_the_mesh() {
         .map(|cluster| Node::join(&clusters, cluster))
         .collect::<Vec<_>>();
     let mesh = clusters.hawser("install");
-    let manifest = fs::read_to_string(MANIFEST).expect("the public manifest");
-    let emojivoto = clusters.try_hawser("inject -", &manifest).out;
+    let emojivoto = clusters.try_hawser("inject -", &from_our_image()).out;
     clusters.everywhere(|clusters, cluster| {
         clusters.kubectl(cluster, &format!("cordon {cluster}-node"));
         clusters.apply(cluster, &mesh);
