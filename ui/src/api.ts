@@ -129,6 +129,26 @@ export interface Series {
   lines: { service: string; cluster: string; points: Golden[] }[];
 }
 
+export interface Leg {
+  from: string;
+  /** Empty for the application. */
+  to: string;
+  cluster: string;
+  over: "network" | "wan" | "application" | "unknown";
+  mean_ms: number;
+  rps: number;
+}
+
+export interface Path {
+  from: string;
+  service: string;
+  cluster: string;
+  rps: number;
+  mean_ms: number;
+  legs: Leg[];
+  unknown: string;
+}
+
 /** A cluster that does not say what it is called. */
 export const UNNAMED = "this cluster";
 
@@ -148,4 +168,9 @@ export function series(cluster: Cluster, namespace: string, name: string, second
   const query = new URLSearchParams({ namespace, name, window: `${seconds}s` });
   if (!cluster.is_here) query.set("cluster", cluster.name);
   return get<Series>(`/api/series?${query}`);
+}
+
+/** Of this cluster only: what leads to it from another is that cluster's to tell. */
+export function paths(namespace: string, name: string, seconds: number): Promise<Path[]> {
+  return get<Path[]>(`/api/paths?${new URLSearchParams({ to_namespace: namespace, to_name: name, window: `${seconds}s` })}`);
 }

@@ -77,6 +77,12 @@ pub const CONTROLLER_ADMIN_PORT: u16 = 9999;
 pub const CONTROL_PLANE_NAMESPACE: &str = "linkerd";
 pub const MULTICLUSTER_NAMESPACE: &str = "linkerd-multicluster";
 pub const VIZ_NAMESPACE: &str = "linkerd-viz";
+/// The account of who may watch requests, in [`VIZ_NAMESPACE`].
+pub const TAP: &str = "tap";
+/// On pods whose requests may be watched, with `true`.
+pub const TAP_ENABLED: &str = "viz.linkerd.io/tap-enabled";
+/// On pods and namespaces whose requests may not be watched.
+pub const DISABLE_TAP: &str = "viz.linkerd.io/disable-tap";
 pub const FAILOVER_NAMESPACE: &str = "linkerd-failover";
 pub const GATEWAY_NAME: &str = "linkerd-gateway";
 pub const REMOTE_ACCESS_DEFAULT: &str = "linkerd-service-mirror-remote-access-default";

@@ -15,6 +15,8 @@ use crate::wire::{Incoming, ReadError};
 
 /// What is told when a body has ended; dropping it without [`OnEnd::end`] means that the body was cut short.
 pub(crate) trait OnEnd {
+    /// So much content has passed.
+    fn passed(&mut self, _bytes: usize) {}
     /// `grpc_status` is what the trailers said.
     fn end(self, grpc_status: Option<u32>);
     /// The stream broke.
@@ -119,6 +121,9 @@ impl<E: OnEnd + Unpin> http_body::Body for Body<E> {
         let over = match &polled {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(on_end), Some(data)) = (&mut this.on_end, frame.data_ref()) {
+                    on_end.passed(data.len());
+                }
                 let status = frame.trailers_ref().and_then(grpc_status);
                 (frame.is_trailers() || inner.is_end_stream()).then_some(Ok(status))
             }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_core::Identity;
@@ -151,6 +152,8 @@ pub struct Config {
     pub inbound: InboundConfig,
     pub outbound: OutboundConfig,
     pub admin_addrs: Vec<SocketAddr>,
+    /// Absent if nobody may watch requests.
+    pub tap: Option<Arc<TapConfig>>,
     pub identity: IdentityConfig,
     pub destination: ControlService,
     pub destination_context: String,
@@ -169,6 +172,13 @@ pub struct Config {
     pub socket_mark: Option<u32>,
     pub log_filter: String,
     pub log_format: logging::Format,
+}
+
+/// Who may watch requests, and where they ask.
+#[derive(Clone, Debug)]
+pub struct TapConfig {
+    pub client: Identity,
+    pub addrs: Vec<SocketAddr>,
 }
 
 impl Env {
@@ -463,6 +473,15 @@ impl Config {
         let admin_addrs = r
             .parse("ADMIN_LISTEN_ADDR", addrs)
             .unwrap_or_else(|| vec![local(4191)]);
+        let tap_addrs = r
+            .parse("CONTROL_LISTEN_ADDR", addrs)
+            .unwrap_or_else(|| vec![any(4190)]);
+        let tap = r.parse("TAP_SVC_NAME", identity).map(|client| {
+            Arc::new(TapConfig {
+                client,
+                addrs: tap_addrs,
+            })
+        });
         let refresh_min = r.duration("IDENTITY_MIN_REFRESH", seconds(10));
         let refresh_max = r.duration("IDENTITY_MAX_REFRESH", seconds(24 * 3600));
         let metrics_retain_idle = r.duration("METRICS_RETAIN_IDLE", seconds(600));
@@ -499,6 +518,7 @@ impl Config {
                 inbound,
                 outbound,
                 admin_addrs,
+                tap,
                 identity: IdentityConfig {
                     name,
                     server_name,

@@ -204,6 +204,9 @@ impl Gateway {
         if let Some(forwarded) = &self.forwarded {
             request.headers_mut().append(FORWARDED, forwarded.clone());
         }
+        if worker.shared.taps.are_open() {
+            request.extensions_mut().insert(accepted.watched());
+        }
         if request.version() < Version::HTTP_2
             && let Some(host) = &self.host
         {

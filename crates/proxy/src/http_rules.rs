@@ -185,12 +185,17 @@ pub(crate) fn head_of<B>(request: &Request<B>) -> Request<()> {
     head
 }
 
-/// The host that a request is for, as routes compare it: without port.
-pub(crate) fn host_of<B>(request: &Request<B>) -> &str {
+/// The host that a request is for, with its port if it is said.
+pub(crate) fn authority_of<B>(request: &Request<B>) -> &str {
     let authority = request.uri().authority().map(Authority::as_str);
-    let host = authority
+    authority
         .or_else(|| request.headers().get(header::HOST)?.to_str().ok())
-        .unwrap_or_default();
+        .unwrap_or_default()
+}
+
+/// The same as routes compare it: without port.
+pub(crate) fn host_of<B>(request: &Request<B>) -> &str {
+    let host = authority_of(request);
     let end = host.rfind(':').filter(|colon| !host[*colon..].contains(']'));
     end.map_or(host, |end| &host[..end])
 }

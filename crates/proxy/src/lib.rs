@@ -32,6 +32,7 @@ mod outbound;
 mod process;
 mod route;
 mod snapshot;
+mod tap;
 mod transport;
 mod wire;
 mod worker;

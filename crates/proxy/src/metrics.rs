@@ -68,14 +68,16 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct Latency {
     buckets: [Counter; LATENCY_MS.len()],
-    sum_ms: Counter,
+    sum_us: Counter,
 }
 
 impl Latency {
     pub(crate) fn observe(&self, elapsed: Duration) {
         let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         self.buckets[LATENCY_MS.partition_point(|bound| *bound < ms)].inc();
-        self.sum_ms.add(ms);
+        // Within one cluster whole milliseconds would be nearly nothing.
+        self.sum_us
+            .add(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
     }
 }
 
@@ -102,6 +104,16 @@ impl Labels {
         }
         self.0.push_str(&other.0);
         self
+    }
+
+    /// Names and values as they were given.
+    pub(crate) fn pairs(&self) -> Vec<(String, String)> {
+        let sample = format!("x{{{}}} 0\n", self.0);
+        let samples = hawser_runtime::exposition::samples(&sample).filter_map(Result::ok);
+        let labels = samples.flat_map(|sample| sample.labels.iter());
+        labels
+            .map(|(name, value)| (name.to_owned(), value.into_owned()))
+            .collect()
     }
 
     pub(crate) fn push(&mut self, name: &str, value: impl std::fmt::Display) {
@@ -260,7 +272,7 @@ impl Metrics {
                         for (total, bucket) in buckets.iter_mut().zip(&latency.buckets) {
                             *total += bucket.get();
                         }
-                        *sum += latency.sum_ms.get();
+                        *sum = sum.wrapping_add(latency.sum_us.get());
                     }
                     _ => {}
                 }
@@ -295,7 +307,11 @@ impl Metrics {
                             };
                             let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
                         }
-                        let _ = writeln!(out, "{name}_sum{braces} {sum}\n{name}_count{braces} {total}");
+                        let (whole, rest) = (sum / 1_000, sum % 1_000);
+                        let _ = writeln!(
+                            out,
+                            "{name}_sum{braces} {whole}.{rest:03}\n{name}_count{braces} {total}"
+                        );
                     }
                 }
             }
@@ -336,7 +352,7 @@ mod tests {
     fn latencies_are_cumulative() {
         let metrics = Metrics::default();
         let latency = metrics.shard().latency("response_latency_ms", Labels::new());
-        latency.observe(Duration::from_millis(2));
+        latency.observe(Duration::from_micros(2_250));
         latency.observe(Duration::from_secs(3_600));
         let text = metrics.render();
         for line in [
@@ -345,6 +361,7 @@ mod tests {
             "_bucket{le=\"50000\"} 1",
             "_bucket{le=\"+Inf\"} 2",
             "_count 2",
+            "_sum 3600002.250",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

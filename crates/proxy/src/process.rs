@@ -21,6 +21,7 @@ use crate::control_client::channel;
 use crate::discover::Discovery;
 use crate::identity::{self, KeyAndRequest};
 use crate::metrics::Metrics;
+use crate::tap::{self, Taps};
 use crate::transport::{FromKernel, OriginalDst, listen};
 use crate::worker::{self, Drain, Listeners, Shared};
 
@@ -68,6 +69,8 @@ pub struct Proxy {
     pub outbound: Vec<SocketAddr>,
     pub inbound: Vec<SocketAddr>,
     pub admin: Vec<SocketAddr>,
+    /// Empty if nobody may watch requests.
+    pub tap: Vec<SocketAddr>,
     shutdown: Shutdown,
     stopped: Shutdown,
     workers: Vec<JoinHandle<()>>,
@@ -91,6 +94,10 @@ impl Proxy {
             SocketOptions::default(),
             ADMIN_BACKLOG,
         )?;
+        let tap_listeners = match &config.tap {
+            Some(tap) => open(&tap.addrs, "tap", SocketOptions::default(), ADMIN_BACKLOG)?,
+            None => Vec::new(),
+        };
         let (mut outbound, mut inbound) = (config.outbound.addrs.clone(), config.inbound.addrs.clone());
         let mut opened = Vec::new();
         for _ in 0..config.workers {
@@ -106,7 +113,8 @@ impl Proxy {
             (outbound, inbound) = (addrs(&listeners.outbound), addrs(&listeners.inbound));
             opened.push(listeners);
         }
-        let admin_addrs = addrs(&admin_listeners);
+        let (admin_addrs, tap_addrs) = (addrs(&admin_listeners), addrs(&tap_listeners));
+        let taps = Taps::default();
 
         let (discovery, keys) = Discovery::new(config.clone());
         let shared = Shared {
@@ -116,6 +124,7 @@ impl Proxy {
             original_dst: seams.original_dst,
             loopback_allowed: seams.loopback_allowed,
             source: seams.source,
+            taps: taps.clone(),
             drain: Drain::new(shutdown.clone(), config.workers),
         };
         let shard = metrics.shard();
@@ -145,6 +154,15 @@ impl Proxy {
                         identity.clone(),
                         identity::Renewals::new(&shard),
                     );
+                    if let Some(tap) = config.tap.clone() {
+                        let server_name: Arc<str> = config.identity.server_name.as_str().into();
+                        for listener in tap_listeners {
+                            let (tap, identity) = (tap.clone(), identity.clone());
+                            let serving =
+                                tap::serve(listener, tap, identity, server_name.clone(), taps.clone());
+                            tokio::task::spawn_local(serving);
+                        }
+                    }
                     tokio::spawn(discovery.run(to(&config.destination), to(&config.policy), keys));
                     tokio::spawn(certify);
                     tokio::spawn(waiting(identity));
@@ -165,6 +183,7 @@ impl Proxy {
             outbound,
             inbound,
             admin: admin_addrs,
+            tap: tap_addrs,
             shutdown,
             stopped,
             workers,

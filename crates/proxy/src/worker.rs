@@ -28,6 +28,7 @@ use crate::discover::Discovery;
 use crate::head::{Heads, Watched};
 use crate::identity::Identity;
 use crate::metrics::Shard;
+use crate::tap::Taps;
 use crate::transport::{Conn, OriginalDst};
 use crate::wire::{self, Incoming};
 use crate::{inbound, outbound};
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     /// Off except where everything is on loopback: a proxy must not relay to its own pod's private ports.
     pub(crate) loopback_allowed: bool,
     pub(crate) source: Option<IpAddr>,
+    pub(crate) taps: Taps,
     pub(crate) drain: Drain,
 }
 

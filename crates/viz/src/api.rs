@@ -55,6 +55,20 @@ pub struct Stat {
     pub tcp_write_bytes_rate: f64,
 }
 
+/// Requests that one route of policy let in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RouteStat {
+    pub namespace: String,
+    /// The object whose pods were asked.
+    pub name: String,
+    /// The route, and the server that it belongs to; `default` where no policy names one.
+    pub route: String,
+    pub server: String,
+    #[serde(flatten)]
+    pub golden: Golden,
+}
+
 /// Who speaks to whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Edge {
@@ -315,6 +329,72 @@ pub struct Event {
     pub note: String,
     pub by: String,
     pub count: i32,
+}
+
+/// Where the time of requests goes, from who asks to the application.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Path {
+    /// Who asks: a workload's id.
+    pub from: String,
+    /// `namespace/name`; one backend, if traffic is split.
+    pub service: String,
+    /// The linked cluster that answers; empty for this one.
+    pub cluster: String,
+    pub rps: f64,
+    /// As who asks measures it: the sum of the legs.
+    pub mean_ms: f64,
+    pub legs: Vec<Leg>,
+    /// Why the last leg is all the rest; empty if it is not.
+    pub unknown: String,
+}
+
+/// What lies between two proxies on the way, or behind the last.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Leg {
+    /// Workloads' ids.
+    pub from: String,
+    /// Empty for the application.
+    pub to: String,
+    /// The linked cluster where it ends; empty for this one.
+    pub cluster: String,
+    pub over: Over,
+    pub mean_ms: f64,
+    /// Of requests that were measured where it ends.
+    pub rps: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Over {
+    /// Within a cluster, with what the proxies on both sides do.
+    Network,
+    /// To another cluster, with what the gateway does.
+    Wan,
+    /// What the application itself takes.
+    Application,
+    /// Everything that nobody measured.
+    #[default]
+    Unknown,
+}
+
+/// What the proxies of a workload measured, with everything behind them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Measured {
+    /// The workload's id, or several.
+    pub at: String,
+    pub rps: f64,
+    pub mean_ms: f64,
+}
+
+/// How a Service's requests from other clusters went on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Onward {
+    pub gateway: Option<Measured>,
+    pub target: Option<Measured>,
 }
 
 /// A cluster on the page: this one, or one that is linked to it.

@@ -239,6 +239,16 @@ impl<R: Read> Collector<R> {
             Ask::Stat(question) => json!(known.stat(question)),
             Ask::Edges { objects, window } => json!(known.edges(objects, *window)),
             Ask::Gateways { window } => json!(known.gateways(*window)),
+            Ask::Routes { objects, window } => json!(known.routes(objects, *window)),
+            Ask::Paths { from, to, window } => {
+                let objects = self.objects.borrow();
+                json!(known.departing(&objects, from.as_ref(), to.as_ref(), *window))
+            }
+            Ask::Onward {
+                namespace,
+                name,
+                window,
+            } => json!(known.onward(&(namespace.clone(), name.clone()), *window)),
             Ask::Status => json!(self.status()),
             Ask::Portrait => {
                 let mut portrait = known.portrait(

@@ -39,7 +39,7 @@ where
 }
 
 /// The same from a host that cares for its name.
-pub(crate) async fn get_from<Io>(io: Io, host: &str, path: &str) -> Result<String, FetchError>
+pub async fn get_from<Io>(io: Io, host: &str, path: &str) -> Result<String, FetchError>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -11,12 +11,15 @@ pub mod fetch;
 mod kinds;
 mod objects;
 mod page;
+mod path;
 pub mod peers;
 mod pods;
 mod portrait;
+pub mod prometheus;
 mod query;
 mod reading;
 mod serve;
+pub mod tap;
 mod tape;
 mod watch;
 mod window;
@@ -51,8 +54,10 @@ pub const ADMIN_PORT: u16 = 9995;
 
 /// Reads the metrics of all proxies and answers questions about them.
 #[derive(Debug, Parser)]
-#[command(name = "hawser-viz", version)]
+#[command(name = "hawser-viz", version, args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Credentials of the cluster; the pod's own if absent
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
@@ -81,6 +86,29 @@ struct Args {
     /// How much is kept
     #[arg(long, value_parser = duration, default_value = "1h")]
     window: Duration,
+    #[arg(long, default_value = "info")]
+    log_level: String,
+    #[arg(long, default_value = "plain")]
+    log_format: logging::Format,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Shows live requests to those who may see them, instead of collecting
+    Tap(TapArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct TapArgs {
+    /// Credentials of the cluster; the pod's own if absent
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Where it is asked; whoever asks must bring a token
+    #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], tap::PORT)))]
+    addr: SocketAddr,
+    /// Where /live, /ready and /metrics are answered
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ADMIN_PORT)))]
+    metrics_addr: SocketAddr,
     #[arg(long, default_value = "info")]
     log_level: String,
     #[arg(long, default_value = "plain")]
@@ -117,7 +145,12 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         .enable_all()
         .build();
     let outcome = runtime.context("starting the runtime").and_then(|runtime| {
-        let outcome = runtime.block_on(run(args));
+        let outcome = runtime.block_on(async {
+            match args.command {
+                Some(Command::Tap(tap)) => run_tap(tap).await,
+                None => run(args).await,
+            }
+        });
         runtime.shutdown_background();
         outcome
     });
@@ -184,6 +217,21 @@ async fn run(args: Args) -> anyhow::Result<()> {
         () = collector.run(asked) => anyhow::bail!("the collector ended"),
         () = serve::serve(api_listener, serve::Audience::People, asking.clone()) => anyhow::bail!("the API ended"),
         () = to_peers => anyhow::bail!("the API for linked clusters ended"),
+        outcome = admin::serve(admin_listener, readiness, metrics, drain.clone()) => outcome.context("serving the admin port"),
+        () = drain.cancelled() => Ok(()),
+    }
+}
+
+async fn run_tap(args: TapArgs) -> anyhow::Result<()> {
+    logging::start(&args.log_level, args.log_format)?;
+    let drain = shutdown::on_signals().context("listening for signals")?;
+    let admin_listener = bind(args.metrics_addr).await?;
+    let listener = bind(args.addr).await?;
+    let client = client(args.kubeconfig.as_deref()).await?;
+    let (readiness, metrics) = (Readiness::default(), Metrics::default());
+    tracing::info!(addr = %args.addr, "showing live requests");
+    tokio::select! {
+        () = tap::Tap::new(client).serve(listener) => anyhow::bail!("the API ended"),
         outcome = admin::serve(admin_listener, readiness, metrics, drain.clone()) => outcome.context("serving the admin port"),
         () = drain.cancelled() => Ok(()),
     }

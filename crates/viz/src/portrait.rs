@@ -31,6 +31,12 @@ fn of_pod(pod: &Pod) -> (String, String, String) {
     (kind.to_owned(), pod.name.namespace.clone(), name.clone())
 }
 
+/// The id of what a pod belongs to.
+pub(crate) fn id_of_pod(pod: &Pod) -> String {
+    let (kind, namespace, name) = of_pod(pod);
+    id(&kind, &namespace, &name)
+}
+
 /// What makes two flows the same edge.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Ends {
@@ -287,8 +293,7 @@ fn edge((ends, rates): (Ends, Rates)) -> Traffic {
 
 /// Where a flow begins and ends. What a client in the mesh sends is told by its own proxy, not by the server's.
 fn ends(pod: &Pod, flow: &Flow) -> Option<Ends> {
-    let (kind, namespace, name) = of_pod(pod);
-    let here = id(&kind, &namespace, &name);
+    let here = id_of_pod(pod);
     let (peer, mut ends) = match flow {
         Flow::Probes(_) => return None,
         Flow::Outbound(flow) => {
@@ -338,7 +343,7 @@ fn ends(pod: &Pod, flow: &Flow) -> Option<Ends> {
 
 /// The workload that a flow went to, if it is one of this cluster's. Of a pod that was called by its address only the
 /// identity tells the namespace.
-fn destination(flow: &Outbound) -> String {
+pub(crate) fn destination(flow: &Outbound) -> String {
     let namespace = match (&*flow.namespace, &flow.server) {
         ("", Peer::Identity(identity)) => account(identity).map(|(_, namespace)| namespace),
         (namespace, _) => Some(namespace.to_owned()),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::api::{Edge, Gateway, Objects, Question, Stat, Towards};
+use crate::api::{Edge, Gateway, Objects, Question, RouteStat, Stat, Towards};
 use crate::kinds::Kind;
 use crate::pods::{Pod, Pods};
 use crate::reading::{Flow, Outbound, Peer};
@@ -24,7 +24,7 @@ pub struct Known<'a> {
 type Place = (String, String);
 
 impl Objects {
-    fn include(&self, place: &Place) -> bool {
+    pub(crate) fn include(&self, place: &Place) -> bool {
         let (namespace, name) = place;
         let fits =
             |wanted: &Option<String>, given: &String| wanted.as_ref().is_none_or(|wanted| wanted == given);
@@ -33,7 +33,7 @@ impl Objects {
 }
 
 /// The object of a kind that a pod belongs to.
-fn of_pod(pod: &Pod, kind: Kind) -> Option<Place> {
+pub(crate) fn of_pod(pod: &Pod, kind: Kind) -> Option<Place> {
     let namespace = &pod.name.namespace;
     let name = match kind {
         Kind::Namespace => return Some((String::new(), namespace.clone())),
@@ -131,6 +131,30 @@ impl Known<'_> {
             tcp_read_bytes_rate: rates.read,
             tcp_write_bytes_rate: rates.written,
         }
+    }
+
+    /// What each route of policy let in at some objects.
+    pub fn routes(&self, objects: &Objects, length: Duration) -> Vec<RouteStat> {
+        let mut rows: BTreeMap<(Place, String), Rates> = BTreeMap::new();
+        for (pod, flow, rates) in self.window.rates(self.now, length) {
+            if let Flow::Inbound(flow) = flow
+                && let Some(route) = &flow.route
+                && let Some(place) = of_pod(pod, objects.kind).filter(|place| objects.include(place))
+            {
+                *rows.entry((place, route.clone())).or_default() += &rates;
+            }
+        }
+        let row = |(((namespace, name), route), rates): ((Place, String), Rates)| {
+            let (server, route) = route.split_once('/').unwrap_or(("", &route));
+            RouteStat {
+                namespace,
+                name,
+                route: route.to_owned(),
+                server: server.to_owned(),
+                golden: rates.golden(),
+            }
+        };
+        rows.into_iter().map(row).collect()
     }
 
     /// Who spoke to whom in the last `length`, or still could. Objects are on either side.
@@ -392,6 +416,23 @@ response_total{direction="inbound",target_port="8080",tls="no_identity",no_tls_r
         assert_eq!(west().stat(all(Kind::Namespace, Some("x")), None), rows);
         let rows = ["emojivoto all/default - 27.00 0.67"];
         assert_eq!(west().stat(all(Kind::Route, None), None), rows);
+    }
+
+    #[test]
+    fn routes_are_told_apart_by_who_was_asked() {
+        let all = all(Kind::Deployment, Some("emojivoto"));
+        let rows = west().known().routes(&all, Duration::from_secs(10));
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| (&*row.name, &*row.server, &*row.route, row.golden.rps))
+            .collect();
+        assert_eq!(rows, [("web", "all", "default", Some(27.0))]);
+        assert_eq!(
+            west()
+                .known()
+                .routes(&named(Kind::Deployment, "other"), Duration::from_secs(10)),
+            []
+        );
     }
 
     #[test]

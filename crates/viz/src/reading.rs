@@ -149,6 +149,14 @@ impl Reading {
                 |totals, n| add(&mut totals.counts.success, n)
             }
             "gateway_probes" => |totals, n| add(&mut totals.counts.failure, n),
+            "response_latency_ms_sum" => {
+                if let Some(totals) = self.totals(&sample)
+                    && let Some(us) = count(sample.value * 1e3)
+                {
+                    add(&mut totals.counts.latency_us, us);
+                }
+                return;
+            }
             "response_latency_ms_bucket" | "gateway_probe_latency_ms_bucket" => {
                 let bound = labels.get("le").and_then(|le| le.parse::<f64>().ok());
                 // Counts are cumulative, so a bound that we don't keep can be left out without harm.

@@ -9,14 +9,16 @@
 //! | `/api/clusters` | [`Cluster`]s: this one first, then those that are linked to it |
 //! | `/api/portrait` | [`crate::api::Portrait`] of this cluster |
 //! | `/api/series?namespace=&name=[&cluster=][&window=]` | [`crate::api::Series`] of a Service, here or in a linked cluster |
-//! | `/api/stat`, `/api/edges`, `/api/gateways`, `/api/status` | what the command line asks: see [`Ask`] |
+//! | `/api/paths?[kind=][&name=][&namespace=][&to_name=&to_namespace=][&window=]` | [`crate::api::Path`]s: where the time goes |
+//! | `/api/stat`, `/api/routes`, `/api/edges`, `/api/gateways`, `/api/status` | what the command line asks: see [`Ask`] |
 //!
-//! Collectors, at [`crate::PEER_PORT`], ask for `/api/portrait` and `/api/series` only. Policy lets in nobody but the
+//! Collectors, at [`crate::PEER_PORT`], ask for `/api/portrait`, `/api/series` and `/api/onward` only. Policy lets in nobody but the
 //! gateway, and of those who came through it only accounts of collectors are answered.
 //!
 //! Only reads. A page of another origin that a browser was tricked into sending here is refused by its `Host` or
 //! `Origin`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,9 +35,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::api::Cluster;
+use crate::api::{Cluster, Onward};
 use crate::collect::Asked;
+use crate::objects::Key;
 use crate::page;
+use crate::path::{Departing, join};
 use crate::peers::{Peers, chain};
 use crate::wire::Ask;
 
@@ -137,7 +141,7 @@ impl Asking {
             why => (StatusCode::BAD_REQUEST, why.to_string()),
         })?;
         match ask {
-            Ask::Portrait | Ask::Series { cluster: None, .. } => self.ask(ask).await,
+            Ask::Portrait | Ask::Onward { .. } | Ask::Series { cluster: None, .. } => self.ask(ask).await,
             _ if audience == Audience::Collectors => {
                 Err((StatusCode::FORBIDDEN, "linked clusters may not ask this".into()))
             }
@@ -155,8 +159,42 @@ impl Asking {
                 };
                 self.ask_peer(&cluster, ask).await
             }
+            Ask::Paths { window, .. } => self.paths(ask, window).await,
             ask => self.ask(ask).await,
         }
+    }
+
+    /// Paths that lead to linked clusters are continued there.
+    async fn paths(&self, ask: Ask, window: Duration) -> Answer {
+        let departing: Vec<Departing> = serde_json::from_value(self.ask(ask).await?)
+            .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        // Each only once, however many ask for it.
+        let remotes: BTreeSet<(String, Key)> = departing.iter().filter_map(Departing::remote).collect();
+        let asking = remotes.into_iter().map(|(cluster, service)| async move {
+            let onward = self.onward(&cluster, &service, window).await;
+            ((cluster, service), onward)
+        });
+        let asked: BTreeMap<_, _> = futures::future::join_all(asking).await.into_iter().collect();
+        let paths = departing.into_iter().map(|path| {
+            let onward = path.remote().and_then(|remote| asked.get(&remote).cloned());
+            join(path, onward)
+        });
+        Ok(paths.map(|path| json!(path)).collect())
+    }
+
+    async fn onward(
+        &self,
+        cluster: &str,
+        (namespace, name): &Key,
+        window: Duration,
+    ) -> Result<Onward, String> {
+        let ask = Ask::Onward {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            window,
+        };
+        let answer = self.ask_peer(cluster, ask).await.map_err(|(_, why)| why)?;
+        serde_json::from_value(answer).map_err(|error| error.to_string())
     }
 
     async fn ask(&self, ask: Ask) -> Answer {

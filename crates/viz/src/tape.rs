@@ -47,28 +47,38 @@ pub(crate) struct Counts {
     pub(crate) failure: u64,
     pub(crate) read: u64,
     pub(crate) written: u64,
+    /// How long all answers took together.
+    pub(crate) latency_us: u64,
     pub(crate) latency: Latency,
 }
 
-/// Numbers in one record: four counters, then the buckets.
-const FIELDS: usize = 4 + BOUNDS.len();
+/// Numbers in one record: counters, then the buckets.
+const COUNTERS: usize = 5;
+const FIELDS: usize = COUNTERS + BOUNDS.len();
 
 impl Counts {
     fn fields(&self) -> [u64; FIELDS] {
         let mut fields = [0; FIELDS];
-        let (counters, buckets) = fields.split_at_mut(4);
-        counters.copy_from_slice(&[self.success, self.failure, self.read, self.written]);
+        let (counters, buckets) = fields.split_at_mut(COUNTERS);
+        counters.copy_from_slice(&[
+            self.success,
+            self.failure,
+            self.read,
+            self.written,
+            self.latency_us,
+        ]);
         buckets.copy_from_slice(&self.latency);
         fields
     }
 
     fn of(fields: [u64; FIELDS]) -> Self {
-        let [success, failure, read, written, latency @ ..] = fields;
+        let [success, failure, read, written, latency_us, latency @ ..] = fields;
         Self {
             success,
             failure,
             read,
             written,
+            latency_us,
             latency,
         }
     }

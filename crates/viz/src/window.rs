@@ -64,6 +64,7 @@ pub(crate) struct Rates {
     pub(crate) open: u64,
     /// Whether anything was looked at, or nothing is known.
     pub(crate) is_seen: bool,
+    latency_us: f64,
     latency: [f64; BOUNDS.len()],
 }
 
@@ -273,6 +274,7 @@ impl Rates {
             written: per_second(counts.written),
             open: 0,
             is_seen: true,
+            latency_us: per_second(counts.latency_us),
             latency: counts.latency.map(per_second),
         }
     }
@@ -293,6 +295,12 @@ impl Rates {
             histogram.add(*bound, total);
         }
         histogram.quantile(quantile)
+    }
+
+    /// What an answer took on average.
+    pub(crate) fn mean_ms(&self) -> Option<f64> {
+        let count: f64 = self.latency.iter().sum();
+        (count > 0.0).then(|| self.latency_us / count / 1e3)
     }
 
     pub(crate) fn golden(&self) -> Golden {
@@ -318,6 +326,7 @@ impl AddAssign<&Self> for Rates {
         self.written += other.written;
         self.open = self.open.saturating_add(other.open);
         self.is_seen |= other.is_seen;
+        self.latency_us += other.latency_us;
         for (sum, rate) in self.latency.iter_mut().zip(other.latency) {
             *sum += rate;
         }

@@ -22,6 +22,22 @@ pub enum Ask {
     Gateways {
         window: Duration,
     },
+    Routes {
+        objects: Objects,
+        window: Duration,
+    },
+    /// Where the time of requests goes: from these, or everyone; to this Service, or all.
+    Paths {
+        from: Option<Objects>,
+        to: Option<(String, String)>,
+        window: Duration,
+    },
+    /// How a Service's requests from other clusters went on.
+    Onward {
+        namespace: String,
+        name: String,
+        window: Duration,
+    },
     Status,
     /// The whole cluster.
     Portrait,
@@ -37,7 +53,7 @@ pub enum Ask {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadQuestion {
     #[error(
-        "there is nothing at {0}: try /api/stat, /api/edges, /api/gateways, /api/status, /api/clusters, /api/portrait or /api/series"
+        "there is nothing at {0}: try /api/stat, /api/routes, /api/edges, /api/gateways, /api/status, /api/clusters, /api/portrait, /api/series or /api/paths"
     )]
     Path(String),
     #[error("{0} is missing")]
@@ -85,6 +101,31 @@ impl Ask {
                     ("name".into(), name.clone()),
                 ];
                 ("series", cluster.chain(service).collect(), window)
+            }
+            Self::Routes {
+                objects: about,
+                window,
+            } => ("routes", objects("", about), window),
+            Self::Paths { from, to, window } => {
+                let mut pairs = from.as_ref().map(|from| objects("", from)).unwrap_or_default();
+                pairs.extend(to.iter().flat_map(|(namespace, name)| {
+                    [
+                        ("to_namespace".to_owned(), namespace.clone()),
+                        ("to_name".to_owned(), name.clone()),
+                    ]
+                }));
+                ("paths", pairs, window)
+            }
+            Self::Onward {
+                namespace,
+                name,
+                window,
+            } => {
+                let service = vec![
+                    ("namespace".into(), namespace.clone()),
+                    ("name".into(), name.clone()),
+                ];
+                ("onward", service, window)
             }
             Self::Gateways { window } => ("gateways", vec![], window),
             Self::Edges {
@@ -135,18 +176,34 @@ impl Ask {
             }))
         };
         let objects = || about("")?.ok_or(BadQuestion::Missing("kind"));
+        let value = |key: &'static str| pairs.get(key).map(|text| name(text)).transpose();
+        let required = |key| -> Result<String, BadQuestion> { value(key)?.ok_or(BadQuestion::Missing(key)) };
         match path {
+            "/api/routes" => Ok(Self::Routes {
+                objects: objects()?,
+                window,
+            }),
+            "/api/paths" => Ok(Self::Paths {
+                from: about("")?,
+                to: match value("to_name")? {
+                    Some(name) => Some((required("to_namespace")?, name)),
+                    None => None,
+                },
+                window,
+            }),
+            "/api/onward" => Ok(Self::Onward {
+                namespace: required("namespace")?,
+                name: required("name")?,
+                window,
+            }),
             "/api/status" => Ok(Self::Status),
             "/api/portrait" => Ok(Self::Portrait),
-            "/api/series" => {
-                let value = |key: &'static str| pairs.get(key).map(|text| name(text)).transpose();
-                Ok(Self::Series {
-                    cluster: value("cluster")?,
-                    namespace: value("namespace")?.ok_or(BadQuestion::Missing("namespace"))?,
-                    name: value("name")?.ok_or(BadQuestion::Missing("name"))?,
-                    window,
-                })
-            }
+            "/api/series" => Ok(Self::Series {
+                cluster: value("cluster")?,
+                namespace: required("namespace")?,
+                name: required("name")?,
+                window,
+            }),
             "/api/gateways" => Ok(Self::Gateways { window }),
             "/api/edges" => Ok(Self::Edges {
                 objects: objects()?,
@@ -206,9 +263,21 @@ mod tests {
                 window
             })),
             (objects(), window()).prop_map(|(objects, window)| Ask::Edges { objects, window }),
+            (objects(), window()).prop_map(|(objects, window)| Ask::Routes { objects, window }),
             window().prop_map(|window| Ask::Gateways { window }),
             Just(Ask::Status),
             Just(Ask::Portrait),
+            (
+                proptest::option::of(objects()),
+                proptest::option::of(("[a-z]{1,9}", "[a-z0-9-]{1,9}")),
+                window()
+            )
+                .prop_map(|(from, to, window)| Ask::Paths { from, to, window }),
+            ("[a-z]{1,9}", "[a-z0-9-]{1,9}", window()).prop_map(|(namespace, name, window)| Ask::Onward {
+                namespace,
+                name,
+                window
+            }),
             (
                 proptest::option::of("[a-z0-9.-]{1,9}"),
                 "[a-z]{1,9}",
@@ -233,7 +302,7 @@ mod tests {
         }
 
         #[test]
-        fn any_question_is_read_without_panic(path in "/api/(stat|edges|series)", query in "[a-z_=&/1 %]{0,60}") {
+        fn any_question_is_read_without_panic(path in "/api/(stat|edges|series|paths|onward)", query in "[a-z_=&/1 %]{0,60}") {
             let _ = Ask::of(&path, &query);
         }
     }

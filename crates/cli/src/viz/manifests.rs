@@ -98,8 +98,79 @@ pub(crate) fn render(settings: &Settings, about: &Collector) -> Vec<Value> {
     }
     objects.extend(anchors_access(settings, &labels, &annotations));
     objects.extend(export(settings, &labels, &annotations));
+    objects.extend(tap(&of_collector, &labels, &annotations));
     objects
 }
+
+/// Who passes on live requests, under an account that proxies tell of them; and the account whose tokens open it.
+fn tap(settings: &Settings, labels: &Value, annotations: &Value) -> Vec<Value> {
+    let rbac = "rbac.authorization.k8s.io";
+    let namespace = &settings.namespace;
+    let metadata = |name: &str| json!({"name": name, "namespace": namespace, "labels": labels, "annotations": annotations});
+    let account =
+        |name: &str| json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(name)});
+    let role = |name: &str, rules: Value| {
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole",
+            "metadata": {"name": name, "labels": labels, "annotations": annotations},
+            "rules": rules,
+        })
+    };
+    let binding = |name: &str, account: &str| {
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding",
+            "metadata": {"name": name, "labels": labels, "annotations": annotations},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+        })
+    };
+    let reviews = |group: &str, resource: &str| json!({"apiGroups": [group], "resources": [resource], "verbs": ["create"]});
+    let (asks, sees) = (
+        format!("linkerd-{namespace}-tap"),
+        format!("linkerd-{namespace}-tap-admin"),
+    );
+    let mut deployment_metadata = metadata(keys::TAP);
+    deployment_metadata["labels"][keys::COMPONENT] = keys::TAP.into();
+    let mut workload = workload(&Workload {
+        settings,
+        name: keys::TAP,
+        metadata: deployment_metadata,
+        selector: json!({keys::COMPONENT: keys::TAP, keys::EXTENSION: keys::EXTENSION_VIZ}),
+        container: keys::TAP,
+        args: vec![
+            "tap".into(),
+            format!("--log-level={}", settings.log_level),
+            format!("--metrics-addr=0.0.0.0:{ADMIN_PORT}"),
+        ],
+        admin_port: (ADMIN_PORT, "admin-http"),
+        replicas: 1,
+    });
+    // It would watch itself watching.
+    workload[0]["spec"]["template"]["metadata"]["annotations"][keys::DISABLE_TAP] = "true".into();
+    let mut objects = vec![
+        account(keys::TAP),
+        role(
+            &asks,
+            json!([
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+                reviews("authentication.k8s.io", "tokenreviews"),
+                reviews("authorization.k8s.io", "subjectaccessreviews"),
+            ]),
+        ),
+        binding(&asks, keys::TAP),
+        account(TAP_VIEWER),
+        role(
+            &sees,
+            json!([{"apiGroups": ["tap.linkerd.io"], "resources": ["*"], "verbs": ["watch"]}]),
+        ),
+        binding(&sees, TAP_VIEWER),
+    ];
+    objects.append(&mut workload);
+    objects
+}
+
+/// The account that may see requests of all namespaces: whoever may make tokens for it may.
+pub(super) const TAP_VIEWER: &str = "tap-viewer";
 
 /// The port where collectors of linked clusters ask.
 const PEERS: &str = "peers";
@@ -225,13 +296,29 @@ mod tests {
                 "Service metrics-api",
                 "Server metrics-api",
                 "AuthorizationPolicy metrics-api",
+                "ServiceAccount tap",
+                "ClusterRole linkerd-linkerd-viz-tap",
+                "ClusterRoleBinding linkerd-linkerd-viz-tap",
+                "ServiceAccount tap-viewer",
+                "ClusterRole linkerd-linkerd-viz-tap-admin",
+                "ClusterRoleBinding linkerd-linkerd-viz-tap-admin",
+                "Deployment tap",
             ]
         );
-        for role in [&objects[2], &objects[6]] {
-            for rule in role["rules"].as_array().into_iter().flatten() {
-                assert_eq!(rule["verbs"], json!(["list", "watch"]), "{rule}");
-                assert!(!rule["resources"].to_string().contains("secrets"), "{rule}");
+        let roles = objects
+            .iter()
+            .filter(|object| object["kind"].as_str().is_some_and(|kind| kind.ends_with("Role")));
+        for rule in roles.flat_map(|role| role["rules"].as_array().into_iter().flatten()) {
+            // A review is a question.
+            let asks = rule["resources"].to_string().contains("reviews");
+            let verbs = rule["verbs"].as_array().into_iter().flatten();
+            for verb in verbs.filter_map(Value::as_str) {
+                assert!(
+                    matches!((verb, asks), ("list" | "watch", false) | ("create", true)),
+                    "{rule}"
+                );
             }
+            assert!(!rule["resources"].to_string().contains("secrets"), "{rule}");
         }
         for object in &objects {
             assert_eq!(
@@ -258,10 +345,15 @@ mod tests {
             pod["spec"]["serviceAccountName"],
             Settings::default().prometheus.name
         );
+        let tap = &objects[17]["spec"]["template"];
+        assert_eq!(tap["metadata"]["labels"][keys::COMPONENT], "tap");
+        assert_eq!(tap["spec"]["serviceAccountName"], keys::TAP);
         let container = &pod["spec"]["containers"][0];
-        let args = container["args"].as_array().into_iter().flatten();
-        let args = args.filter_map(Value::as_str).map(Into::into);
-        assert_eq!(hawser_viz::check_arguments(args), Ok(()));
+        for container in [container, &tap["spec"]["containers"][0]] {
+            let args = container["args"].as_array().into_iter().flatten();
+            let args = args.filter_map(Value::as_str).map(Into::into);
+            assert_eq!(hawser_viz::check_arguments(args), Ok(()));
+        }
         assert!(
             container["image"]
                 .as_str()
@@ -311,7 +403,7 @@ mod tests {
     #[test]
     fn who_is_let_in_comes_through_the_gateway_and_says_it_is_a_collector() {
         let objects = render(&settings(), &Collector::default());
-        let policy = objects.last().expect("it is rendered");
+        let policy = &objects[10];
         assert_eq!(
             policy["spec"]["requiredAuthenticationRefs"],
             json!([{"kind": "ServiceAccount", "name": "linkerd-gateway", "namespace": "linkerd-multicluster"}])

@@ -8,9 +8,11 @@ pub(crate) mod dashboard;
 mod manifests;
 mod show;
 mod source;
+mod tap;
 
 pub(crate) use check::check;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -56,6 +58,23 @@ enum Command {
     Stat(StatArgs),
     /// Show who speaks to whom, and whether it is secured: hawser viz edges deploy -n emojivoto
     Edges(EdgesArgs),
+    /// Show what each route of policy (HTTPRoute, or default) let in: hawser viz routes deploy/web -n emojivoto
+    Routes(RoutesArgs),
+    /// Show where the time of requests goes, leg by leg: hawser viz path deploy/vote-bot -n emojivoto
+    #[command(
+        after_help = "Examples:\n  hawser viz path deploy/vote-bot --to svc/web-svc -n emojivoto   also when another cluster answers\n  hawser viz path deploy -n emojivoto --watch                     everything that anybody asks\n\nLatencies are means, and add up to what the first proxy measures. Where a gateway has several clients, its\npart is the mean of all."
+    )]
+    Path(PathArgs),
+    /// Show requests as they happen: hawser viz tap deploy/web -n emojivoto
+    #[command(
+        after_help = "Examples:\n  hawser viz tap deploy/web -n emojivoto                   what it is asked and asks\n  hawser viz tap deploy/web -n emojivoto --to svc/voting-svc --method POST\n  hawser viz tap ns/emojivoto --path /api --max-rps 10 -o json   one event to a line\n\nWho may: whoever may make tokens for an account (linkerd-viz/tap-viewer, or --account) that may watch\npods/tap of tap.linkerd.io. Queries, headers and bodies are never shown. Pods with the annotation\nviz.linkerd.io/disable-tap are not watched."
+    )]
+    Tap(tap::TapArgs),
+    /// Show which requests are the most: hawser viz top deploy/web -n emojivoto
+    #[command(
+        after_help = "Examples:\n  hawser viz top deploy/web -n emojivoto             by path, until Ctrl-C\n  hawser viz top deploy -n emojivoto --routes        by route\n  hawser viz top deploy/web -n emojivoto --for 10s -o json"
+    )]
+    Top(tap::TopArgs),
     /// Open the dashboard: hawser viz dashboard
     #[command(
         after_help = "Examples:\n  hawser viz dashboard              print the URL, until Ctrl-C\n  hawser viz dashboard --port 8080  on this port\n  hawser viz dashboard --show url   only the URL, for scripts"
@@ -101,6 +120,12 @@ struct ViewArgs {
     window: String,
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
+    /// Show it again and again, until Ctrl-C
+    #[arg(short = 'w', long)]
+    watch: bool,
+    /// Ask this Prometheus instead of the collector: http://localhost:9090
+    #[arg(long, value_name = "URL")]
+    prometheus_url: Option<http::Uri>,
     /// Namespace of the extension
     #[arg(long, default_value = keys::VIZ_NAMESPACE)]
     viz_namespace: String,
@@ -135,9 +160,28 @@ struct StatArgs {
     /// Namespace of --from, if it is another
     #[arg(long, requires = "from")]
     from_namespace: Option<String>,
-    /// Show it again and again, until Ctrl-C
-    #[arg(short = 'w', long)]
-    watch: bool,
+    #[command(flatten)]
+    view: ViewArgs,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct RoutesArgs {
+    #[command(flatten)]
+    objects: ObjectsArgs,
+    #[command(flatten)]
+    view: ViewArgs,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct PathArgs {
+    #[command(flatten)]
+    objects: ObjectsArgs,
+    /// Only requests to this Service: svc/web-svc
+    #[arg(long)]
+    to: Option<String>,
+    /// Namespace of --to, if it is another
+    #[arg(long, requires = "to")]
+    to_namespace: Option<String>,
     #[command(flatten)]
     view: ViewArgs,
 }
@@ -166,6 +210,10 @@ pub(crate) async fn run(cluster: &ClusterArgs, args: VizArgs) -> Result<ExitCode
         Command::Check(args) => check::run(cluster, args).await,
         Command::Stat(args) => stat(cluster, &args).await,
         Command::Edges(args) => edges(cluster, &args).await,
+        Command::Routes(args) => routes(cluster, &args).await,
+        Command::Path(args) => path(cluster, &args).await,
+        Command::Tap(args) => tap::tap(cluster, &args).await,
+        Command::Top(args) => tap::top(cluster, &args).await,
         Command::Dashboard(args) => dashboard::run(cluster, &args).await,
         Command::Gateways(args) => gateways(cluster, &args).await,
     }
@@ -246,62 +294,126 @@ async fn stat(cluster: &ClusterArgs, args: &StatArgs) -> Result<ExitCode, Proble
         window: args.view.window()?,
     };
     let client = cluster.connect().await?.client;
-    let mut source = Source::find(&client, &args.view.viz_namespace).await?;
-    let mut screen = show::Screen::default();
-    loop {
-        let rows = source.stat(&question).await?;
-        let with_namespace = objects.namespace.is_none() && objects.kind != Kind::Namespace;
-        let text = match args.view.output {
-            Output::Json => show::json_text(&rows),
-            _ if rows.is_empty() && !args.watch => {
+    let mut source = Source::find(&client, &args.view).await?;
+    let with_namespace = objects.namespace.is_none() && objects.kind != Kind::Namespace;
+    args.view
+        .show(async || {
+            let rows = source.stat(&question).await?;
+            match args.view.output {
+                Output::Json => Ok(show::json_text(&rows)),
+                _ if rows.is_empty() && !args.view.watch => Err(nothing()),
+                output => Ok(show::stat(&rows, with_namespace, output == Output::Wide)),
+            }
+        })
+        .await
+}
+
+async fn routes(cluster: &ClusterArgs, args: &RoutesArgs) -> Result<ExitCode, Problem> {
+    let objects = args.objects.read()?;
+    if matches!(objects.kind, Kind::Service | Kind::Authority | Kind::Route) {
+        let why = format!("routes let requests in at pods, and a {} has none", objects.kind);
+        return Err(Problem::new(
+            "cannot show routes",
+            why,
+            "hawser viz routes deploy/web",
+        ));
+    }
+    let window = args.view.window()?;
+    let client = cluster.connect().await?.client;
+    let mut source = Source::find(&client, &args.view).await?;
+    let with_namespace = objects.namespace.is_none() && objects.kind != Kind::Namespace;
+    args.view
+        .show(async || {
+            let rows = source.routes(&objects, window).await?;
+            match args.view.output {
+                Output::Json => Ok(show::json_text(&rows)),
+                _ if rows.is_empty() && !args.view.watch => Err(nothing()),
+                output => Ok(show::routes(&rows, with_namespace, output == Output::Wide)),
+            }
+        })
+        .await
+}
+
+fn nothing() -> Problem {
+    Problem::new(
+        "nothing to show",
+        "no such object has pods or traffic",
+        "another kind, name or -n NAMESPACE; or -A for all namespaces",
+    )
+}
+
+async fn path(cluster: &ClusterArgs, args: &PathArgs) -> Result<ExitCode, Problem> {
+    let from = args.objects.read()?;
+    let to_namespace = args.to_namespace.clone().or_else(|| from.namespace.clone());
+    let to = match &args.to {
+        None => None,
+        Some(to) => match read_objects(std::slice::from_ref(to), to_namespace)? {
+            Objects {
+                kind: Kind::Service,
+                name: Some(name),
+                namespace: Some(namespace),
+            } => Some((namespace, name)),
+            _ => {
+                let why = format!("{to:?} is not one Service");
                 return Err(Problem::new(
-                    "nothing to show",
-                    "no such object has pods or traffic",
-                    "another kind, name or -n NAMESPACE; or -A for all namespaces",
+                    "cannot follow requests there",
+                    why,
+                    "--to svc/web-svc -n NAMESPACE",
                 ));
             }
-            output => show::stat(&rows, with_namespace, output == Output::Wide),
-        };
-        if !args.watch {
-            write_out(&text)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        screen.paint(&text)?;
-        tokio::time::sleep(REPAINT).await;
-    }
+        },
+    };
+    let window = args.view.window()?;
+    let client = cluster.connect().await?.client;
+    let source = Source::find(&client, &args.view).await?;
+    args.view
+        .show(async || {
+            let paths = source.paths(&from, to.as_ref(), window).await?;
+            match args.view.output {
+                Output::Json => Ok(show::json_text(&paths)),
+                _ if paths.is_empty() && !args.view.watch => Err(nothing()),
+                output => Ok(show::paths(&paths, output == Output::Wide)),
+            }
+        })
+        .await
 }
 
 async fn edges(cluster: &ClusterArgs, args: &EdgesArgs) -> Result<ExitCode, Problem> {
     let objects = args.objects.read()?;
     let client = cluster.connect().await?.client;
-    let mut source = Source::find(&client, &args.view.viz_namespace).await?;
-    let edges = source.edges(&objects, args.view.window()?).await?;
-    write_out(&match args.view.output {
-        Output::Json => show::json_text(&edges),
-        output => show::edges(&edges, output == Output::Wide),
-    })?;
-    Ok(ExitCode::SUCCESS)
+    let mut source = Source::find(&client, &args.view).await?;
+    let window = args.view.window()?;
+    args.view
+        .show(async || {
+            let edges = source.edges(&objects, window).await?;
+            Ok(match args.view.output {
+                Output::Json => show::json_text(&edges),
+                output => show::edges(&edges, output == Output::Wide),
+            })
+        })
+        .await
 }
 
 async fn gateways(cluster: &ClusterArgs, args: &GatewaysArgs) -> Result<ExitCode, Problem> {
     let client = cluster.connect().await?.client;
-    let mut source = Source::find(&client, &args.view.viz_namespace).await?;
-    let mut rows = Vec::new();
-    for gateway in source.gateways(args.view.window()?).await? {
-        if args
-            .cluster_name
-            .as_ref()
-            .is_none_or(|name| *name == gateway.cluster_name)
-        {
-            let services = mirrors(&client, &gateway.cluster_name).await?;
-            rows.push(show::GatewayRow { gateway, services });
-        }
-    }
-    write_out(&match args.view.output {
-        Output::Json => show::json_text(&rows),
-        _ => show::gateways(&rows),
-    })?;
-    Ok(ExitCode::SUCCESS)
+    let mut source = Source::find(&client, &args.view).await?;
+    let window = args.view.window()?;
+    args.view
+        .show(async || {
+            let mut rows = Vec::new();
+            for gateway in source.gateways(window).await? {
+                let is_wanted = |name: &String| *name == gateway.cluster_name;
+                if args.cluster_name.as_ref().is_none_or(is_wanted) {
+                    let services = mirrors(&client, &gateway.cluster_name).await?;
+                    rows.push(show::GatewayRow { gateway, services });
+                }
+            }
+            Ok(match args.view.output {
+                Output::Json => show::json_text(&rows),
+                output => show::gateways(&rows, output == Output::Wide),
+            })
+        })
+        .await
 }
 
 /// How many Services are imported from a cluster.
@@ -316,6 +428,19 @@ async fn mirrors(client: &Client, cluster: &str) -> Result<usize, Problem> {
 }
 
 impl ViewArgs {
+    /// Prints what is asked for: once, or again and again.
+    async fn show(&self, mut ask: impl AsyncFnMut() -> Result<String, Problem>) -> Result<ExitCode, Problem> {
+        if !self.watch {
+            write_out(&ask().await?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut screen = show::Screen::default();
+        loop {
+            screen.paint(&ask().await?)?;
+            tokio::time::sleep(REPAINT).await;
+        }
+    }
+
     fn window(&self) -> Result<Duration, Problem> {
         let window = hawser_crd::link::parse_duration(&self.window).filter(|window| window.as_secs() > 0);
         window.ok_or_else(|| {
@@ -330,6 +455,11 @@ impl ObjectsArgs {
         let namespace = (!self.all_namespaces).then(|| self.namespace.clone());
         read_objects(&self.objects, namespace)
     }
+}
+
+fn say(text: &str) {
+    // If stderr is closed, nobody wants to know.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// `deploy`, `deploy/web` or `deploy web`.

@@ -3,20 +3,22 @@
 //! Reading the proxies takes two looks at each, some seconds apart, through the API server's port-forward; the same
 //! window and the same questions then give the answer. It is slower and sees only those seconds, and says so.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use futures::StreamExt;
-use hawser_viz::api::{Edge, Gateway, Objects, Question, Stat, Status};
+use hawser_viz::api::{Edge, Gateway, Objects, Path, Question, RouteStat, Stat, Status};
 use hawser_viz::wire::Ask;
-use hawser_viz::{API_PORT, Kind, Known, Pod, Pods, Reading, Window};
+use hawser_viz::{API_PORT, Kind, Known, Pod, Pods, Reading, Window, fetch, prometheus};
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod as Object;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::{ViewArgs, say};
 use crate::kube::problem;
 use crate::problem::Problem;
 use crate::scrape;
@@ -25,12 +27,15 @@ use crate::scrape;
 pub(super) const COLLECTOR: &str = "linkerd.io/extension=viz,component=metrics-api";
 /// Between two looks at a proxy: long enough for a rate of one request per second to show.
 const APART: Duration = Duration::from_secs(3);
+/// A Prometheus with much to say.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Port-forwards at the same time.
 const FORWARDS_MAX: usize = 8;
 
 pub(super) enum Source {
     Collector(Collector),
     Proxies(Client),
+    Prometheus(Client, http::Uri),
 }
 
 /// A collector's pod.
@@ -82,15 +87,18 @@ impl Collector {
 }
 
 impl Source {
-    pub(super) async fn find(client: &Client, namespace: &str) -> Result<Self, Problem> {
-        let collector = Collector::find(client, namespace).await?;
+    pub(super) async fn find(client: &Client, view: &ViewArgs) -> Result<Self, Problem> {
+        if let Some(url) = &view.prometheus_url {
+            return Ok(Self::Prometheus(client.clone(), url.clone()));
+        }
+        let collector = Collector::find(client, &view.viz_namespace).await?;
         Ok(collector.map_or_else(|| Self::Proxies(client.clone()), Self::Collector))
     }
 
     pub(super) async fn stat(&mut self, question: &Question) -> Result<Vec<Stat>, Problem> {
         match self {
             Self::Collector(collector) => collector.ask(&Ask::Stat(question.clone())).await,
-            Self::Proxies(client) => {
+            _ => {
                 // What comes in at a pod is known to its own proxy, everything else to those who send.
                 let sees_itself = question.towards.is_none()
                     && !matches!(
@@ -98,10 +106,42 @@ impl Source {
                         Kind::Service | Kind::Authority | Kind::Namespace
                     );
                 let namespace = question.objects.namespace.as_deref().filter(|_| sees_itself);
-                let seen = Seen::now(client, namespace).await?;
+                let seen = self.seen(namespace, question.window).await?;
                 let mut question = question.clone();
                 question.window = seen.length;
                 Ok(seen.known().stat(&question))
+            }
+        }
+    }
+
+    pub(super) async fn routes(
+        &mut self,
+        objects: &Objects,
+        window: Duration,
+    ) -> Result<Vec<RouteStat>, Problem> {
+        match self {
+            Self::Collector(collector) => {
+                let objects = objects.clone();
+                collector.ask(&Ask::Routes { objects, window }).await
+            }
+            _ => {
+                let namespace = objects
+                    .namespace
+                    .as_deref()
+                    .filter(|_| objects.kind != Kind::Namespace);
+                let seen = self.seen(namespace, window).await?;
+                Ok(seen.known().routes(objects, seen.length))
+            }
+        }
+    }
+
+    /// What the proxies did, where no collector says it.
+    async fn seen(&self, namespace: Option<&str>, window: Duration) -> Result<Seen, Problem> {
+        match self {
+            Self::Prometheus(client, url) => Seen::by_prometheus(client, url, namespace, window).await,
+            Self::Proxies(client) => Seen::now(client, namespace).await,
+            Self::Collector(Collector { pods, .. }) => {
+                Seen::now(&pods.clone().into_client(), namespace).await
             }
         }
     }
@@ -112,18 +152,40 @@ impl Source {
                 let objects = objects.clone();
                 collector.ask(&Ask::Edges { objects, window }).await
             }
-            Self::Proxies(client) => {
-                let seen = Seen::now(client, None).await?;
+            _ => {
+                let seen = self.seen(None, window).await?;
                 Ok(seen.known().edges(objects, seen.length))
             }
         }
     }
 
+    /// Only collectors know of each other's clusters.
+    pub(super) async fn paths(
+        &self,
+        from: &Objects,
+        to: Option<&(String, String)>,
+        window: Duration,
+    ) -> Result<Vec<Path>, Problem> {
+        let Self::Collector(collector) = self else {
+            return Err(Problem::new(
+                "cannot follow requests",
+                "only collectors know of each other's clusters, and none is asked",
+                "hawser viz install | kubectl apply -f -, here and in linked clusters",
+            ));
+        };
+        let ask = Ask::Paths {
+            from: Some(from.clone()),
+            to: to.cloned(),
+            window,
+        };
+        collector.ask(&ask).await
+    }
+
     pub(super) async fn gateways(&mut self, window: Duration) -> Result<Vec<Gateway>, Problem> {
         match self {
             Self::Collector(collector) => collector.ask(&Ask::Gateways { window }).await,
-            Self::Proxies(client) => {
-                let seen = Seen::now(client, None).await?;
+            _ => {
+                let seen = self.seen(None, window).await?;
                 Ok(seen.known().gateways(seen.length))
             }
         }
@@ -134,25 +196,50 @@ impl Source {
 struct Seen {
     window: Window,
     pods: Pods,
+    now: Duration,
     length: Duration,
 }
 
 impl Seen {
-    async fn now(client: &Client, namespace: Option<&str>) -> Result<Self, Problem> {
-        let api: Api<Object> = match namespace {
-            Some(namespace) => Api::namespaced(client.clone(), namespace),
-            None => Api::all(client.clone()),
+    /// By the samples that a Prometheus took.
+    async fn by_prometheus(
+        client: &Client,
+        url: &http::Uri,
+        namespace: Option<&str>,
+        length: Duration,
+    ) -> Result<Self, Problem> {
+        let what = format!("cannot ask Prometheus at {url}");
+        let attempt = "kubectl -n linkerd-viz port-forward deploy/prometheus 9090; then --prometheus-url http://localhost:9090";
+        let wrong = |why: Box<dyn std::error::Error>| Problem::new(&what, why, attempt);
+        let host = url.host().filter(|_| url.scheme_str() == Some("http"));
+        let host = host.ok_or_else(|| wrong("only http://HOST:PORT can be asked".into()))?;
+        let pods = pods(client, namespace).await?;
+        let path = format!(
+            "{}{}",
+            url.path().trim_end_matches('/'),
+            prometheus::path(namespace, length)
+        );
+        let asking = async {
+            let socket =
+                TcpStream::connect((host.trim_matches(['[', ']']), url.port_u16().unwrap_or(80))).await;
+            let socket = socket.map_err(|error| wrong(error.into()))?;
+            let answer = fetch::get_from(socket, host, &path).await;
+            answer.map_err(|error| wrong(error.into()))
         };
-        let list = api
-            .list(&ListParams::default())
-            .await
-            .map_err(|error| problem("cannot list pods", error))?;
-        let pods: Pods = list
-            .items
-            .iter()
-            .map(Pod::of)
-            .map(|pod| (pod.name().clone(), pod.into()))
-            .collect();
+        let answer = tokio::time::timeout(PATIENCE, asking).await;
+        let answer =
+            answer.map_err(|_| wrong(format!("no answer within {} s", PATIENCE.as_secs()).into()))??;
+        let now = Duration::from_millis(u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0));
+        Ok(Self {
+            window: prometheus::window(&answer, &pods, now).map_err(|error| wrong(error.into()))?,
+            pods,
+            now,
+            length,
+        })
+    }
+
+    async fn now(client: &Client, namespace: Option<&str>) -> Result<Self, Problem> {
+        let pods = pods(client, namespace).await?;
         let running = pods.values().filter(|pod| pod.is_running());
         let sources: Vec<_> = running
             .flat_map(|pod| pod.ports().map(move |port| (pod, port)))
@@ -193,9 +280,19 @@ impl Seen {
             }
             Some(trouble) => {
                 say(&format!("not all proxies could be read: {trouble}"));
-                Ok(Self { window, pods, length })
+                Ok(Self::over(window, pods, length))
             }
-            None => Ok(Self { window, pods, length }),
+            None => Ok(Self::over(window, pods, length)),
+        }
+    }
+
+    /// Time began with the first look.
+    fn over(window: Window, pods: Pods, length: Duration) -> Self {
+        Self {
+            window,
+            pods,
+            now: length,
+            length,
         }
     }
 
@@ -203,9 +300,20 @@ impl Seen {
         Known {
             window: &self.window,
             pods: &self.pods,
-            now: self.length,
+            now: self.now,
         }
     }
+}
+
+async fn pods(client: &Client, namespace: Option<&str>) -> Result<Pods, Problem> {
+    let api: Api<Object> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let list = api.list(&ListParams::default()).await;
+    let list = list.map_err(|error| problem("cannot list pods", error))?;
+    let pods = list.items.iter().map(Pod::of);
+    Ok(pods.map(|pod| (pod.name().clone(), pod.into())).collect())
 }
 
 /// Says what is going on, to people.
@@ -236,9 +344,4 @@ impl Progress {
     fn end(&self) {
         self.0.finish_and_clear();
     }
-}
-
-fn say(text: &str) {
-    // If stderr is closed, nobody wants to know.
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

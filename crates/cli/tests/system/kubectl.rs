@@ -246,7 +246,7 @@ fn kubectl_rolls_out(world: &World) {
 }
 
 /// A kubectl that goes on until it is told to stop; ends with the value.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     lines: Receiver<String>,
 }
@@ -270,6 +270,19 @@ impl Running {
             }
         });
         Self { child, lines }
+    }
+
+    /// A port of this machine that leads to one of a pod or Service.
+    pub(crate) fn forward(world: &World, to: &str) -> (Self, u16) {
+        let forward = Self::start(world, to);
+        let line = forward.line(&["Forwarding from 127.0.0.1:"]);
+        let port = line
+            .trim_start_matches("Forwarding from 127.0.0.1:")
+            .split(' ')
+            .next()
+            .and_then(|port| port.parse().ok())
+            .unwrap_or_else(|| panic!("a port in {line:?}"));
+        (forward, port)
     }
 
     /// The next line with all of these words.
@@ -362,14 +375,7 @@ fn kubectl_reaches_into_pods(world: &World) {
 }
 
 fn the_emojivoto_page_comes_through_kubectl_port_forward(world: &World) {
-    let forward = Running::start(world, "-n emojivoto port-forward service/web-svc :80");
-    let line = forward.line(&["Forwarding from 127.0.0.1:"]);
-    let port: u16 = line
-        .trim_start_matches("Forwarding from 127.0.0.1:")
-        .split(' ')
-        .next()
-        .and_then(|port| port.parse().ok())
-        .unwrap_or_else(|| panic!("a port in {line:?}"));
+    let (_forward, port) = Running::forward(world, "-n emojivoto port-forward service/web-svc :80");
     // Twice, because one forward serves many connections.
     for (path, wanted) in [("/", "<title>Emoji Vote</title>"), ("/api/list", ":doughnut:")] {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use crate::demo::report;
 use crate::host::{self, Said, eventually};
+use crate::kubectl::Running;
 use crate::runner::{Test, linked};
-use crate::world::{A_ROLLOUT, SOON, World};
+use crate::world::{A_ROLLOUT, SOON, VISITORS, World};
 
 pub(crate) const TESTS: &[Test] = &[
     linked(
@@ -21,6 +22,16 @@ pub(crate) const TESTS: &[Test] = &[
         "the_collector_and_prometheus_see_the_same_and_every_target_is_up",
         &["kubectl", "curl", "prometheus", "promtool"],
         the_collector_and_prometheus_see_the_same_and_every_target_is_up,
+    ),
+    linked(
+        "requests_are_shown_as_they_happen_to_those_who_may_see_them",
+        &["kubectl"],
+        requests_are_shown_as_they_happen_to_those_who_may_see_them,
+    ),
+    linked(
+        "the_legs_of_a_path_to_another_cluster_add_up_to_what_the_client_waits",
+        &["kubectl", "curl"],
+        the_legs_of_a_path_to_another_cluster_add_up_to_what_the_client_waits,
     ),
 ];
 
@@ -70,6 +81,110 @@ fn viz_shows_plausible_traffic_and_secured_edges_without_any_extension(world: &W
     let line = edge(&edges, "default", "linkerd-gateway").unwrap_or_else(|| panic!("{edges}"));
     assert_eq!(line, "default linkerd-gateway emojivoto linkerd-multicluster - √");
     world.rolled_out("west", "emojivoto", "web");
+}
+
+fn requests_are_shown_as_they_happen_to_those_who_may_see_them(world: &World) {
+    world.rolled_out("west", NAMESPACE, "tap");
+    let watch = "deploy/web -n emojivoto --path /api/vote --for 3s -o json";
+    let told = world.hawser("west", &format!("viz tap {watch}"), "");
+    let events: Vec<Value> = told
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}")))
+        .collect();
+    let head = events.iter().find(|event| event["event"] == "request");
+    let head = head.unwrap_or_else(|| panic!("no request in {told}"));
+    // The bot's choices are in the query, which is nobody's business.
+    assert_eq!(
+        (&head["method"], &head["path"]),
+        (&json!("GET"), &json!("/api/vote")),
+        "{head}"
+    );
+    assert_eq!(head["workload"], "deployment/web");
+    let client = head["source_labels"]["client_id"].as_str().unwrap_or_default();
+    assert!(
+        client.starts_with("default.emojivoto.serviceaccount.identity."),
+        "{head}"
+    );
+    let of_it = events.iter().filter(|event| event["id"] == head["id"]);
+    let of_it: Vec<&Value> = of_it.map(|event| &event["event"]).collect();
+    assert_eq!(of_it, ["request", "response", "end"]);
+
+    let top = world.hawser("west", "viz top deploy/web -n emojivoto --for 3s -o json", "");
+    let rows: Vec<Value> = serde_json::from_str(&top).unwrap_or_else(|error| panic!("{error} in {top}"));
+    let votes = rows
+        .iter()
+        .find(|row| row["path"] == "/api/vote")
+        .unwrap_or_else(|| panic!("{top}"));
+    assert!(votes["count"].as_u64().is_some_and(|count| count > 5), "{votes}");
+    assert!(
+        rows.iter().any(|row| row["destination"] == "voting"),
+        "what web asks itself: {top}"
+    );
+
+    world.kubectl("west", &format!("-n {VISITORS} create serviceaccount curious"));
+    let line = "viz tap deploy/web -n emojivoto --for 1s --account visitors/curious";
+    let said = world.try_hawser("west", line);
+    world.kubectl("west", &format!("-n {VISITORS} delete serviceaccount curious"));
+    assert!(
+        !said.succeeded() && said.err.contains("may not watch pods/tap"),
+        "{said:?}"
+    );
+    let said = world.try_hawser("west", "viz tap deploy/tap -n linkerd-viz --for 1s");
+    assert!(
+        !said.succeeded() && said.err.contains("viz.linkerd.io/disable-tap"),
+        "{said:?}"
+    );
+}
+
+/// With a delay that is known, in the application of another cluster; and with curl's own clock beside the proxies'.
+fn the_legs_of_a_path_to_another_cluster_add_up_to_what_the_client_waits(world: &World) {
+    let delay = |value: &str| {
+        world.kubectl(
+            "east",
+            &format!("-n emojivoto set env deployment/voting ARTIFICIAL_DELAY{value}"),
+        );
+        world.rolled_out("east", "emojivoto", "voting");
+    };
+    world.citizen("west", "asker");
+    // So long that what curl itself needs on a busy machine is little beside it.
+    delay("=2s");
+    let url = "http://web-svc-east.emojivoto/api/vote?choice=:joy:";
+    let script = format!(
+        "seq 20 | xargs -P 10 -I@ curl -s -o /dev/null --noproxy '*' --max-time 10 -w '%{{time_total}}\\n' '{url}'"
+    );
+    let said = world.shell("west", "asker", &script);
+    let waited: Vec<f64> = said
+        .out
+        .lines()
+        .filter_map(|line| line.trim().parse().ok())
+        .collect();
+    assert_eq!(waited.len(), 20, "{said:?}");
+    let waited_ms = 1e3 * waited.iter().sum::<f64>() / 20.0;
+    let path = eventually("the path is known", SOON, || {
+        let line =
+            "viz path deploy/asker -n visitors --to svc/web-svc-east --to-namespace emojivoto -t 30s -o json";
+        let text = world.hawser("west", line, "");
+        let paths: Vec<Value> = serde_json::from_str(&text).map_err(|error| format!("{error} in {text}"))?;
+        let known = paths.into_iter().find(|path| path["unknown"] == "");
+        known.ok_or(text)
+    });
+    delay("-");
+    world.remove("west", "asker");
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value} in {path}"));
+    let legs = path["legs"].as_array().cloned().unwrap_or_default();
+    let over: Vec<&Value> = legs.iter().map(|leg| &leg["over"]).collect();
+    assert_eq!(over, ["wan", "network", "application"], "{path}");
+    let sum: f64 = legs.iter().map(|leg| number(&leg["mean_ms"])).sum();
+    report(&format!(
+        "curl waits {waited_ms:.2} ms, the legs are {sum:.2} ms: {}",
+        json!(legs)
+    ));
+    assert!(
+        (sum / waited_ms - 1.0).abs() < 0.05,
+        "{sum} ms of {waited_ms} ms: {path}"
+    );
+    let application = number(&legs[2]["mean_ms"]);
+    assert!((2_000.0..waited_ms).contains(&application), "{path}");
 }
 
 /// The line of an edge, with single spaces.
@@ -133,6 +248,32 @@ fn the_collector_and_prometheus_see_the_same_and_every_target_is_up(world: &Worl
             agree(field, web, value, 0.3)?;
         }
         Ok(())
+    });
+    let to = format!("-n {NAMESPACE} port-forward deployment/prometheus :9090");
+    let (_forward, port) = Running::forward(world, &to);
+    eventually("Prometheus' samples give the collector's answers", SOON, || {
+        let ask = |from: &str| {
+            let line = format!("stat deploy/web -n emojivoto -t {}s {from}", length.as_secs());
+            rows(world, "west", &line).remove("web").ok_or("no row")
+        };
+        let (ours, theirs) = (
+            ask("")?,
+            ask(&format!("--prometheus-url http://localhost:{port}"))?,
+        );
+        for (field, tolerance) in [
+            ("rps", 0.1),
+            ("success", 0.1),
+            ("latency_ms_p50", 0.3),
+            ("latency_ms_p95", 0.3),
+        ] {
+            agree(
+                field,
+                &ours,
+                theirs[field].as_f64().unwrap_or(f64::NAN),
+                tolerance,
+            )?;
+        }
+        Ok::<_, String>(())
     });
     let gateways = world.hawser("west", "viz gateways", "");
     // Emojivoto's web, and the collector.

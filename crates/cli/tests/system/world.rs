@@ -108,14 +108,23 @@ impl World {
 
     /// Runs `hawser` against a cluster; it must succeed.
     pub(crate) fn hawser(&self, cluster: &str, line: &str, input: &str) -> String {
+        let said = self.run_hawser(cluster, line, input);
+        assert!(said.succeeded(), "hawser {line}: {said:?}");
+        said.out
+    }
+
+    /// The same, which may fail.
+    pub(crate) fn try_hawser(&self, cluster: &str, line: &str) -> Said {
+        self.run_hawser(cluster, line, "")
+    }
+
+    fn run_hawser(&self, cluster: &str, line: &str, input: &str) -> Said {
         let mut command = Command::new(HAWSER);
         command
             .args(words(line))
             .args(["--context", cluster, "--kubeconfig"])
             .arg(self.kubeconfig());
-        let said = host::run(command, input, COMMAND_DEADLINE);
-        assert!(said.succeeded(), "hawser {line}: {said:?}");
-        said.out
+        host::run(command, input, COMMAND_DEADLINE)
     }
 
     /// Runs `hawser` without a cluster; it must succeed.

@@ -127,7 +127,7 @@ impl Injection<'_> {
             ]
             .iter()
             .any(|prefix| name.starts_with(prefix));
-            if configures {
+            if configures || name == keys::DISABLE_TAP {
                 annotations.entry(name.clone()).or_insert_with(|| value.clone());
             }
         }
@@ -146,6 +146,12 @@ impl Injection<'_> {
         }
         annotations.insert(keys::CREATED_BY.into(), created_by());
         annotations.insert(keys::PROXY_VERSION.into(), values.proxy_version().to_owned());
+        // Who watches looks at what the pod says, so that forbidding it later is enough.
+        if proxy::may_be_watched(self.component, &annotations) {
+            annotations.insert(keys::TAP_ENABLED.into(), "true".into());
+        } else {
+            annotations.remove(keys::TAP_ENABLED);
+        }
         // The control plane reads its anchors from the ConfigMap: naming them here would restart it for each change.
         if self.component == Component::None {
             annotations.insert(

@@ -16,6 +16,12 @@ const TOKEN_VOLUME: &str = "linkerd-identity-token";
 const END_ENTITY_VOLUME: &str = "linkerd-identity-end-entity";
 const XTABLES_VOLUME: &str = "linkerd-proxy-init-xtables-lock";
 
+/// Whether the mesh's tap may see what the pod is asked and asks. What isn't a plain no to forbidding it forbids it.
+pub(super) fn may_be_watched(component: Component, annotations: &BTreeMap<String, String>) -> bool {
+    let forbids = annotations.get(keys::DISABLE_TAP).map(String::as_str);
+    component == Component::None && matches!(forbids, None | Some("false"))
+}
+
 /// Lays what annotations say over the mesh's values. A value that can't be read leaves the mesh's in place, because a
 /// pod with a default proxy is better than a pod without one.
 pub(super) fn configure(
@@ -412,6 +418,17 @@ impl Sidecar<'_> {
             "LINKERD2_PROXY_CONTROL_LISTEN_ADDR",
             format!("{any}:{}", proxy.ports.control),
         );
+        if may_be_watched(self.injection.component, self.annotations) {
+            let (ns, trust_domain) = (self.injection.control_plane_namespace, values.trust_domain());
+            env.set(
+                "LINKERD2_PROXY_TAP_SVC_NAME",
+                format!(
+                    "{}.{}.serviceaccount.identity.{ns}.{trust_domain}",
+                    keys::TAP,
+                    keys::VIZ_NAMESPACE
+                ),
+            );
+        }
         env.set(
             "LINKERD2_PROXY_ADMIN_LISTEN_ADDR",
             format!("{any}:{}", proxy.ports.admin),

@@ -137,6 +137,28 @@ fn the_pods_own_annotation_comes_before_its_namespaces() {
 }
 
 #[test]
+fn requests_are_watched_by_tap_only_and_not_where_it_is_forbidden() {
+    let watcher = "tap.linkerd-viz.serviceaccount.identity.linkerd.cluster.local";
+    for (on_pod, on_namespace, is_watched) in [
+        (None, None, true),
+        (Some("true"), None, false),
+        (None, Some("true"), false),
+        (Some("false"), Some("true"), true),
+        (Some("yes"), None, false),
+    ] {
+        let pod = pod(on_pod.map_or_else(|| json!({}), |value| json!({crate::keys::DISABLE_TAP: value})));
+        let mut annotations = vec![(crate::keys::INJECT, "enabled")];
+        annotations.extend(on_namespace.map(|value| (crate::keys::DISABLE_TAP, value)));
+        let injected = inject_with(&values(), &pod, &annotations).expect("a proxy");
+        let case = format!("{on_pod:?} {on_namespace:?}");
+        let name = env(&injected).get("TAP_SVC_NAME").cloned();
+        assert_eq!(name, is_watched.then(|| watcher.to_owned()), "{case}");
+        let says = injected["metadata"]["annotations"][crate::keys::TAP_ENABLED].as_str();
+        assert_eq!(says, is_watched.then_some("true"), "{case}");
+    }
+}
+
+#[test]
 fn pods_that_cannot_have_a_proxy_are_left_alone() {
     let refused = |change: fn(&mut Value)| {
         let mut pod = pod(json!({"linkerd.io/inject": "enabled"}));

@@ -1,6 +1,7 @@
 //! HTTP to the application: every request is authorized by the policy of its moment.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +22,7 @@ use crate::outbound::retry::{Attempts, Fate};
 use crate::outbound::telemetry::{Grpc, HttpMetrics, ResponseEnd};
 use crate::route;
 use crate::snapshot::{Inbound, InboundRoute};
+use crate::tap;
 use crate::transport::Conn;
 use crate::wire::{Incoming, SendError, h1_client};
 use crate::worker::{Http, Worker, join_upgraded, serve_http};
@@ -339,6 +341,10 @@ async fn forward(
     if upgrade.is_none() {
         rules::strip_hop_by_hop(request.headers_mut());
     }
+    let mut told = match worker.shared.taps.are_open() {
+        true => tell(connection, &request, &metrics),
+        false => None,
+    };
     let content = match &upgrade {
         None => plain(&mut request, form),
         Some(_) => None,
@@ -410,6 +416,9 @@ async fn forward(
         }
         fresh = true;
     };
+    if let Some(told) = &mut told {
+        told.answered(response.status(), response.headers());
+    }
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || (is_connect && response.status().is_success());
     match upgrade {
@@ -435,9 +444,31 @@ async fn forward(
         grpc: grpc_status(response.headers()),
         is_grpc: RequestKind::of(response.headers()).grpc,
         started_at,
+        told,
         finish: Some(Done::new(busy, h1, None, config.inbound.idle_max)),
     };
     Ok(response.map(|body| Body::observed(body, None, end)))
+}
+
+/// Tells those who watch of a request that was let in.
+fn tell(
+    connection: &Connection,
+    request: &Request<Incoming>,
+    metrics: &HttpMetrics,
+) -> Option<Box<tap::Told>> {
+    let accepted = &connection.accepted;
+    connection.worker.shared.taps.tell(&tap::Seen {
+        direction: tap::Direction::Inbound,
+        source: &accepted.watched(),
+        destination: accepted.target,
+        destination_labels: BTreeMap::new(),
+        route_labels: metrics.route(),
+        method: request.method(),
+        scheme: request.uri().scheme_str().unwrap_or("http"),
+        authority: rules::authority_of(request),
+        path: request.uri().path(),
+        headers: request.headers(),
+    })
 }
 
 /// The ways to send a request.

@@ -27,6 +27,7 @@ use crate::metrics::Labels;
 use crate::outbound::peer::{Peer, Side};
 use crate::outbound::{canonical, detect_http};
 use crate::snapshot::{Endpoint, EndpointTls, Inbound, InboundProtocol};
+use crate::tap;
 use crate::transport::{Conn, Gulping, TcpMetrics};
 use crate::worker::{Http, InFlight, Worker};
 
@@ -92,6 +93,26 @@ pub(crate) struct Accepted {
     pub(crate) target: SocketAddr,
     /// TLS labels of metrics.
     pub(crate) labels: Labels,
+}
+
+impl Accepted {
+    /// For those who watch requests.
+    pub(crate) fn watched(&self) -> tap::Client {
+        let words = |pairs: &[(&str, &str)]| {
+            let owned = pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            owned.collect()
+        };
+        tap::Client {
+            addr: self.client_addr,
+            labels: match &self.client {
+                Client::Authenticated(id) => words(&[("tls", "true"), ("client_id", id.as_str())]),
+                Client::Anonymous => words(&[("tls", "true")]),
+                Client::Plain => words(&[("tls", "no_identity")]),
+            },
+        }
+    }
 }
 
 /// A value, and when it was last asked for.

@@ -4,6 +4,8 @@
 //! HTTP/2 connection per endpoint and worker, whatever they came as.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::live::Live;
 use crate::metrics::Labels;
 use crate::route::{self, Filter, HttpRoute, Matches, PathChange};
 use crate::snapshot::{Breaker, Distribution, EndpointTls, Hint, Outbound, Protocol};
+use crate::tap;
 use crate::transport::Conn;
 use crate::wire::h1_server::{self, Served};
 use crate::wire::{Incoming, SendError};
@@ -90,6 +93,7 @@ pub(crate) async fn serve(
     conn: Conn,
     version: Http,
     known: Rc<KnownTarget>,
+    client_addr: SocketAddr,
 ) -> Result<(), hyper::Error> {
     let drain = worker.shared.drain.outbound.clone();
     let config = worker.shared.config.clone();
@@ -104,6 +108,13 @@ pub(crate) async fn serve(
             let version = request.version();
             if rules::ends_here(&mut request) {
                 return Ok(reached(version, Some("outbound")));
+            }
+            if worker.shared.taps.are_open() {
+                let labels = BTreeMap::from([("tls".to_owned(), "no_identity".to_owned())]);
+                request.extensions_mut().insert(tap::Client {
+                    addr: client_addr,
+                    labels,
+                });
             }
             let outbound = current(known, last);
             match exchange(
@@ -491,6 +502,7 @@ async fn send(
         for filter in filters.iter().flat_map(|backend| &backend.filters) {
             apply(filter, &route.matches, &mut sent)?;
         }
+        let mut told = tell(worker, &request, &sent, &peer, route);
         prepare(&mut sent, &peer, h2);
         let mut sending = Sending::to(worker, &peer, outbound.breaker);
         let answer = async {
@@ -539,6 +551,9 @@ async fn send(
         peer.budget.request();
         sending.busy.rtt = Some(sending.started_at.elapsed());
         let (status, is_grpc) = (response.status(), RequestKind::of(response.headers()).grpc);
+        if let Some(told) = &mut told {
+            told.answered(status, response.headers());
+        }
         let (mut first, mut code) = (None, grpc_status(response.headers()));
         if retries.asks_for_codes() && is_grpc && code.is_none() && !response.body().is_end_stream() {
             let (frame, told) = peek(&mut response).await;
@@ -579,10 +594,51 @@ async fn send(
             grpc: grpc_status(response.headers()),
             is_grpc,
             started_at,
+            told,
             finish: Some(Done::new(busy, h1, attempt, config.idle_max)),
         };
         return Ok(response.map(|body| Body::observed(body, first, end)));
     }
+}
+
+/// Tells those who watch of a request that is about to be sent.
+fn tell(
+    worker: &Worker,
+    request: &Replay,
+    sent: &Request<RequestBody>,
+    peer: &Peer,
+    route: &HttpRoute,
+) -> Option<Box<tap::Told>> {
+    // There only if somebody watched when the request came.
+    let source = request.extension::<tap::Client>()?;
+    let mut labels = peer.endpoint.labels.clone();
+    let tls = match &peer.endpoint.tls {
+        EndpointTls::Mutual { id, .. } => {
+            labels.insert("server_id".to_owned(), id.as_str().to_owned());
+            "true"
+        }
+        EndpointTls::No(_) | EndpointTls::Unusable => "no_identity",
+    };
+    labels.insert("tls".to_owned(), tls.to_owned());
+    let route = [
+        ("group", &route.source.group),
+        ("kind", &route.source.kind),
+        ("name", &route.source.name),
+    ];
+    worker.shared.taps.tell(&tap::Seen {
+        direction: tap::Direction::Outbound,
+        source,
+        destination: peer.endpoint.addr,
+        destination_labels: labels,
+        route_labels: route
+            .map(|(key, value)| (key.to_owned(), value.to_string()))
+            .into(),
+        method: sent.method(),
+        scheme: sent.uri().scheme_str().unwrap_or("http"),
+        authority: rules::authority_of(sent),
+        path: sent.uri().path(),
+        headers: sent.headers(),
+    })
 }
 
 /// Is HTTP/1 carried in HTTP/2 to this endpoint?

@@ -288,7 +288,7 @@ async fn serve(
         None => Box::pin(tcp::forward(worker, conn, &known))
             .await
             .map_err(|error| error.to_string()),
-        Some(version) => Box::pin(http::serve(worker, conn, version, known))
+        Some(version) => Box::pin(http::serve(worker, conn, version, known, client))
             .await
             .map_err(|error| error.to_string()),
     };

@@ -199,6 +199,10 @@ impl Replay {
         &self.headers
     }
 
+    pub(crate) fn extension<T: Clone + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.extensions.get()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.body.is_none()
     }

@@ -1,6 +1,7 @@
 //! What is counted per request, resolved once per endpoint (`spec/proxy.md` 8.2).
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use http::StatusCode;
 
 use crate::body::OnEnd;
 use crate::metrics::{Counter, Labels, Latency, Shard};
+use crate::tap::{Broken, Told};
 
 use super::circuit::Outcome;
 
@@ -44,6 +46,14 @@ impl HttpMetrics {
             responses: RefCell::default(),
             latencies: RefCell::default(),
         })
+    }
+
+    /// Which route these are of, as its labels say: `group`, `kind` and `name`.
+    pub(crate) fn route(&self) -> BTreeMap<String, String> {
+        let pairs = self.labels.pairs().into_iter();
+        pairs
+            .filter_map(|(name, value)| Some((name.strip_prefix("route_")?.to_owned(), value)))
+            .collect()
     }
 
     /// Counts a response; says whether it was a success.
@@ -116,6 +126,8 @@ pub(crate) struct ResponseEnd<F: Finish> {
     pub(crate) grpc: Option<u32>,
     pub(crate) is_grpc: bool,
     pub(crate) started_at: Instant,
+    /// For those who watch requests.
+    pub(crate) told: Option<Box<Told>>,
     pub(crate) finish: Option<F>,
 }
 
@@ -133,11 +145,24 @@ impl<F: Finish> ResponseEnd<F> {
         let success = self
             .metrics
             .response(self.status, grpc, broken.is_none(), elapsed);
+        if let Some(told) = self.told.take() {
+            match broken {
+                None | Some(End::Complete(_)) => told.ended(code),
+                Some(End::Broken) => told.broke(Broken::ByServer),
+                Some(End::Abandoned) => told.broke(Broken::ByClient),
+            }
+        }
         finish.finish(broken.unwrap_or_else(|| End::Complete(Outcome::of(success, self.status, code))));
     }
 }
 
 impl<F: Finish> OnEnd for ResponseEnd<F> {
+    fn passed(&mut self, bytes: usize) {
+        if let Some(told) = &mut self.told {
+            told.passed(bytes);
+        }
+    }
+
     fn end(mut self, grpc_status: Option<u32>) {
         self.over(grpc_status, None);
     }
