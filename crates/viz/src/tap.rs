@@ -140,7 +140,7 @@ impl Tap {
         }
         let token = bearer(request.headers().get(AUTHORIZATION));
         let token = token
-            .ok_or((StatusCode::UNAUTHORIZED, "no bearer token".to_owned()))?
+            .ok_or_else(|| (StatusCode::UNAUTHORIZED, "no bearer token".to_owned()))?
             .to_owned();
         let user = timeout(DEADLINE, self.user(token))
             .await
