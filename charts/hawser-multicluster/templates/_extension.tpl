@@ -116,7 +116,7 @@ spec:
 {{- end }}
 
 {{/* A controller, as a meshed Deployment. Takes what metadata takes, and selector, container, image, pullPolicy, args,
-     port, portName, replicas, and account, uid, gid, ports where they differ. */}}
+     port, portName, replicas, and account, uid, gid, ports, podAnnotations where they differ. */}}
 {{- define "hawser-extension.workload" -}}
 ---
 apiVersion: apps/v1
@@ -142,6 +142,9 @@ spec:
         linkerd.io/inject: enabled
         cluster-autoscaler.kubernetes.io/safe-to-evict: "true"
         config.alpha.linkerd.io/proxy-wait-before-exit-seconds: "0"
+        {{- with .podAnnotations }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
     spec:
       serviceAccountName: {{ .account | default .name }}
       automountServiceAccountToken: false

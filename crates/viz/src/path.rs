@@ -272,8 +272,11 @@ mod tests {
         })
     }
 
-    /// In ten seconds each pod counts `n` answers that took `ms` in all, under its labels.
-    fn window(pods: &[(&Arc<Pod>, &[(&str, u64, f64)])]) -> Window {
+    /// Labels, so many answers, and how many milliseconds they took in all.
+    type Counted<'a> = (&'a str, u64, f64);
+
+    /// What each pod counts in ten seconds.
+    fn window(pods: &[(&Arc<Pod>, &[Counted<'_>])]) -> Window {
         let mut window = Window::new(Duration::from_secs(60));
         for (pod, flows) in pods {
             for part in [0.0, 1.0] {
