@@ -425,11 +425,11 @@ mod tests {
         };
         let all = |wide| {
             [
-                routes(&[route.clone()], true, wide),
-                stat(&[row.clone()], true, wide),
-                edges(&[edge.clone()], wide),
-                paths(&[path.clone()], wide),
-                gateways(&[gateway.clone()], wide),
+                routes(std::slice::from_ref(&route), true, wide),
+                stat(std::slice::from_ref(&row), true, wide),
+                edges(std::slice::from_ref(&edge), wide),
+                paths(std::slice::from_ref(&path), wide),
+                gateways(std::slice::from_ref(&gateway), wide),
             ]
         };
         for text in all(false) {

@@ -211,7 +211,8 @@ impl Top {
         };
         let short = |name: String| {
             name.strip_prefix("deployment/")
-                .map_or(name.clone(), str::to_owned)
+                .map(str::to_owned)
+                .unwrap_or(name)
         };
         Key {
             source: if self.by.sources {
@@ -242,7 +243,7 @@ impl Top {
                 success: counted.good as f64 / counted.count as f64,
             })
             .collect();
-        rows.sort_by(|one, other| other.count.cmp(&one.count));
+        rows.sort_by_key(|row| std::cmp::Reverse(row.count));
         rows.truncate(max);
         rows
     }
@@ -310,9 +311,9 @@ pub(super) fn table(rows: &[Row], wide: bool) -> String {
 /// With three digits, or a few more.
 fn took(us: u64) -> String {
     match us {
-        ..1_000 => format!("{us}µs"),
-        ..100_000 => format!("{:.1}ms", us as f64 / 1e3),
-        ..1_000_000 => format!("{}ms", us / 1_000),
+        0..1_000 => format!("{us}µs"),
+        1_000..100_000 => format!("{:.1}ms", us as f64 / 1e3),
+        100_000..1_000_000 => format!("{}ms", us / 1_000),
         _ => format!("{:.1}s", us as f64 / 1e6),
     }
 }
