@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::figures::{Spread, table};
@@ -107,6 +107,12 @@ fn measure(stage: &Stage<'_>, way: Way, load: &Load, time: Duration) -> Result<F
         let seen = stage.load(way, load, time)?;
         let spent = cpu()?.into_iter().zip(before);
         let done = seen["done"];
+        ensure!(
+            done > 0.0,
+            "{}: {} did nothing in {time:?}; --seconds takes more",
+            load.name,
+            way.name()
+        );
         let each = spent.map(|(after, before)| (after - before).as_micros() as f64 / done);
         note("cpu", &each.collect::<Vec<_>>());
         note("rate", &[done / seen["elapsed"] * 1e6]);
@@ -153,7 +159,7 @@ fn report(all: &Rounds, load: &Load) -> String {
                 .iter()
                 .map(|(name, _, decimals)| text(&mut of(name), *decimals)),
         );
-        row.push(of("errors").sum::<f64>().to_string());
+        row.push(of("errors").fold(0.0, |sum, errors| sum + errors).to_string());
         rows.push(row);
         if let Some(ours) = ours.filter(|_| *way != Way::Hawser) {
             let mut row = vec![way.name().to_owned()];

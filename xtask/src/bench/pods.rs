@@ -239,13 +239,13 @@ impl<'a> Stage<'a> {
 
     /// A client that keeps its connections until dropped.
     pub(super) fn hold(&self, way: Way, load: &Load) -> Result<Process> {
-        let mut client = self.client(way, load, Duration::MAX);
+        let mut client = self.client(way, load, Duration::ZERO);
         Ok(Process::helper(&self.pods.client, &self.inside.dir, "client", &mut client)?.0)
     }
 
     /// Waits until something has passed; otherwise says what those involved said.
     fn passes(&self, way: Way, load: &Load, proxies: &[Process]) -> Result<()> {
-        let mut client = self.client(way, load, Duration::from_millis(1));
+        let mut client = self.client(way, load, Duration::from_millis(50));
         let role = match load.kind {
             Kind::Hold => Kind::Requests,
             kind => kind,
