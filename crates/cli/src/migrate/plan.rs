@@ -115,7 +115,8 @@ pub(super) fn plan(objects: &Objects, linkerd: &str) -> Result<Plan, Refusal> {
     let text = config["data"]["values"].as_str().unwrap_or_default();
     let tree = hawser_control::values::yaml(text).map_err(|error| Refusal::Values(error.to_string()))?;
     let version = tree["linkerdVersion"].as_str().unwrap_or("unknown").to_owned();
-    if text.contains("hawser") {
+    // A value that Linkerd doesn't have, and that we always write.
+    if tree["gatewayExports"].is_object() {
         return Err(Refusal::Ours(linkerd.to_owned()));
     }
     let (theirs, unknown) =
