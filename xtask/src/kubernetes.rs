@@ -1,5 +1,6 @@
 //! Builds a real control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, from the Go module
-//! `tests/kubernetes`, into `target/tools/kubernetes/VERSION`; `current` beside it leads there.
+//! `tests/kubernetes`, into `target/tools/kubernetes/VERSION`; `current` beside it leads there. Other minor versions
+//! have module files of their own there: `1.30.mod` is the oldest that is supported.
 //!
 //! Go compiles some two thousand packages, about ten minutes of two cores; what is there and belongs to the module as
 //! it is now is not built again. A machine that has the programs names their directory in `KUBEBUILDER_ASSETS`.
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-pub(crate) const USAGE: &str = "kubernetes build | kubernetes conformance [--record]";
+pub(crate) const USAGE: &str = "kubernetes build [--version MINOR] | kubernetes conformance [--record]";
 
 /// Each program and the package that it is built from.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -30,10 +31,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(15);
 pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match *arguments {
-        ["build"] => {
-            let programs = programs(workspace)?;
-            writeln!(std::io::stdout(), "{}", programs.display()).context("printing")
-        }
+        ["build"] => show(&programs(workspace)?),
+        ["build", "--version", minor] => show(&build(workspace, &format!("{minor}.mod"))?),
         ["conformance"] => conformance(workspace, false),
         ["conformance", "--record"] => conformance(workspace, true),
         _ => bail!("usage: cargo xtask {USAGE}"),
@@ -50,9 +49,17 @@ fn programs(workspace: &Path) -> Result<PathBuf> {
         }
         return Ok(assets);
     }
-    let module = workspace.join("tests/kubernetes").canonicalize()?;
-    let version = version(&fs::read_to_string(module.join("go.mod"))?)?;
-    build(&module, &version, &workspace.join("target/tools/kubernetes"))
+    let dir = build(workspace, "go.mod")?;
+    let current = dir.with_file_name("current");
+    if fs::read_link(&current).ok().as_deref() != dir.file_name().map(Path::new) {
+        let _ = fs::remove_file(&current);
+        std::os::unix::fs::symlink(dir.file_name().unwrap_or_default(), &current)?;
+    }
+    Ok(dir)
+}
+
+fn show(dir: &Path) -> Result<()> {
+    writeln!(std::io::stdout(), "{}", dir.display()).context("printing")
 }
 
 /// Asks a cluster of Kubernetes and the sandbox the same, and compares; or records what Kubernetes answers.
@@ -78,17 +85,20 @@ fn version(go_mod: &str) -> Result<String> {
         .find_map(|mut words| (words.next() == Some("k8s.io/kubernetes")).then(|| words.next()));
     let version = line
         .flatten()
-        .context("tests/kubernetes/go.mod requires no k8s.io/kubernetes")?;
+        .context("the module requires no k8s.io/kubernetes")?;
     Ok(version.to_owned())
 }
 
-fn build(module: &Path, version: &str, tools: &Path) -> Result<PathBuf> {
-    let dir = tools.join(version);
+fn build(workspace: &Path, mod_file: &str) -> Result<PathBuf> {
+    let mod_file = workspace.join("tests/kubernetes").canonicalize()?.join(mod_file);
+    let required =
+        fs::read_to_string(&mod_file).with_context(|| format!("reading {}", mod_file.display()))?;
+    let version = version(&required)?;
+    let dir = workspace.join("target/tools/kubernetes").join(&version);
     fs::create_dir_all(&dir)?;
     let dir = dir.canonicalize()?;
     // What the programs were built from: a change builds them again, where Go's own cache makes that short.
-    let wanted = ["go.mod", "go.sum"].map(|file| fs::read_to_string(module.join(file)));
-    let wanted = wanted.into_iter().collect::<std::io::Result<String>>()?;
+    let wanted = required + &fs::read_to_string(mod_file.with_extension("sum"))?;
     let stamp = dir.join("built-from");
     let complete = PROGRAMS.iter().all(|(name, _)| dir.join(name).is_file());
     if complete && fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
@@ -96,22 +106,17 @@ fn build(module: &Path, version: &str, tools: &Path) -> Result<PathBuf> {
     } else {
         let began = Instant::now();
         for (name, package) in PROGRAMS {
-            go_build(module, version, name, package, &dir)?;
+            go_build(&mod_file, &version, name, package, &dir)?;
         }
         fs::write(&stamp, wanted)?;
         let seconds = began.elapsed().as_secs();
         say(&format!("Kubernetes {version} is built, in {seconds} s"))?;
     }
-    let current = tools.join("current");
-    if fs::read_link(&current).ok().as_deref() != Some(Path::new(version)) {
-        let _ = fs::remove_file(&current);
-        std::os::unix::fs::symlink(version, &current)?;
-    }
     Ok(dir)
 }
 
 /// Builds one program, telling now and then how far it is.
-fn go_build(module: &Path, version: &str, name: &str, package: &str, dir: &Path) -> Result<()> {
+fn go_build(mod_file: &Path, version: &str, name: &str, package: &str, dir: &Path) -> Result<()> {
     let minor = version.split('.').nth(1).unwrap_or_default();
     let about = "k8s.io/component-base/version";
     let flags =
@@ -119,7 +124,7 @@ fn go_build(module: &Path, version: &str, name: &str, package: &str, dir: &Path)
     let began = Instant::now();
     say(&format!("building {name}"))?;
     let mut go = Command::new("go")
-        .current_dir(module)
+        .current_dir(mod_file.parent().context("it is in a directory")?)
         .args([
             "build",
             "-v",
@@ -128,7 +133,9 @@ fn go_build(module: &Path, version: &str, name: &str, package: &str, dir: &Path)
             "-mod=readonly",
             "-ldflags",
         ])
-        .args([flags.as_str(), "-o"])
+        .args([flags.as_str(), "-modfile"])
+        .arg(mod_file)
+        .arg("-o")
         .args([dir.join(name).as_os_str(), package.as_ref()])
         .env("CGO_ENABLED", "0")
         .stdin(Stdio::null())

@@ -981,7 +981,11 @@ fn controllers() -> Vec<Case> {
             get("/apis/apps/v1/namespaces/{ns}/replicasets").until(|_, answer| answer.pointer("/items/0").is_some()).shows(&[
                 "/items/0/metadata/ownerReferences/0/kind", "/items/0/metadata/annotations", "/items/0/spec/replicas",
             ]),
-            get(DEPLOYMENT).until(|_, answer| answer.pointer("/status/observedGeneration").is_some()).shows(&["/metadata/annotations", "/status/observedGeneration"]),
+            get(DEPLOYMENT)
+                .until(|_, answer| {
+                    ["/status/observedGeneration", "/metadata/annotations"].iter().all(|part| answer.pointer(part).is_some())
+                })
+                .shows(&["/metadata/annotations", "/status/observedGeneration"]),
         ]),
         case(AREA, "a Service without pods has an empty slice", [
             post(SERVICES, json!({"metadata": {"name": "s"}, "spec": {"selector": {"app": "none"}, "ports": [{"port": 80}]}})).quiet(),

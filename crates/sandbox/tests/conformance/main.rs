@@ -149,20 +149,32 @@ async fn compare_real(server: &Server) -> String {
         return String::new();
     }
     let recorded = std::fs::read_to_string(path).unwrap_or_default();
-    difference(&recorded, &text)
+    let (recorded_version, recorded) = transcripts(&recorded);
+    let (version, answered) = transcripts(&text);
+    let mut complaints = difference(recorded_version, version);
+    for case in &cases {
+        let [expected, found] = [&recorded, &answered].map(|all| all.get(case.claim).copied());
+        let difference = difference(expected.unwrap_or_default(), found.unwrap_or_default());
+        if !difference.is_empty() {
+            let _ = write!(complaints, "{}: {}\n{difference}", case.area, case.claim);
+        }
+    }
+    complaints
+}
+
+/// The first line of a record, and what it holds for each claim.
+fn transcripts(record: &str) -> (&str, BTreeMap<&str, &str>) {
+    let (version, cases) = record.split_once('\n').unwrap_or_default();
+    let cases = cases.split("\n# ").flat_map(|text| {
+        let (title, transcript) = text.split_once('\n')?;
+        Some((title.split_once(": ")?.1, transcript.trim_end()))
+    });
+    (version, cases.collect())
 }
 
 async fn compare_sandbox() -> String {
     let recorded = std::fs::read_to_string(at(RECORD_PATH)).expect("a record");
-    let (version, recorded) = recorded.split_once('\n').expect("a first line");
-    let recorded: BTreeMap<&str, &str> = recorded
-        .split("\n# ")
-        .skip(1)
-        .filter_map(|text| {
-            let (title, transcript) = text.split_once('\n')?;
-            Some((title.split_once(": ")?.1, transcript))
-        })
-        .collect();
+    let (version, recorded) = transcripts(&recorded);
     let cases = cases::cases();
     let stop = CancellationToken::new();
     let answers = ask(&sandbox(stop.clone()), &cases).await;
@@ -179,7 +191,7 @@ async fn compare_sandbox() -> String {
             continue;
         };
         let difference = match &answers[case.claim] {
-            Ok(answer) => difference(expected.trim_end(), answer.trim_end()),
+            Ok(answer) => difference(expected, answer.trim_end()),
             Err(why) => format!("no answer: {why}"),
         };
         let agrees = match (difference.is_empty(), limits.get(case.claim)) {
