@@ -11,6 +11,7 @@ mod check;
 mod completion;
 mod demo;
 mod diagnostics;
+mod drill;
 mod explain;
 mod failover;
 mod forward;
@@ -76,6 +77,7 @@ enum Command {
     Completion(completion::CompletionArgs),
     Demo(demo::DemoArgs),
     Diagnostics(diagnostics::DiagnosticsArgs),
+    Drill(drill::DrillArgs),
     Explain(explain::ExplainArgs),
     Failover(failover::FailoverArgs),
     Identity(identity::IdentityArgs),
@@ -121,6 +123,7 @@ fn run(cli: Cli) -> Result<ExitCode, Problem> {
         Command::Completion(args) => completion::run(args, Cli::command()),
         Command::Demo(args) => demo::run(args),
         Command::Diagnostics(args) => block_on(diagnostics::run(cluster, args)),
+        Command::Drill(args) => block_on(drill::run(cluster, args)),
         Command::Explain(args) => block_on(explain::run(cluster, args)),
         Command::Failover(args) => block_on(failover::run(cluster, args)),
         Command::Identity(args) => block_on(identity::run(cluster, args)),
@@ -234,6 +237,8 @@ mod tests {
             "hawser check --proxy -n emojivoto -o short --wait 30s",
             "hawser version --client --short",
             "hawser identity -n emojivoto -l app=web-svc",
+            "hawser drill svc/web-svc --cluster east --dry-run",
+            "hawser --context west drill svc/web-svc --backend web-svc --for 5m --yes --min-success-rate 99%",
             "hawser explain svc/web-svc-east -n emojivoto",
             "hawser explain deploy/vote-bot --to svc/web-svc --context west -n emojivoto --json",
             "hawser diagnostics endpoints web-svc.emojivoto.svc.cluster.local:80",

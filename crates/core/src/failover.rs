@@ -65,6 +65,8 @@ pub struct Member {
     /// Has at least one ready endpoint.
     pub ready: bool,
     pub measured: Option<Measured>,
+    /// To be left although it can serve, for a drill. Heeded only while another member can.
+    pub drilled: bool,
 }
 
 /// What was decided, kept with the weights.
@@ -106,6 +108,7 @@ pub struct Away {
 pub enum Reason {
     PrimaryReady,
     NotReady(ServiceName),
+    Drilled(ServiceName),
     Failing(ServiceName, Fault),
     Returning { to: ServiceName, step: u32, steps: u32 },
     Returned(ServiceName),
@@ -128,6 +131,17 @@ pub struct Plan {
     pub change: Option<Reason>,
     /// When to look again even if nothing changes until then.
     pub due: Option<SystemTime>,
+    pub drill: Drill,
+}
+
+/// What became of the wish that members be left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drill {
+    None,
+    /// They are.
+    Held,
+    /// Nobody else can serve.
+    Broken,
 }
 
 /// Weighs the members.
@@ -150,6 +164,7 @@ struct Group<'a> {
     before: Option<&'a State>,
     now: SystemTime,
     verdicts: Vec<Verdict>,
+    drill: Drill,
     /// Members who are wanted equally, by their index; the best first. Empty when the primary isn't a member.
     tiers: Vec<Vec<usize>>,
 }
@@ -174,18 +189,30 @@ impl<'a> Group<'a> {
             tiers.push(left);
         }
         let judge = |member: &Member| policy.thresholds.judge(member.measured.as_ref());
-        Self {
+        let mut group = Self {
             policy,
             members,
             before,
             now,
             verdicts: members.iter().map(judge).collect(),
+            drill: Drill::None,
             tiers,
+        };
+        let (drilled, others): (Vec<usize>, Vec<usize>) =
+            (0..members.len()).partition(|index| members[*index].drilled);
+        if !drilled.is_empty() {
+            let can_serve = others.into_iter().any(|index| group.usable(index));
+            group.drill = if can_serve { Drill::Held } else { Drill::Broken };
         }
+        group
     }
 
     fn ready(&self, index: usize) -> bool {
-        self.members[index].ready
+        self.members[index].ready && !self.drilled(index)
+    }
+
+    fn drilled(&self, index: usize) -> bool {
+        self.members[index].drilled && self.drill == Drill::Held
     }
 
     fn bad(&self, index: usize) -> bool {
@@ -376,6 +403,7 @@ impl<'a> Group<'a> {
             state,
             change,
             due,
+            drill: self.drill,
         }
     }
 
@@ -449,6 +477,7 @@ impl<'a> Group<'a> {
     fn trouble(&self, index: usize) -> Option<Reason> {
         let service = self.members[index].service.clone();
         match self.verdicts[index] {
+            _ if self.drilled(index) => Some(Reason::Drilled(service)),
             _ if !self.ready(index) => Some(Reason::NotReady(service)),
             Verdict::Bad(fault) => Some(Reason::Failing(service, fault)),
             _ => None,
@@ -519,7 +548,8 @@ impl<'a> Group<'a> {
             let known = self
                 .away(index)
                 .filter(|away| self.elapsed(away.since) < away.hold.saturating_add(memory));
-            let record = if self.left(index, weights) {
+            // Who was left for a drill did no wrong, and needn't stay away when it ends.
+            let record = if self.left(index, weights) && !self.drilled(index) {
                 let relapse = known.filter(|_| was_returning(index) || self.bad(index));
                 Some(Away {
                     since: self.now,
@@ -555,6 +585,7 @@ impl Reason {
         match self {
             Self::PrimaryReady => "PrimaryReady",
             Self::NotReady(_) => "NotReady",
+            Self::Drilled(_) => "Drill",
             Self::Failing(_, Fault::Success { .. }) => "SuccessRate",
             Self::Failing(_, Fault::Latency { .. }) => "Latency",
             Self::Returning { .. } => "Returning",
@@ -573,6 +604,7 @@ impl fmt::Display for Reason {
         match self {
             Self::PrimaryReady => f.write_str("the primary is ready"),
             Self::NotReady(service) => write!(f, "{service} has no ready endpoints"),
+            Self::Drilled(service) => write!(f, "{service} is left for a drill"),
             Self::Failing(service, fault) => write!(f, "{service} fails: {fault}"),
             Self::Returning { to, step, steps } => write!(f, "{to} is back, step {step} of {steps}"),
             Self::Returned(service) => write!(f, "{service} has returned"),

@@ -63,6 +63,8 @@ pub const FAILOVER_MIN_SUCCESS_RATE: &str = "failover.linkerd.io/min-success-rat
 pub const FAILOVER_MAX_LATENCY: &str = "failover.linkerd.io/max-latency";
 pub const FAILOVER_LATENCY_QUANTILE: &str = "failover.linkerd.io/latency-quantile";
 pub const FAILOVER_MIN_REQUESTS: &str = "failover.linkerd.io/min-requests";
+/// Backends that are left for a drill, and until when (JSON); written by whoever drills, and renewed while they watch.
+pub const FAILOVER_DRILL: &str = "failover.linkerd.io/drill";
 pub const FAILOVER_WINDOW: &str = "failover.linkerd.io/window";
 
 pub const KUBECONFIG_SECRET_TYPE: &str = "mirror.linkerd.io/remote-kubeconfig";

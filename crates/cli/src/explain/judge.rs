@@ -537,6 +537,7 @@ impl Judge<'_> {
             Ok(_) => {
                 self.nobody(seen, behind);
                 self.beyond(behind);
+                self.reasons_beyond(behind);
                 return self.end(part, format!("{} has no endpoints", behind.key.name), false);
             }
             Err(why) => {
@@ -753,6 +754,21 @@ impl Judge<'_> {
                     .attempt("a kubeconfig with a context for that cluster");
             }
         }
+    }
+
+    /// What a gateway would find is why a mirror has no endpoints; no request gets there now.
+    fn reasons_beyond(&mut self, behind: &Behind) {
+        let decisions = self.decision.len();
+        for other in &behind.elsewhere {
+            if let Ok(There {
+                through: Some(through),
+                ..
+            }) = &other.there
+            {
+                self.hop(through, 0.0, &[]);
+            }
+        }
+        self.decision.truncate(decisions);
     }
 
     /// Whether a Service of another cluster is there and may be used from here.
@@ -1076,6 +1092,12 @@ impl Judge<'_> {
                 Outcome::Refused(seen_as)
             }
             Err(Refused::Denied { route, why }) => {
+                // A pod's own loopback is always let in; who has nothing else lets in nobody.
+                let own_route = route.as_ref().is_some_and(|route| !is_default(route));
+                let why = match who.as_str() {
+                    "" if !own_route => Denial::NoAuthorizations,
+                    _ => *why,
+                };
                 let place = match route {
                     Some(route) if !is_default(route) => format!("{server}, {}", source(route)),
                     _ => server,
@@ -1084,9 +1106,8 @@ impl Judge<'_> {
                     "" => format!("{place} lets in nobody"),
                     who => format!("{place} lets in only: {who}"),
                 };
-                let uncertain = identity == ANYBODY && *why != Denial::NoAuthorizations
-                    || *why == Denial::NetworkNotAllowed
-                        && answers.iter().any(|answer| answer.answer.is_ok());
+                let uncertain = identity == ANYBODY && why != Denial::NoAuthorizations
+                    || why == Denial::NetworkNotAllowed && answers.iter().any(|answer| answer.answer.is_ok());
                 if uncertain {
                     let seen_as = "it depends on who asks";
                     self.say(cluster, About::Authorization, subject, Verdict::Warning, seen_as)

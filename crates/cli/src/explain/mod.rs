@@ -96,7 +96,8 @@ fn resource(text: &str) -> Result<Resource, String> {
     }
 }
 
-fn service(text: &str) -> Result<ServiceName, String> {
+/// `svc/NAME`, or the name alone.
+pub(crate) fn service(text: &str) -> Result<ServiceName, String> {
     let name = match text.split_once('/') {
         Some(("svc" | "service" | "services", name)) => name,
         Some((kind, _)) => return Err(format!("{kind:?} is neither svc nor a kind that has pods")),

@@ -553,6 +553,27 @@ fn a_denial_names_the_server_and_whom_it_lets_in() {
 }
 
 #[test]
+fn a_server_without_authorizations_lets_in_nobody_whoever_asks() {
+    let mut seen = well();
+    if let Some(behind) = seen.behind.get_mut(&path("web-svc")) {
+        let mut closed = server("web-http", &[]);
+        closed.authorizations.clear();
+        let target = target("web-1", Some(WEB), closed);
+        behind.pods = BTreeMap::from([(address("10.42.0.9:8080"), target)]);
+    }
+    let line = |who: &str| {
+        format!(
+            "× authorization pod emojivoto/web-1: refuses {who}: no authorization applies to this server (server web-http \
+             lets in nobody)"
+        )
+    };
+    let end = "× 1 refused by pod web-1: no authorization applies to this server";
+    check(&seen, &[&line(BOT), end]);
+    seen.caller = Caller::Anybody;
+    check(&seen, &[&line("every meshed client"), end]);
+}
+
+#[test]
 fn a_denial_behind_the_gateway_is_the_gateways() {
     let mut there = east();
     there.gateways[0].pod.policy = Ok(server("linkerd-gateway", &[WEB]));
@@ -604,6 +625,30 @@ fn a_service_without_ready_endpoints_says_why_its_pods_are_not() {
         let line = format!("× endpoints service emojivoto/web-svc: none is ready ({why})");
         check(&seen(listed), &[&line, "× 1 web-svc has no endpoints"]);
     }
+}
+
+#[test]
+fn a_mirror_without_endpoints_says_why_there_are_none_over_there() {
+    let mut there = east();
+    if let Some(through) = &mut there.through
+        && let Some(behind) = through.behind.get_mut(&path("web-svc"))
+    {
+        behind.peers = Ok(vec![]);
+        behind.listed.ready = 0;
+    }
+    let mut seen = across(mirrored(Ok(there)));
+    if let Some(behind) = seen.behind.get_mut(&path("web-svc-east")) {
+        behind.peers = Ok(vec![]);
+    }
+    check(
+        &seen,
+        &[
+            "× endpoints service emojivoto/web-svc-east: none is ready (a mirror has none while the gateway of east is \
+             dead or service emojivoto/web-svc has no ready pod there)",
+            "× endpoints service emojivoto/web-svc: none is ready (no pod has the labels app=web)",
+            "× 1 web-svc-east has no endpoints",
+        ],
+    );
 }
 
 fn split(weights: &[(&str, u32)], decided: Option<Value>) -> TrafficSplit {

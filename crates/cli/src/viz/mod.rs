@@ -31,7 +31,7 @@ use crate::kube::{ClusterArgs, problem};
 use crate::multicluster::{extension, mesh_values, settings};
 use crate::output::{OutputArgs, ValueArgs, overrides, print, write_out};
 use crate::problem::Problem;
-use source::Source;
+pub(crate) use source::Source;
 
 /// Between two pictures of `--watch`.
 const REPAINT: Duration = Duration::from_secs(2);

@@ -32,14 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Port-forwards at the same time.
 const FORWARDS_MAX: usize = 8;
 
-pub(super) enum Source {
+pub(crate) enum Source {
     Collector(Collector),
     Proxies(Client),
     Prometheus(Client, http::Uri),
 }
 
 /// A collector's pod.
-pub(super) struct Collector {
+pub(crate) struct Collector {
     pods: Api<Object>,
     pod: String,
 }
@@ -91,11 +91,16 @@ impl Source {
         if let Some(url) = &view.prometheus_url {
             return Ok(Self::Prometheus(client.clone(), url.clone()));
         }
-        let collector = Collector::find(client, &view.viz_namespace).await?;
+        Self::near(client, &view.viz_namespace).await
+    }
+
+    /// The collector of this namespace, or else the proxies.
+    pub(crate) async fn near(client: &Client, namespace: &str) -> Result<Self, Problem> {
+        let collector = Collector::find(client, namespace).await?;
         Ok(collector.map_or_else(|| Self::Proxies(client.clone()), Self::Collector))
     }
 
-    pub(super) async fn stat(&mut self, question: &Question) -> Result<Vec<Stat>, Problem> {
+    pub(crate) async fn stat(&mut self, question: &Question) -> Result<Vec<Stat>, Problem> {
         match self {
             Self::Collector(collector) => collector.ask(&Ask::Stat(question.clone())).await,
             _ => {

@@ -96,6 +96,34 @@ fn every_command_line_error_says_what_failed_why_and_what_to_try(world: &World) 
             format!("mc --kubeconfig {kubeconfig} --context west unlink --cluster-name north"),
             "there is no link",
         ),
+        (
+            format!("explain --kubeconfig {kubeconfig} --context north svc/web-svc"),
+            "no context \"north\"",
+        ),
+        (
+            format!(
+                "explain --kubeconfig {kubeconfig} --context west deploy/nobody --to svc/web-svc -n emojivoto"
+            ),
+            "nobody",
+        ),
+        (
+            format!(
+                "drill --kubeconfig {kubeconfig} --context west svc/web-svc -n emojivoto --backend nobody --dry-run"
+            ),
+            "nobody is not a backend of trafficsplit web-svc",
+        ),
+        (
+            format!(
+                "drill --kubeconfig {kubeconfig} --context west svc/web-svc -n emojivoto --cluster north --dry-run"
+            ),
+            "no backend of trafficsplit web-svc is in cluster north",
+        ),
+        (
+            format!(
+                "drill --kubeconfig {kubeconfig} --context west svc/emoji-svc -n emojivoto --cluster east --dry-run"
+            ),
+            "no TrafficSplit",
+        ),
         (format!("inject {}", path("none")), "No such file"),
         (
             install("text", "issuer.crt", "issuer.key"),

@@ -10,6 +10,7 @@ mod check;
 mod clusters;
 mod dashboard;
 mod demo;
+mod drill;
 mod entry;
 mod explain;
 mod failover;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         policy::TESTS,
         recovery::TESTS,
         failover::TESTS,
+        drill::TESTS,
         multicluster::TESTS,
         upgrade::TESTS,
         rotation::TESTS,

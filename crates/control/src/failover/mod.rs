@@ -7,6 +7,7 @@
 //! beyond it is in `docs/failover.md`.
 
 mod apply;
+mod drill;
 mod health;
 mod plan;
 mod settings;
@@ -32,6 +33,8 @@ use apply::Subject;
 use health::Monitor;
 use plan::{Decision, Slice, Snapshot};
 
+pub use drill::{DRILL_MAX, Drill, Forecast, forecast};
+pub use settings::Settings;
 pub use status::{Absence, Returning, Status};
 
 const ADMIN_PORT: u16 = 8080;

@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Endpoints;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
+use super::drill::Drill;
 use super::settings::Settings;
 use super::status::Status;
 use crate::observe::{Key, View};
@@ -107,7 +108,7 @@ pub(crate) fn judged(splits: &View<TrafficSplit>) -> BTreeSet<Key> {
     services.collect()
 }
 
-fn decide(
+pub(super) fn decide(
     key: &Key,
     split: &TrafficSplit,
     is_ready: &dyn Fn(&Key) -> bool,
@@ -119,8 +120,15 @@ fn decide(
         mut policy,
         window,
         quantile,
-        mistakes,
+        mut mistakes,
     } = Settings::parse(&annotations);
+    let drill = match Drill::of(&annotations, now) {
+        Ok(drill) => drill,
+        Err(mistake) => {
+            mistakes.push(mistake);
+            None
+        }
+    };
     policy.primary = match annotations.get(keys::FAILOVER_PRIMARY) {
         Some(name) => Some(
             name.parse()
@@ -141,6 +149,9 @@ fn decide(
             let place = Key::new(&key.namespace, &backend.service);
             Ok(Member {
                 remembered: remembered.get(&service).copied(),
+                drilled: drill
+                    .as_ref()
+                    .is_some_and(|drill| drill.backends.contains(&backend.service)),
                 service,
                 weight: backend.weight.0,
                 ready: is_ready(&place),
@@ -153,12 +164,20 @@ fn decide(
     let before = annotations
         .get(keys::FAILOVER_STATUS)
         .and_then(|text| Status::parse(text)?.state());
-    let plan = failover::plan(&policy, &members, before.as_ref(), now);
+    let mut plan = failover::plan(&policy, &members, before.as_ref(), now);
     let first = members.first().map(|member| member.service.clone());
     let patch = plan.change.as_ref().map(|reason| {
         let status = Status::new(&plan.state, policy.return_steps, reason);
-        patch(split, &members, &plan, &status, &remembered)
+        let mut patch = patch(split, &members, &plan, &status, &remembered);
+        // Over, or over for want of a stand-in: it must not go on when that is back.
+        if plan.drill != failover::Drill::Held && annotations.contains_key(keys::FAILOVER_DRILL) {
+            patch["metadata"]["annotations"][keys::FAILOVER_DRILL] = Value::Null;
+        }
+        patch
     });
+    if let Some(end) = drill.map(|drill| SystemTime::from(drill.until)) {
+        plan.due = Some(plan.due.map_or(end, |due| due.min(end)));
+    }
     Ok(Decision {
         patch,
         primary: policy.primary.or(first),
@@ -219,7 +238,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// Reads `split NAME [primary=S] [weights=JSON] [status=JSON] [success=SHARE] BACKEND:WEIGHT...`, `endpoints NAME ready|unready` and
+    /// Reads `split NAME [primary=S] [weights=JSON] [status=JSON] [success=SHARE] [drill=JSON] BACKEND:WEIGHT...`, `endpoints NAME ready|unready` and
     /// `slice SERVICE ready|unready`.
     fn snapshot(scenario: &str) -> Snapshot {
         let mut snapshot = Snapshot::default();
@@ -242,6 +261,8 @@ mod tests {
                             annotations.insert(keys::FAILOVER_WEIGHTS.to_owned(), weights.to_owned());
                         } else if let Some(status) = word.strip_prefix("status=") {
                             annotations.insert(keys::FAILOVER_STATUS.to_owned(), status.to_owned());
+                        } else if let Some(drill) = word.strip_prefix("drill=") {
+                            annotations.insert(keys::FAILOVER_DRILL.to_owned(), drill.to_owned());
                         } else if let Some(rate) = word.strip_prefix("success=") {
                             annotations.insert(keys::FAILOVER_MIN_SUCCESS_RATE.to_owned(), rate.to_owned());
                         } else {
@@ -324,6 +345,56 @@ mod tests {
             "web: web:0 web-east:1 NotReady",
         );
         check(&format!("{split}\n endpoints web ready"), "web: stays");
+    }
+
+    fn drilled(until: &str, web_east: &str) -> String {
+        format!(
+            "split web primary=web drill={{\"backends\":[\"web\"],\"until\":\"{until}\"}} web:1 web-east:0
+             endpoints web ready
+             endpoints web-east {web_east}"
+        )
+    }
+
+    #[test]
+    fn a_drill_is_a_failure_with_an_end() {
+        let during = drilled("1970-01-01T00:00:10Z", "ready");
+        check(&during, "web: web:0 web-east:1 Drill");
+        let snapshot = snapshot(&during);
+        let plan = plan(&snapshot, &|_, _, _| None, NOW);
+        let decision = plan.values().next().unwrap().as_ref().unwrap();
+        assert_eq!(decision.plan.due, Some(NOW + Duration::from_secs(10)));
+        let annotations = &decision.patch.as_ref().unwrap()["metadata"]["annotations"];
+        assert_eq!(annotations.get(keys::FAILOVER_DRILL), None, "it goes on");
+        check(&drilled("1970-01-01T00:00:00Z", "ready"), "web: stays");
+        check(&drilled("1970-01-01T00:00:10Z", "unready"), "web: stays");
+    }
+
+    #[test]
+    fn nobody_can_drill_for_longer_than_somebody_watches() {
+        let snapshot = snapshot(&drilled("1970-01-01T01:00:00Z", "ready"));
+        let plan = plan(&snapshot, &|_, _, _| None, NOW);
+        let decision = plan.values().next().unwrap().as_ref().unwrap();
+        assert_eq!(decision.patch, None);
+        assert_eq!(
+            decision.mistakes,
+            ["annotation failover.linkerd.io/drill ends more than 120 s from now: nobody drills"]
+        );
+    }
+
+    #[test]
+    fn a_drill_that_is_over_is_forgotten_with_the_next_change() {
+        let over = "split web primary=web drill={\"backends\":[\"web\"],\"until\":\"1969-12-31T23:59:59Z\"} web:0 \
+                    web-east:1\n endpoints web ready";
+        let plan = plan(&snapshot(over), &|_, _, _| None, NOW);
+        let decision = plan.values().next().unwrap().as_ref().unwrap();
+        let annotations = &decision.patch.as_ref().unwrap()["metadata"]["annotations"];
+        assert_eq!(annotations[keys::FAILOVER_DRILL], Value::Null);
+        assert!(
+            annotations
+                .as_object()
+                .unwrap()
+                .contains_key(keys::FAILOVER_DRILL)
+        );
     }
 
     #[test]

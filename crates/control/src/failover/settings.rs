@@ -20,7 +20,7 @@ const QUANTILE: f64 = 0.95;
 const REQUESTS_MIN: u64 = 20;
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Settings {
+pub struct Settings {
     pub policy: Policy,
     /// Over which time requests are counted.
     pub window: Duration,
@@ -32,7 +32,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Without the primary, which isn't optional.
-    pub(crate) fn parse(annotations: &BTreeMap<String, String>) -> Self {
+    pub fn parse(annotations: &BTreeMap<String, String>) -> Self {
         let mut reader = Reader {
             annotations,
             mistakes: Vec::new(),

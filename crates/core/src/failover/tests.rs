@@ -25,6 +25,7 @@ impl Story {
                 remembered: None,
                 ready: true,
                 measured: None,
+                drilled: false,
             }
         };
         Self {
@@ -53,6 +54,11 @@ impl Story {
             failures,
             latency: None,
         });
+        self
+    }
+
+    fn drilled(&mut self, service: &str, drilled: bool) -> &mut Self {
+        self.member(service).drilled = drilled;
         self
     }
 
@@ -117,6 +123,60 @@ fn traffic_leaves_an_unready_primary_at_once_and_returns_in_steps() {
     story.after(8).expect("4/1: web is back, step 4 of 5");
     story.after(8).expect("1/0: web has returned");
     story.after(99).expect("1/0: stays");
+}
+
+#[test]
+fn a_drill_moves_traffic_like_a_failure_and_gives_it_back_in_steps_without_a_dwell() {
+    let mut story = Story::new("web:1 web-east:0");
+    story.expect("1/0: stays");
+    story
+        .after(60)
+        .drilled("web", true)
+        .expect("0/1: web is left for a drill");
+    assert_eq!(story.look().drill, Drill::Held);
+    story.after(60).expect("0/1: stays");
+    story
+        .drilled("web", false)
+        .expect("1/4: web is back, step 1 of 5");
+    story.after(8).expect("2/3: web is back, step 2 of 5");
+    story.after(8).expect("3/2: web is back, step 3 of 5");
+    story.after(8).expect("4/1: web is back, step 4 of 5");
+    story.after(8).expect("1/0: web has returned");
+}
+
+#[test]
+fn a_drill_does_not_begin_where_nobody_could_stand_in() {
+    let mut story = Story::new("web:1 web-east:0");
+    story.ready("web-east", false).expect("1/0: stays");
+    story.drilled("web", true).expect("1/0: stays");
+    assert_eq!(story.look().drill, Drill::Broken);
+    story.drilled("web-east", true).ready("web-east", true);
+    story.expect("1/0: stays");
+}
+
+#[test]
+fn a_drill_ends_at_once_when_the_stand_in_fails() {
+    let mut story = Story::new("web:1 web-east:0");
+    story.expect("1/0: stays");
+    story
+        .after(60)
+        .drilled("web", true)
+        .expect("0/1: web is left for a drill");
+    story
+        .after(5)
+        .ready("web-east", false)
+        .expect("1/0: web-east has no ready endpoints");
+    assert_eq!(story.look().drill, Drill::Broken);
+    // The stand-in stays away for its dwell, as always.
+    story.after(5).ready("web-east", true).expect("1/0: stays");
+
+    let mut story = Story::new("web:1 web-east:0");
+    story.policy.thresholds.success_min = Some(0.9);
+    story.drilled("web", true).step();
+    story
+        .after(5)
+        .measured("web-east", 100, 50)
+        .expect("1/0: web-east fails: 50.0 % of 100 requests succeeded, wanted are 90 %");
 }
 
 #[test]
@@ -422,6 +482,7 @@ fn group() -> impl Strategy<Value = Story> {
             remembered: None,
             ready,
             measured: None,
+            drilled: false,
         };
         Story {
             policy,
@@ -472,6 +533,26 @@ proptest! {
                     prop_assert!(member.ready || weight.is_zero(), "{member:?}");
                 }
                 prop_assert!(plan.weights.iter().any(|weight| !weight.is_zero()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_drill_takes_traffic_only_from_whom_it_names_and_never_from_everybody(
+        mut story in group(), happenings in prop::collection::vec((happening(), 0usize..4, any::<bool>()), 0..40),
+    ) {
+        for (happening, index, drilled) in &happenings {
+            story.happen(happening);
+            let count = story.members.len();
+            story.members[index % count].drilled = *drilled;
+            let plan = story.step();
+            let members = || story.members.iter().zip(&plan.weights);
+            if plan.drill == Drill::Held {
+                prop_assert!(members().all(|(member, weight)| !member.drilled || weight.is_zero()));
+                prop_assert!(members().any(|(member, weight)| member.ready && !weight.is_zero()));
+            }
+            if story.members.iter().any(|member| member.ready) {
+                prop_assert!(members().any(|(member, weight)| member.ready && !weight.is_zero()));
             }
         }
     }
@@ -593,6 +674,7 @@ proptest! {
             remembered: None,
             ready: index > 0,
             measured: None,
+            drilled: false,
         }).collect();
         story.step();
         story.ready("m0", true);
