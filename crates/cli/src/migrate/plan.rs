@@ -403,8 +403,8 @@ impl Seen<'_> {
                 ),
                 "viz" => (
                     Verdict::Changed,
-                    "replaced: hawser viz has no Prometheus of its own and no tap; prometheus-config holds a scrape \
-                     configuration with Linkerd's labels",
+                    "replaced: hawser viz has no Prometheus of its own (prometheus-config holds a scrape configuration with \
+                     Linkerd's labels), and `linkerd viz tap` is `hawser viz tap`",
                 ),
                 "failover" => (
                     Verdict::Changed,

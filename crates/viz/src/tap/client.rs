@@ -141,7 +141,15 @@ mod tests {
     /// What is heard when the other side sends these pieces.
     async fn heard(pieces: &'static [&'static str]) -> Vec<Result<Line, String>> {
         let (near, far) = tokio::io::duplex(64);
-        let service = service_fn(move |_| async move {
+        let service = service_fn(move |request: http::Request<Incoming>| async move {
+            // As whoever answers it does, before anything is told.
+            let asked = request
+                .into_body()
+                .collect()
+                .await
+                .expect("a question")
+                .to_bytes();
+            assert!(serde_json::from_slice::<Ask>(&asked).is_ok());
             let frames = pieces
                 .iter()
                 .map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::from(*piece))));
