@@ -3,7 +3,8 @@
 //! have module files of their own there: `1.30.mod` is the oldest that is supported.
 //!
 //! Go compiles some two thousand packages, about ten minutes of two cores; what is there and belongs to the module as
-//! it is now is not built again. A machine that has the programs names their directory in `KUBEBUILDER_ASSETS`.
+//! it is now is not built again. `--nodes` adds kubelet and kube-proxy. A machine that has the programs names their
+//! directory in `KUBEBUILDER_ASSETS`.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -13,10 +14,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-pub(crate) const USAGE: &str = "kubernetes build [--version MINOR] | kubernetes conformance [--record]";
+pub(crate) const USAGE: &str =
+    "kubernetes build [--nodes | --version MINOR] | kubernetes conformance [--record]";
 
-/// Each program and the package that it is built from.
-const PROGRAMS: [(&str, &str); 4] = [
+/// A program and the package that it is built from.
+type Program = (&'static str, &'static str);
+
+const PROGRAMS: &[Program] = &[
     ("etcd", "go.etcd.io/etcd/server/v3"),
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
     (
@@ -25,14 +29,20 @@ const PROGRAMS: [(&str, &str); 4] = [
     ),
     ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
 ];
+/// What runs on nodes.
+const NODE_PROGRAMS: &[Program] = &[
+    ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+    ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+];
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 const PROGRESS_EVERY: Duration = Duration::from_secs(15);
 
 pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match *arguments {
-        ["build"] => show(&programs(workspace)?),
-        ["build", "--version", minor] => show(&build(workspace, &format!("{minor}.mod"))?),
+        ["build"] => show(&programs(workspace, PROGRAMS)?),
+        ["build", "--nodes"] => show(&programs(workspace, &[PROGRAMS, NODE_PROGRAMS].concat())?),
+        ["build", "--version", minor] => show(&build(workspace, &format!("{minor}.mod"), PROGRAMS)?),
         ["conformance"] => conformance(workspace, false),
         ["conformance", "--record"] => conformance(workspace, true),
         _ => bail!("usage: cargo xtask {USAGE}"),
@@ -40,16 +50,16 @@ pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
 }
 
 /// The directory of the programs, which are built if they are not there.
-fn programs(workspace: &Path) -> Result<PathBuf> {
+fn programs(workspace: &Path, programs: &[Program]) -> Result<PathBuf> {
     if let Some(assets) = std::env::var_os(ASSETS).filter(|assets| !assets.is_empty()) {
         let assets = PathBuf::from(assets);
-        let absent = PROGRAMS.iter().find(|(name, _)| !assets.join(name).is_file());
+        let absent = programs.iter().find(|(name, _)| !assets.join(name).is_file());
         if let Some((name, _)) = absent {
             bail!("{ASSETS} is {}, where there is no {name}", assets.display());
         }
         return Ok(assets);
     }
-    let dir = build(workspace, "go.mod")?;
+    let dir = build(workspace, "go.mod", programs)?;
     let current = dir.with_file_name("current");
     if fs::read_link(&current).ok().as_deref() != dir.file_name().map(Path::new) {
         let _ = fs::remove_file(&current);
@@ -64,7 +74,7 @@ fn show(dir: &Path) -> Result<()> {
 
 /// Asks a cluster of Kubernetes and the sandbox the same, and compares; or records what Kubernetes answers.
 fn conformance(workspace: &Path, record: bool) -> Result<()> {
-    let programs = programs(workspace)?;
+    let programs = programs(workspace, PROGRAMS)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(workspace)
@@ -89,26 +99,32 @@ fn version(go_mod: &str) -> Result<String> {
     Ok(version.to_owned())
 }
 
-fn build(workspace: &Path, mod_file: &str) -> Result<PathBuf> {
+fn build(workspace: &Path, mod_file: &str, programs: &[Program]) -> Result<PathBuf> {
     let mod_file = workspace.join("tests/kubernetes").canonicalize()?.join(mod_file);
     let required =
         fs::read_to_string(&mod_file).with_context(|| format!("reading {}", mod_file.display()))?;
     let version = version(&required)?;
     let dir = workspace.join("target/tools/kubernetes").join(&version);
-    fs::create_dir_all(&dir)?;
-    let dir = dir.canonicalize()?;
     // What the programs were built from: a change builds them again, where Go's own cache makes that short.
     let wanted = required + &fs::read_to_string(mod_file.with_extension("sum"))?;
     let stamp = dir.join("built-from");
-    let complete = PROGRAMS.iter().all(|(name, _)| dir.join(name).is_file());
-    if complete && fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
+    if fs::read_to_string(&stamp).is_ok_and(|built| built != wanted) {
+        fs::remove_dir_all(&dir)?;
+    }
+    fs::create_dir_all(&dir)?;
+    let dir = dir.canonicalize()?;
+    fs::write(&stamp, wanted)?;
+    let absent: Vec<_> = programs
+        .iter()
+        .filter(|(name, _)| !dir.join(name).is_file())
+        .collect();
+    if absent.is_empty() {
         say(&format!("Kubernetes {version} is built already"))?;
     } else {
         let began = Instant::now();
-        for (name, package) in PROGRAMS {
+        for (name, package) in absent {
             go_build(&mod_file, &version, name, package, &dir)?;
         }
-        fs::write(&stamp, wanted)?;
         let seconds = began.elapsed().as_secs();
         say(&format!("Kubernetes {version} is built, in {seconds} s"))?;
     }

@@ -315,7 +315,8 @@ impl<'a> Rollout<'a> {
     }
 
     fn plan_status(&self, plan: &mut Plan, revision: i64) {
-        // A generation was observed when its ReplicaSet is there: whoever reads the one finds the revision too.
+        // A generation was observed when its ReplicaSet is there and its revision is written: whoever reads the one
+        // finds the other too.
         if self.new.is_none() && self.spec.paused != Some(true) {
             return;
         }
@@ -324,6 +325,8 @@ impl<'a> Rollout<'a> {
         if self.new.is_some() && current[REVISION] != number.as_str() {
             let patch = json!({ "metadata": { "annotations": { REVISION: number } } });
             plan.patch(&self.scope, self.scope.clone(), patch);
+            // Writes of one plan may overtake each other, so the status comes with the next.
+            return;
         }
         let status = |set: &ReplicaSet| set.status.clone().unwrap_or_default();
         let total: i64 = self.sets().map(|set| i64::from(status(set).replicas)).sum();
