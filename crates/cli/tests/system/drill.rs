@@ -94,5 +94,6 @@ fn a_drill_moves_votes_as_forecast_and_gives_them_back_also_when_it_is_killed(wo
         "{:.1} s from a killed drill to weights as before",
         began.elapsed().as_secs_f64()
     ));
-    world.kubectl("west", &format!("{annotate} failover.linkerd.io/return-over-"));
+    // As the demo has it, for the tests that follow.
+    world.kubectl("west", &format!("{annotate} failover.linkerd.io/return-over=2s"));
 }
