@@ -135,7 +135,9 @@ fn plausible(line: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damage::damaged;
     use proptest::prelude::*;
+    use proptest::sample::select;
 
     fn hello(name: &str) -> Vec<u8> {
         let mut connection = rustls::ClientConnection::new(
@@ -187,6 +189,14 @@ mod tests {
         }
     }
 
+    /// What rustls makes of the same bytes, if it takes them for a ClientHello with a server's name.
+    fn seen_by_rustls(mut bytes: &[u8]) -> Option<String> {
+        let mut acceptor = rustls::server::Acceptor::default();
+        acceptor.read_tls(&mut bytes).ok()?;
+        let accepted = acceptor.accept().ok()??;
+        accepted.client_hello().server_name().map(str::to_owned)
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_detection_panic_or_wait_for_ever(bytes in proptest::collection::vec(any::<u8>(), 0..HELLO_MAX + 64)) {
@@ -199,11 +209,32 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_hello_never_panics(at in 0usize..600, value in any::<u8>()) {
-            let mut bytes = hello("web.example");
-            let at = at % bytes.len();
-            bytes[at] = value;
-            let _ = tls(&bytes);
+        fn the_servers_name_is_the_one_that_a_tls_library_sees(
+            bytes in damaged("([a-z0-9-]{1,30}\\.){0,4}[a-z]{1,20}".prop_filter("a name", |name| !name.starts_with('-')
+                && !name.contains(".-") && !name.contains("-.")).prop_map(|name| hello(&name))),
+        ) {
+            if let (Tls::Sni(ours), Some(theirs)) = (tls(&bytes), seen_by_rustls(&bytes)) {
+                prop_assert!(ours.eq_ignore_ascii_case(&theirs), "{ours} {theirs}");
+            }
+        }
+
+        #[test]
+        fn a_verdict_is_the_same_however_much_has_come(
+            bytes in damaged(prop_oneof![
+                Just(hello("web.example")),
+                select(vec![
+                    "GET /a?b HTTP/1.1\r\nhost: a\r\n\r\n", "POST /a HTTP/1.0\n\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0",
+                    "SSH-2.0-OpenSSH\r\n", "*1\r\n$4\r\nPING\r\n", "EHLO mail\r\n",
+                ]).prop_map(|text| text.as_bytes().to_vec()),
+            ]),
+        ) {
+            let mut verdicts = (Tls::More, Http::More);
+            for end in 0..=bytes.len() {
+                let now = (tls(&bytes[..end]), http(&bytes[..end]));
+                prop_assert!(verdicts.0 == Tls::More || verdicts.0 == now.0, "{verdicts:?} {now:?}");
+                prop_assert!(verdicts.1 == Http::More || verdicts.1 == now.1, "{verdicts:?} {now:?}");
+                verdicts = now;
+            }
         }
     }
 }

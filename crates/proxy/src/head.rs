@@ -251,6 +251,7 @@ impl Scanner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damage::{cuts, damaged, pieces};
     use proptest::prelude::*;
 
     fn fault(text: &str, pieces: usize) -> Option<&'static str> {
@@ -259,7 +260,42 @@ mod tests {
         faults.fold(None, Option::or)
     }
 
+    /// The lines of the heads that begin a connection, with their ends, up to the first body.
+    fn heads(text: &[u8]) -> Vec<&[u8]> {
+        let (mut framed, mut lines) = (false, Vec::new());
+        for line in text.split_inclusive(|byte| *byte == b'\n') {
+            if let Some(colon) = line.iter().position(|byte| *byte == b':') {
+                let name = line[..colon].iter().copied().filter(|byte| *byte != b'\r');
+                let name = name.collect::<Vec<_>>().to_ascii_lowercase();
+                framed |= name == LENGTH || name == CODING;
+            }
+            lines.push(line);
+            if framed && line.trim_ascii().is_empty() {
+                break;
+            }
+        }
+        lines
+    }
+
     proptest! {
+        #[test]
+        fn a_damaged_head_is_judged_alike_in_any_pieces_and_no_bare_line_feed_is_missed(
+            text in damaged((
+                proptest::collection::vec(proptest::sample::select(vec![
+                    "GET / HTTP/1.1\r\n", "x: y\r\n", "Content-Length: 3\r\n", "transfer-encoding: chunked\r\n", "x\n", "\r\n", "abc",
+                ]), 0..9)
+            ).prop_map(|lines| lines.concat().into_bytes())),
+            cuts in cuts(),
+        ) {
+            let whole = Scanner::default().fault(&text);
+            let mut scanner = Scanner::default();
+            let faults = pieces(&text, &cuts).into_iter().map(|piece| scanner.fault(piece));
+            let faults: Vec<_> = faults.collect();
+            prop_assert_eq!(faults.into_iter().fold(None, Option::or), whole);
+            let bare = heads(&text).iter().any(|line| line.ends_with(b"\n") && !line.ends_with(b"\r\n"));
+            prop_assert!(!bare || whole.is_some(), "{:?}", String::from_utf8_lossy(&text));
+        }
+
         #[test]
         fn what_is_wrong_with_a_head_is_seen_however_it_arrives(pieces in 1usize..80) {
             let (both, bare) = (Some("content-length and transfer-encoding"), Some("a line feed without carriage return"));

@@ -149,6 +149,7 @@ fn dns_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damage::{cuts, damaged, pieces};
     use proptest::prelude::*;
 
     #[test]
@@ -207,12 +208,36 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_the_header_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut framed = BytesMut::from(PREFACE);
-            framed.put_u32(bytes.len() as u32);
-            framed.extend_from_slice(&bytes);
-            let _ = Header::decode(&mut framed);
-            let _ = Header::decode(&mut BytesMut::from(&bytes[..]));
+        fn a_damaged_header_is_read_alike_in_any_pieces_and_means_what_it_says(
+            bytes in damaged(prop_oneof![
+                (1u16.., "[a-z.]{0,30}", 0..3_usize).prop_map(|(port, name, session)| {
+                    let session = [Session::Opaque, Session::Http1, Session::Http2][session];
+                    Header { port, name: Some(name), session }.encode().to_vec()
+                }),
+                proptest::collection::vec(any::<u8>(), 0..200).prop_map(|message| {
+                    [PREFACE, &(message.len() as u32).to_be_bytes(), &message].concat()
+                }),
+            ]),
+            cuts in cuts(),
+        ) {
+            let whole = Header::decode(&mut BytesMut::from(&bytes[..]));
+            let (mut read, mut found) = (BytesMut::new(), Ok(None));
+            for piece in pieces(&bytes, &cuts) {
+                read.extend_from_slice(piece);
+                if found == Ok(None) {
+                    let before = read.clone();
+                    found = Header::decode(&mut read);
+                    if found == Ok(None) {
+                        prop_assert_eq!(&read, &before, "untouched");
+                        prop_assert!(read.len() < PREFACE.len() + 4 + LENGTH_MAX);
+                    }
+                }
+            }
+            prop_assert_eq!(&found, &whole);
+            if let Ok(Some(header)) = whole {
+                prop_assert!(header.port > 0 && header.name.as_deref().is_none_or(dns_name));
+                prop_assert_eq!(Header::decode(&mut BytesMut::from(&header.encode()[..])), Ok(Some(header)));
+            }
         }
     }
 }

@@ -14,6 +14,8 @@ mod body;
 mod bond;
 mod config;
 mod control_client;
+#[cfg(test)]
+mod damage;
 pub mod decision;
 mod detect;
 mod discover;

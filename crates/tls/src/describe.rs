@@ -293,10 +293,14 @@ fn dump(bytes: &[u8], mut line: impl FnMut(&str)) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use proptest::sample::Index;
     use rustls_pki_types::pem::PemObject;
 
     use super::*;
-    use crate::{Validity, create_issuer, create_root};
+    use crate::{Issuer, PrivateKey, Validity, create_issuer, create_root, csr, peer_identity};
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)
@@ -309,7 +313,7 @@ mod tests {
             not_after: at(1_800_086_400),
         };
         let root = create_root("root.linkerd.cluster.local", validity).unwrap();
-        let root_issuer = crate::Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
+        let root_issuer = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
         let issuer = create_issuer("identity.linkerd.cluster.local", &root_issuer, validity).unwrap();
         let der = CertificateDer::from_pem_slice(issuer.certificate_pem.as_bytes()).unwrap();
         let description = Description::of(&der).unwrap();
@@ -345,5 +349,34 @@ mod tests {
     #[test]
     fn what_is_not_a_certificate_is_not_described() {
         assert!(Description::of(&CertificateDer::from(b"nonsense".as_slice())).is_err());
+    }
+    proptest! {
+        #[test]
+        fn no_damage_to_a_certificate_makes_its_readers_panic(
+            changes in proptest::collection::vec((any::<Index>(), any::<u8>()), 0..6), cut in proptest::option::weighted(0.1, any::<Index>()),
+        ) {
+            static VALID: LazyLock<Vec<u8>> = LazyLock::new(|| {
+                let validity = Validity { not_before: at(1_800_000_000), not_after: at(1_800_086_400) };
+                let root = create_root("root.linkerd.cluster.local", validity).unwrap();
+                let root = Issuer::from_pem(&root.certificate_pem, &root.key.to_pem()).unwrap();
+                let key = PrivateKey::generate().unwrap();
+                let name = "web.ns.serviceaccount.identity.linkerd.cluster.local".parse().unwrap();
+                let request = csr(&key, &name).unwrap();
+                let hour = Duration::from_secs(3_600);
+                root.issue(&request, &name, hour, hour, at(1_800_003_600)).unwrap().leaf.to_vec()
+            });
+            let mut bytes = VALID.clone();
+            for (at, byte) in &changes {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            let certificate = CertificateDer::from(bytes);
+            let _ = Description::of(&certificate);
+            let identity = peer_identity(&certificate);
+            prop_assert!(!changes.is_empty() || cut.is_some() || identity.is_some());
+        }
     }
 }

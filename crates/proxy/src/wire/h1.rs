@@ -6,11 +6,14 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
 
+use crate::worker::HEAD_MAX;
+
 /// Headers of most messages. Places for more are only made for those that have more: they would cost each message the
 /// clearing of some KiB.
 const HEADERS: usize = 24;
 const HEADERS_MAX: usize = 128;
-/// A chunk's size and extensions, or all trailers.
+/// A chunk's size and extensions, or all trailers. What is longer is refused even if it comes at once: what a message
+/// means never depends on how it arrives.
 const LINE_MAX: usize = 8 << 10;
 
 /// Requests with more content than this are passed on while it comes.
@@ -51,9 +54,9 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes
     let mut headers = [httparse::EMPTY_HEADER; N];
     let mut parsed = httparse::Request::new(&mut headers);
     let length = match parsed.parse(read) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Err(Lack::Head),
-        Err(_) => return Err(Lack::Odd),
+        Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
+        Ok(httparse::Status::Partial) if read.len() < HEAD_MAX => return Err(Lack::Head),
+        Ok(_) | Err(_) => return Err(Lack::Odd),
     };
     let (Some(method), Some(path), Some(1)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Lack::Odd);
@@ -91,8 +94,8 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes
             _ => Lack::Odd,
         });
     }
-    // Nothing is odd any more: now the bytes are taken, and values refer to them.
-    let head = take_off(read, length);
+    // Values refer to a copy: what turns out to be odd only now is still there, whole, for the library.
+    let head = Bytes::copy_from_slice(read.get(..length).unwrap_or_default());
     let slice = |(start, length): (usize, usize)| head.slice(start..start + length);
     let mut map = HeaderMap::with_capacity(count + 2);
     for ((start, length), value) in places.into_iter().take(count) {
@@ -105,6 +108,7 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes
     *request.method_mut() = method;
     *request.uri_mut() = path.into();
     *request.headers_mut() = map;
+    read.advance(length);
     Ok((request, take_off(read, content)))
 }
 
@@ -168,9 +172,9 @@ fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Optio
     let mut headers = [httparse::EMPTY_HEADER; N];
     let mut parsed = httparse::Response::new(&mut headers);
     let length = match parsed.parse(read) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(Odd),
+        Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
+        Ok(httparse::Status::Partial) if read.len() < HEAD_MAX => return Ok(None),
+        Ok(_) | Err(_) => return Err(Odd),
     };
     let (Some(code), Some(minor)) = (parsed.code, parsed.version) else {
         return Err(Odd);
@@ -286,9 +290,9 @@ impl Framing {
                 match chunk {
                     Chunk::Size => {
                         let (skip, size) = match chunk_size(read)? {
-                            Some(found) => found,
+                            Some(found) if found.0 <= LINE_MAX => found,
                             None if read.len() < LINE_MAX => return Ok(Next::More),
-                            None => return Err(Odd),
+                            _ => return Err(Odd),
                         };
                         read.advance(skip);
                         *chunk = match size {
@@ -309,7 +313,9 @@ impl Framing {
                     Chunk::Trailers => {
                         let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
                         let (skip, trailers) = match httparse::parse_headers(read, &mut fields) {
-                            Ok(httparse::Status::Complete((skip, fields))) if whole_lines(read, skip) => {
+                            Ok(httparse::Status::Complete((skip, fields)))
+                                if skip <= LINE_MAX && whole_lines(read, skip) =>
+                            {
                                 (skip, owned(fields)?)
                             }
                             Ok(httparse::Status::Partial) if read.len() < LINE_MAX => return Ok(Next::More),
@@ -454,7 +460,9 @@ pub(super) fn put_chunk(data: &[u8], out: &mut BytesMut) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damage::{cuts, damaged, pieces};
     use proptest::prelude::*;
+    use proptest::sample::{Index, select};
 
     fn told(text: &str) -> Result<String, Lack> {
         let mut read = BytesMut::from(text);
@@ -523,6 +531,8 @@ mod tests {
             "POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\na",
             "POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\na",
             "GET / HTTP/1.1\r\nx: a\rb\r\n\r\n",
+            "GET /<a> HTTP/1.1\r\n\r\n",
+            "POST /`?< HTTP/1.1\r\ncontent-length: 18\r\n\r\nGET / HTTP/1.1\r\n\r\n",
             "\0",
         ] {
             assert_eq!(told(text), Err(Lack::Odd), "{text:?}");
@@ -632,10 +642,270 @@ mod tests {
         }
     }
 
+    /// Lines of a head, of which some decide what the rest means.
+    fn head(first: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+        let usual = "[a-zA-Z-]{1,9}: [ -~]{0,20}".prop_map(|field| field.trim_end().to_owned());
+        let special = select(vec![
+            "Content-Length: 3",
+            "content-length: 0",
+            "content-length: 03",
+            "Transfer-Encoding: chunked",
+            "connection: keep-alive",
+            "Connection: close",
+            "te: trailers",
+            "expect: 100-continue",
+            "upgrade: h2c",
+            "host: a",
+        ]);
+        let field = prop_oneof![3 => usual, 1 => special.prop_map(str::to_owned)];
+        let content = select(vec![
+            "",
+            "abc",
+            "abcGET / HTTP/1.1\r\n\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+        ]);
+        (select(first), proptest::collection::vec(field, 0..30), content).prop_map(
+            |(first, fields, content)| {
+                format!(
+                    "{first}\r\n{}\r\n{content}",
+                    fields
+                        .iter()
+                        .map(|field| format!("{field}\r\n"))
+                        .collect::<String>()
+                )
+                .into_bytes()
+            },
+        )
+    }
+
+    type Plain = (Method, String, Vec<(HeaderName, HeaderValue)>, Bytes);
+
+    fn plain<B>(request: &Request<B>, content: Bytes) -> Plain {
+        let headers = request.headers().iter();
+        let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
+        (
+            request.method().clone(),
+            request.uri().to_string(),
+            headers.collect(),
+            content,
+        )
+    }
+
+    fn read_request(read: &mut BytesMut) -> Result<Plain, Lack> {
+        request(read).map(|(request, content)| plain(&request, content))
+    }
+
+    /// The first request that the library sees in the same bytes.
+    fn read_by_library(bytes: &[u8]) -> Option<Plain> {
+        use http_body_util::{BodyExt as _, Empty};
+        use tokio::io::AsyncWriteExt as _;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let first = std::cell::RefCell::new(None);
+        runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(64 << 10);
+            client.write_all(bytes).await.unwrap();
+            client.shutdown().await.unwrap();
+            let service = hyper::service::service_fn(async |asked: Request<hyper::body::Incoming>| {
+                let (head, body) = asked.into_parts();
+                let content = body.collect().await?.to_bytes();
+                *first.borrow_mut() = Some(plain(&Request::from_parts(head, ()), content));
+                Ok::<_, hyper::Error>(http::Response::new(Empty::<Bytes>::new()))
+            });
+            let _ = hyper::server::conn::http1::Builder::new()
+                .keep_alive(false)
+                .half_close(true)
+                .serve_connection(hyper_util::rt::TokioIo::new(server), service)
+                .await;
+        });
+        first.into_inner()
+    }
+
+    /// Everything of a body, and how it ended: `None` wants more. `Err` behind what came before it.
+    fn read_body(
+        framing: Framing,
+        pieces: &[&[u8]],
+    ) -> (Vec<u8>, Option<HeaderMap>, Result<bool, Odd>, BytesMut) {
+        let (mut framing, mut read) = (framing, BytesMut::new());
+        let (mut all, mut trailers, mut ended) = (Vec::new(), None, Ok(false));
+        for piece in pieces {
+            read.extend_from_slice(piece);
+            while ended == Ok(false) {
+                match framing.next(&mut read) {
+                    Ok(Next::Data(data)) => all.extend_from_slice(&data),
+                    Ok(Next::Trailers(found)) => trailers = Some(found),
+                    Ok(Next::End) => ended = Ok(true),
+                    Ok(Next::More) => break,
+                    Err(Odd) => ended = Err(Odd),
+                }
+            }
+            // What isn't understood yet is never more than a line.
+            if ended == Ok(false) {
+                assert!(read.len() < LINE_MAX);
+            }
+        }
+        (all, trailers, ended, read)
+    }
+
+    fn chunked() -> impl Strategy<Value = Vec<u8>> {
+        let extension = prop_oneof![
+            8 => select(vec!["", ";a=b", " ; c", ";d=\"e\""]).prop_map(str::to_owned),
+            1 => (LINE_MAX - 9..LINE_MAX + 9).prop_map(|length| format!(";{}", "x".repeat(length))),
+        ];
+        let chunk = ("[ -~\r\n]{1,40}", extension.clone())
+            .prop_map(|(data, extension)| format!("{:x}{extension}\r\n{data}\r\n", data.len()));
+        let trailers = prop_oneof![
+            8 => select(vec!["", "a: b\r\n", "grpc-status: 0\r\nc: d\r\n"]).prop_map(str::to_owned),
+            1 => (LINE_MAX - 9..LINE_MAX + 9).prop_map(|length| format!("a: {}\r\n", "x".repeat(length))),
+        ];
+        (
+            proptest::collection::vec(chunk, 0..5),
+            extension,
+            trailers,
+            select(vec!["", "HTTP/1.1 200 OK\r\n"]),
+        )
+            .prop_map(|(chunks, extension, trailers, rest)| {
+                format!("{}0{extension}\r\n{trailers}\r\n{rest}", chunks.concat()).into_bytes()
+            })
+    }
+
+    const REQUESTS: &[&str] = &[
+        "GET / HTTP/1.1",
+        "POST /a?b=c HTTP/1.1",
+        "HEAD /%20 HTTP/1.1",
+        "M-SEARCH /a HTTP/1.1",
+        "DELETE //a/../b HTTP/1.1",
+        "GET / HTTP/1.0",
+        "GET http://a/b HTTP/1.1",
+        "OPTIONS * HTTP/1.1",
+        "CONNECT a:1 HTTP/1.1",
+        "POST /<`>? HTTP/1.1",
+    ];
+    const ANSWERS: &[&str] = &[
+        "HTTP/1.1 200 OK",
+        "HTTP/1.1 204 No Content",
+        "HTTP/1.1 304 Not Modified",
+        "HTTP/1.0 200 OK",
+        "HTTP/1.1 404 ",
+        "HTTP/1.1 100 Continue",
+        "HTTP/1.1 599 \u{fc}",
+    ];
+
+    proptest! {
+        #[test]
+        fn a_damaged_request_is_read_alike_in_any_pieces(bytes in damaged(head(REQUESTS)), cuts in cuts()) {
+            let mut rest = BytesMut::from(&bytes[..]);
+            let whole = read_request(&mut rest);
+            let (mut read, mut found) = (BytesMut::new(), Err(Lack::Head));
+            for piece in pieces(&bytes, &cuts) {
+                read.extend_from_slice(piece);
+                if let Err(Lack::Head | Lack::Content) = found {
+                    let before = read.clone();
+                    found = read_request(&mut read);
+                    prop_assert!(found.is_ok() || read == before, "untouched");
+                }
+            }
+            prop_assert_eq!(found, whole);
+            prop_assert_eq!(read, rest);
+        }
+
+        #[test]
+        fn a_request_that_is_taken_is_written_as_it_was_meant(bytes in damaged(head(REQUESTS))) {
+            if let Ok((request, content)) = request(&mut BytesMut::from(&bytes[..])) {
+                let mut out = BytesMut::new();
+                put_request(&request, &content, &mut out);
+                let mut again = read_request(&mut out).unwrap();
+                prop_assert!(out.is_empty(), "nothing is left that could be taken for another request");
+                // The only thing that we say on our own.
+                if !request.headers().contains_key(header::CONTENT_LENGTH) {
+                    again.2.retain(|(name, _)| *name != header::CONTENT_LENGTH);
+                }
+                prop_assert_eq!(again, plain(&request, content));
+            }
+        }
+
+        #[test]
+        fn a_request_that_is_taken_is_the_one_that_the_library_would_have_seen(bytes in damaged(head(REQUESTS))) {
+            if let Ok(ours) = read_request(&mut BytesMut::from(&bytes[..])) {
+                prop_assert_eq!(Some(ours), read_by_library(&bytes));
+            }
+        }
+
+        #[test]
+        fn a_damaged_answer_is_read_alike_in_any_pieces(
+            bytes in damaged(head(ANSWERS)), to_head in any::<bool>(), cuts in cuts(),
+        ) {
+            let told = |head: Head| (head.status, head.version, head.headers, head.framing, head.keep);
+            let mut rest = BytesMut::from(&bytes[..]);
+            let whole = answer(&mut rest, to_head).map(|head| head.map(told));
+            let (mut read, mut found) = (BytesMut::new(), Ok(None));
+            for piece in pieces(&bytes, &cuts) {
+                read.extend_from_slice(piece);
+                if found == Ok(None) {
+                    found = answer(&mut read, to_head).map(|head| head.map(told));
+                }
+            }
+            prop_assert_eq!(&found, &whole);
+            prop_assert!(found.is_err() || read == rest);
+            // A body that ends with its connection leaves nothing for another answer.
+            if let Ok(Some((.., Framing::UntilClosed, keep))) = whole {
+                prop_assert!(!keep);
+            }
+        }
+
+        #[test]
+        fn a_damaged_body_is_read_alike_in_any_pieces_and_written_as_it_was_meant(
+            bytes in damaged(chunked()), length in proptest::option::of(0..60_u64), cuts in cuts(),
+        ) {
+            let framing = length.map_or(Framing::Chunked(Chunk::Size), Framing::Length);
+            let whole = read_body(framing, &[&bytes]);
+            let pieces = pieces(&bytes, &cuts);
+            let in_pieces = read_body(framing, &pieces);
+            prop_assert_eq!((&in_pieces.0, &in_pieces.1, in_pieces.2), (&whole.0, &whole.1, whole.2));
+            if whole.2 == Ok(true) {
+                prop_assert_eq!(&in_pieces.3, &whole.3, "what follows is left");
+                let mut out = BytesMut::new();
+                for data in whole.0.chunks(7) {
+                    put_chunk(data, &mut out);
+                }
+                out.put_slice(b"0\r\n\r\n");
+                let again = read_body(Framing::Chunked(Chunk::Size), &[&out]);
+                prop_assert_eq!((again.0, again.2), (whole.0, Ok(true)));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = request(&mut BytesMut::from(&bytes[..]));
+            let _ = answer(&mut BytesMut::from(&bytes[..]), false);
+            let _ = read_body(Framing::Chunked(Chunk::Size), &[&bytes]);
+        }
+    }
+
+    proptest! {
+        // Each of them reads 64 KiB.
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_head_has_one_limit_however_it_arrives(more in 0..200_usize, cut in any::<Index>()) {
+            let text = |from: usize| format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(from + more));
+            let bytes = text(HEAD_MAX - 120).into_bytes();
+            let whole = read_request(&mut BytesMut::from(&bytes[..]));
+            prop_assert_eq!(whole.is_ok(), bytes.len() <= HEAD_MAX);
+            let (first, rest) = bytes.split_at(cut.index(bytes.len()));
+            let mut read = BytesMut::from(first);
+            let mut found = read_request(&mut read);
+            if found == Err(Lack::Head) {
+                read.extend_from_slice(rest);
+                found = read_request(&mut read);
+            }
+            prop_assert_eq!(found, whole);
+        }
+    }
+
     proptest! {
         #[test]
         fn chunks_are_read_however_they_arrive(
-            pieces in proptest::collection::vec("[a-z]{1,40}", 0..6), cut in any::<proptest::sample::Index>(),
+            pieces in proptest::collection::vec("[a-z]{1,40}", 0..6), cut in any::<Index>(),
         ) {
             let mut wire = BytesMut::new();
             for piece in &pieces {

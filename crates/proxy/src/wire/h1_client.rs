@@ -17,7 +17,6 @@ use http_body::Frame;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use crate::transport::Conn;
-use crate::worker::HEAD_MAX;
 
 use super::h1::{self, Framing, Next};
 use super::{Fault, Incoming, ReadError};
@@ -145,12 +144,12 @@ impl Client {
                     }
                 }
                 Ok(Some(head)) => break head,
-                Ok(None) if self.read.len() < HEAD_MAX => {
+                Ok(None) => {
                     if poll_fn(|cx| self.poll_more(None, cx)).await? == 0 {
                         return Err(Fault::Broken);
                     }
                 }
-                Ok(None) | Err(h1::Odd) => return Err(Fault::Malformed),
+                Err(h1::Odd) => return Err(Fault::Malformed),
             }
         };
         let host = request.headers().get(header::HOST).filter(|_| head.keep).cloned();

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::body::{Body, OnEnd};
 use crate::transport::Conn;
-use crate::worker::{DRAIN_IDLE, HEAD_MAX};
+use crate::worker::DRAIN_IDLE;
 
 use super::Incoming;
 use super::h1::{self, Lack};
@@ -138,8 +138,8 @@ impl Connection {
                 match h1::request(&mut self.read) {
                     Ok(plain) => return Ok(plain),
                     Err(Lack::Content) => _ = soon.get_or_insert_with(|| Instant::now() + SOON),
-                    Err(Lack::Head) if self.read.len() < HEAD_MAX => {}
-                    Err(Lack::Head | Lack::Odd) => return Err(Ended::Odd),
+                    Err(Lack::Head) => {}
+                    Err(Lack::Odd) => return Err(Ended::Odd),
                 }
                 deadline.get_or_insert_with(|| Instant::now() + limit);
             }

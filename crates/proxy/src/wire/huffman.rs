@@ -84,6 +84,8 @@ pub(super) fn decode(coded: &[u8], out: &mut Vec<u8>) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damage::damaged;
+    use proptest::prelude::*;
 
     fn decoded(coded: &[u8]) -> Option<String> {
         let mut out = Vec::new();
@@ -124,6 +126,56 @@ mod tests {
         // The end mark itself, a whole byte of padding, and padding that isn't ones.
         for coded in [&[0xff, 0xff, 0xff, 0xff][..], &[0x64, 0x02, 0xff], &[0x60]] {
             assert_eq!(decoded(coded), None, "{coded:x?}");
+        }
+    }
+
+    /// The other direction: the codes of a length follow one another, and shorter ones come first.
+    fn coded(text: &[u8]) -> Vec<u8> {
+        let mut codes = [(0_u64, 0); 257];
+        let (mut next, mut length) = (0, 0);
+        for symbol in CODE.symbols.iter().map(|symbol| usize::from(*symbol)) {
+            next <<= LENGTHS[symbol] - length;
+            length = LENGTHS[symbol];
+            codes[symbol] = (next, length);
+            next += 1;
+        }
+        let (mut bits, mut held, mut out) = (0, 0, Vec::new());
+        for byte in text {
+            let (code, length) = codes[usize::from(*byte)];
+            bits = bits << length | code;
+            held += length;
+            while held >= 8 {
+                held -= 8;
+                out.push((bits >> held) as u8);
+            }
+        }
+        if held > 0 {
+            out.push((bits << (8 - held)) as u8 | 0xff >> held);
+        }
+        out
+    }
+
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            "[ -~]{0,60}".prop_map(String::into_bytes),
+            proptest::collection::vec(any::<u8>(), 0..60)
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_is_read_back(text in text()) {
+            let mut out = Vec::new();
+            prop_assert_eq!(decode(&coded(&text), &mut out), Some(()));
+            prop_assert_eq!(out, text);
+        }
+
+        #[test]
+        fn a_text_has_one_code(code in damaged(text().prop_map(|text| coded(&text)))) {
+            let mut out = Vec::new();
+            if decode(&code, &mut out).is_some() {
+                prop_assert_eq!(coded(&out), code);
+            }
         }
     }
 }

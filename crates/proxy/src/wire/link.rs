@@ -1273,7 +1273,13 @@ impl Head {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
     use super::*;
+    use crate::damage::{cuts, damaged, pieces};
 
     fn server() -> Link {
         let options = Options {
@@ -1931,15 +1937,200 @@ mod tests {
         assert!(matches!(link.poll_room(1, 9, &cx), Poll::Ready(Ok(1))));
     }
 
-    proptest::proptest! {
+    /// What became of everything that a server was sent.
+    #[derive(Debug, PartialEq)]
+    struct Outcome {
+        ended: Option<Reason>,
+        requests: Vec<String>,
+        streams: BTreeMap<u32, String>,
+        answered: Vec<u8>,
+    }
+
+    fn outcome(pieces: &[&[u8]]) -> Outcome {
+        let (mut link, mut read) = (server(), BytesMut::new());
+        let mut ended = None;
+        for piece in pieces {
+            read.extend_from_slice(piece);
+            ended = link.received(&mut read).err();
+            if ended.is_some() {
+                break;
+            }
+            assert!(read.len() < frame::HEADER + frame::SIZE_MIN, "less than a frame");
+        }
+        assert!(link.streams.len() <= link.options.streams_max as usize);
+        let held = |stream: &Stream| stream.data.iter().map(Bytes::len).sum::<usize>();
+        assert!(
+            link.streams.values().all(|stream| held(stream) <= 1_000),
+            "its window"
+        );
+        let block = link.block.as_ref().map_or(0, |block| block.bytes.len());
+        assert!(block <= 2 * 4_000 + frame::SIZE_MIN);
+        let told = |stream: &Stream| {
+            let data = stream.data.iter().flatten().copied().collect::<Vec<_>>();
+            let Stream {
+                trailers,
+                fault,
+                heard,
+                said,
+                expected,
+                ..
+            } = stream;
+            format!("{data:x?} {trailers:?} {fault:?} {heard} {said} {expected:?}")
+        };
+        Outcome {
+            ended,
+            requests: link
+                .accepted
+                .iter()
+                .map(|accepted| format!("{accepted:?}"))
+                .collect(),
+            streams: link
+                .streams
+                .iter()
+                .map(|(id, stream)| (*id, told(stream)))
+                .collect(),
+            answered: link.out.to_vec(),
+        }
+    }
+
+    fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+        let bytes = |most| proptest::collection::vec(any::<u8>(), 0..most);
+        let stream = || select(vec![0_u32, 1, 1, 3, 3, 5, 7, 2]);
+        let block = select(vec![
+            GET.to_vec(),
+            with(&[("content-length", "3"), ("a", "b")]),
+            with(&[("content-length", "0")]),
+            literal("grpc-status", "0"),
+            [
+                &b"\x83\x86"[..],
+                &literal(":path", "/a?b#c"),
+                &literal(":authority", "web"),
+            ]
+            .concat(),
+            vec![0x82, 0x86, 0x84, 0x40, 1, b'x', 1, b'y', 0xbe],
+        ]);
+        prop_oneof![
+            4 => (stream(), select(vec![OPEN, WHOLE, 0]), block.clone()).prop_map(|(stream, flags, block)| frame(frame::HEADERS, flags, stream, &block)),
+            2 => (stream(), select(vec![OPEN, 0]), block).prop_map(|(stream, flags, block)| frame(frame::CONTINUATION, flags, stream, &block)),
+            4 => (stream(), select(vec![0, frame::END_STREAM, frame::PADDED]), bytes(400)).prop_map(|(stream, flags, data)| frame(frame::DATA, flags, stream, &data)),
+            1 => (stream(), 0..70_000_u32).prop_map(|(stream, by)| frame(frame::WINDOW_UPDATE, 0, stream, &by.to_be_bytes())),
+            1 => (0..8_u16, select(vec![0_u32, 1, 100, 16_384, 65_536])).prop_map(|(id, value)| frame(frame::SETTINGS, 0, 0, &[&id.to_be_bytes()[..], &value.to_be_bytes()].concat())),
+            1 => stream().prop_map(|stream| frame(frame::RST_STREAM, 0, stream, &[0, 0, 0, 8])),
+            1 => any::<bool>().prop_map(|ack| frame(frame::PING, u8::from(ack), 0, b"12345678")),
+            1 => (0..12_u8, any::<u8>(), stream(), bytes(40)).prop_map(|(kind, flags, stream, payload)| frame(kind, flags, stream, &payload)),
+        ]
+    }
+
+    /// A message with its body in pieces.
+    type Message = (HeaderMap, Vec<Vec<u8>>, Option<HeaderMap>);
+
+    fn fields() -> impl Strategy<Value = HeaderMap> {
+        let field = ("[a-z][a-z0-9-]{0,9}", "[!-~]([ -~]{0,30}[!-~])?").prop_filter(
+            "for one hop only",
+            |(name, _)| {
+                !matches!(
+                    name.as_str(),
+                    "te" | "upgrade" | "connection" | "keep-alive" | "content-length"
+                )
+            },
+        );
+        let field = field.prop_map(|(name, value)| {
+            (
+                name.parse::<HeaderName>().unwrap(),
+                value.parse::<HeaderValue>().unwrap(),
+            )
+        });
+        proptest::collection::vec(field, 0..9).prop_map(HeaderMap::from_iter)
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        let data = proptest::collection::vec(any::<u8>(), 1..200);
+        let trailers =
+            proptest::option::of(fields().prop_filter("there are some", |trailers| !trailers.is_empty()));
+        (fields(), proptest::collection::vec(data, 0..5), trailers)
+    }
+
+    /// Writes all but the head; what there is room for at once.
+    fn put_body(link: &mut Link, id: u32, (_, body, trailers): &Message) {
+        let cx = Context::from_waker(Waker::noop());
+        for (at, data) in body.iter().enumerate() {
+            assert_eq!(link.poll_room(id, data.len(), &cx), Poll::Ready(Ok(data.len())));
+            link.send_data(id, data, at + 1 == body.len() && trailers.is_none());
+        }
+        if let Some(trailers) = trailers {
+            link.send_trailers(id, trailers);
+        }
+    }
+
+    /// The body that has come, and its trailers.
+    fn body_of(link: &mut Link, id: u32) -> (Vec<u8>, Option<HeaderMap>) {
+        let cx = Context::from_waker(Waker::noop());
+        let (mut all, mut trailers) = (Vec::new(), None);
+        loop {
+            match link.poll_data(id, &cx) {
+                Poll::Ready(None) => return (all, trailers),
+                Poll::Ready(Some(Ok(Piece::Data(data)))) => all.extend_from_slice(&data),
+                Poll::Ready(Some(Ok(Piece::Trailers(found)))) => trailers = Some(found),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// What one side has written reaches the other.
+    fn pass(from: &mut Link, to: &mut Link, skip: usize, cuts: &[Index]) {
+        let (bytes, mut read) = (from.out.split(), BytesMut::new());
+        for piece in pieces(&bytes[skip..], cuts) {
+            read.extend_from_slice(piece);
+            assert_eq!(to.received(&mut read), Ok(()));
+        }
+        assert!(read.is_empty());
+    }
+
+    proptest! {
         #[test]
-        fn no_bytes_make_a_link_panic(frames in proptest::collection::vec(
-            (0u8..11, proptest::prelude::any::<u8>(), 0u32..8, proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40)), 0..40,
-        )) {
-            let mut link = server();
-            let frames = frames.iter().map(|(kind, flags, stream, payload)| frame(*kind, *flags, *stream, payload));
-            let mut bytes = BytesMut::from(&std::iter::once(greeting()).chain(frames).collect::<Vec<_>>().concat()[..]);
-            let _ = link.received(&mut bytes);
+        fn damaged_frames_are_read_alike_in_any_pieces_and_within_bounds(
+            bytes in damaged(proptest::collection::vec(any_frame(), 0..20).prop_map(|frames| [greeting(), frames.concat()].concat())),
+            cuts in cuts(),
+        ) {
+            prop_assert_eq!(outcome(&pieces(&bytes, &cuts)), outcome(&[&bytes]));
+        }
+
+        #[test]
+        fn messages_cross_a_link_as_they_are_however_they_arrive(
+            asked in proptest::collection::vec((select(vec!["GET", "POST", "PURGE"]), "/[a-z]{0,9}(\\?[a-z=&]{0,9})?", message()), 1..3),
+            answers in proptest::collection::vec((select(vec![200_u16, 201, 404, 503]), message()), 3),
+            cuts in cuts(),
+        ) {
+            let options = Options { stream_window: 2_000, send_buffer_max: 1 << 16, ..server().options };
+            let (mut client, mut server) = (Link::new(Side::Client, options), Link::new(Side::Server, options));
+            let mut ids = Vec::new();
+            for (method, path, message) in &asked {
+                let mut request = Request::builder().method(*method).uri(format!("http://web.ns{path}")).body(()).unwrap();
+                request.headers_mut().extend(message.0.clone());
+                let id = client.open(&request, message.1.is_empty() && message.2.is_none());
+                put_body(&mut client, id, message);
+                ids.push((id, request));
+            }
+            pass(&mut client, &mut server, frame::PREFACE.len(), &cuts);
+            for ((id, request), (.., message)) in ids.iter().zip(&asked) {
+                let (accepted, seen) = server.next_accepted().unwrap();
+                prop_assert_eq!((accepted, seen.method(), seen.uri()), (*id, request.method(), request.uri()));
+                prop_assert_eq!(seen.headers(), request.headers());
+                prop_assert_eq!(body_of(&mut server, *id), (message.1.concat(), message.2.clone()));
+            }
+            for ((id, _), (status, message)) in ids.iter().zip(&answers) {
+                let status = StatusCode::from_u16(*status).unwrap();
+                server.respond(*id, status, &message.0, message.1.is_empty() && message.2.is_none());
+                put_body(&mut server, *id, message);
+            }
+            pass(&mut server, &mut client, 0, &cuts);
+            for ((id, _), (status, message)) in ids.iter().zip(&answers) {
+                let Poll::Ready(Ok(answer)) = client.poll_answer(*id, &Context::from_waker(Waker::noop())) else {
+                    panic!("no answer");
+                };
+                prop_assert_eq!((answer.status.as_u16(), &answer.headers), (*status, &message.0));
+                prop_assert_eq!(body_of(&mut client, *id), (message.1.concat(), message.2.clone()));
+            }
         }
     }
 }
