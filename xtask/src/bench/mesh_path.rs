@@ -16,6 +16,8 @@ use super::pods::{Figures, Stage, Way, find};
 use super::process::Process;
 use super::{Options, say};
 
+/// Of each measurement.
+const USUAL: Duration = Duration::from_secs(4);
 const WARM_UP: Duration = Duration::from_millis(500);
 /// After the last connection was opened, so that what opening needed can be given back.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -54,6 +56,7 @@ pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
     for program in &missing {
         say(&format!("not measured: {program} is not installed"));
     }
+    let time = options.time.unwrap_or(USUAL);
     let mut all = Rounds::new();
     for round in 0..options.rounds {
         for load in &options.loads {
@@ -63,7 +66,7 @@ pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
             let first = round % ways.len();
             ways.rotate_left(first);
             for way in ways {
-                let figures = measure(&stage, way, load, options.time)?;
+                let figures = measure(&stage, way, load, time)?;
                 all.entry((load.name, way.name())).or_default().push(figures);
             }
         }
@@ -72,7 +75,7 @@ pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
     for load in &options.loads {
         say(&report(&all, load));
     }
-    Ok(json!({ "seconds": options.time.as_secs(), "ways": raw(&all) }))
+    Ok(json!({ "seconds": time.as_secs(), "ways": raw(&all) }))
 }
 
 fn measure(stage: &Stage<'_>, way: Way, load: &Load, time: Duration) -> Result<Figures> {

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measures what the product costs, on this machine, beside what else is installed.
 //!
 //! `mesh-path`: requests through two proxies and mutual TLS. `mesh`: how fast the whole mesh reacts, in the demo.
-//! `idle`: what a proxy occupies when nothing happens. All of it runs in namespaces that end with the command.
+//! `idle`: what a proxy occupies when nothing happens. `soak`: whether it grows under load. All of it runs in namespaces that end with the command.
 //! BENCHMARKS.md holds what it showed.
 
 mod figures;
@@ -15,6 +15,7 @@ mod peers;
 mod pods;
 mod process;
 mod programs;
+mod soak;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,17 +24,16 @@ use anyhow::{Context as _, Result, bail};
 use loads::Load;
 use serde_json::{Value, json};
 
-pub(crate) const USAGE: &str =
-    "cargo xtask bench [mesh-path|mesh|idle] [--load NAME,..|all] [--seconds N] [--rounds N] [--json FILE]";
+pub(crate) const USAGE: &str = "cargo xtask bench [mesh-path|mesh|idle|soak] [--load NAME,..|all] [--seconds N] [--rounds N] [--json FILE]";
 
 /// What was asked for.
 pub(crate) struct Options {
-    /// `None`: everything.
+    /// `None`: everything but `soak`, which is long.
     only: Option<String>,
     /// Of `mesh-path`.
     loads: Vec<&'static Load>,
-    /// Of each measurement.
-    time: Duration,
+    /// Of each measurement, or of the whole soak.
+    time: Option<Duration>,
     rounds: usize,
     json: Option<PathBuf>,
 }
@@ -43,7 +43,7 @@ impl Options {
         let mut options = Self {
             only: None,
             loads: loads::named(&loads::USUAL.join(","))?,
-            time: Duration::from_secs(4),
+            time: None,
             rounds: 5,
             json: None,
         };
@@ -59,9 +59,9 @@ impl Options {
                 number.with_context(|| format!("{arg} takes 1 to {most}, not {text:?}"))
             };
             match arg.as_str() {
-                "mesh-path" | "mesh" | "idle" if options.only.is_none() => options.only = Some(arg),
+                "mesh-path" | "mesh" | "idle" | "soak" if options.only.is_none() => options.only = Some(arg),
                 "--load" => options.loads = loads::named(&value()?)?,
-                "--seconds" => options.time = Duration::from_secs(number(60)?),
+                "--seconds" => options.time = Some(Duration::from_secs(number(86_400)?)),
                 "--rounds" => options.rounds = usize::try_from(number(100)?)?,
                 "--json" => options.json = Some(value()?.into()),
                 _ => bail!("{arg:?} is not understood: {USAGE}"),
@@ -71,7 +71,7 @@ impl Options {
     }
 
     fn wants(&self, part: &str) -> bool {
-        self.only.as_deref().is_none_or(|only| only == part)
+        self.only.as_deref().map_or(part != "soak", |only| only == part)
     }
 }
 
@@ -81,13 +81,14 @@ pub(crate) fn run(args: Vec<String>) -> Result<()> {
     if let Some(inside) = namespaces::entered()? {
         let result = match inside.part.as_str() {
             "mesh-path" => mesh_path::run(&inside, &options)?,
+            "soak" => soak::run(&inside, &options)?,
             _ => idle::run(&inside, &options)?,
         };
         return Ok(std::fs::write(inside.dir.join(RESULT), result.to_string())?);
     }
     let mut results = json!({ "machine": machine::describe() });
     say(&format!("{}\n", machine::text()));
-    for part in ["mesh-path", "idle"] {
+    for part in ["mesh-path", "idle", "soak"] {
         if options.wants(part) {
             let programs = programs::build()?;
             results[part] = in_namespaces(part, &programs, &args)?;
@@ -140,6 +141,7 @@ mod tests {
                 .iter()
                 .all(|part| options.wants(part))
         );
+        assert!(!options.wants("soak") && parse("soak").unwrap().wants("soak"));
         assert_eq!(options.rounds, 2);
     }
 

@@ -84,6 +84,12 @@ impl Process {
         field("VmRSS:").zip(field("VmHWM:")).context("its memory")
     }
 
+    /// How many files and sockets it has open.
+    pub(super) fn descriptors(&self) -> Result<usize> {
+        let path = format!("/proc/{}/fd", self.child.id());
+        Ok(std::fs::read_dir(&path).context(path)?.count())
+    }
+
     /// The end of its log.
     pub(super) fn last_words(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
