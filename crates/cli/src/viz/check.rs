@@ -1,20 +1,20 @@
-//! `viz check`: is the extension there, does it run, and does it read every proxy?
+//! `viz check`: is the extension there, does it run, does it read every proxy, and does it ask who may see requests?
 
 use std::process::ExitCode;
 
 use hawser_crd::keys;
 use hawser_viz::Pod;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod as Object};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod as Object, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use tokio::time::{Duration, Instant};
 
-use super::Format;
-use super::source::{COLLECTOR, Collector};
+use super::source::Collector;
+use super::{Format, manifests, tap};
 use crate::check::{Category, Outcome, Report, until};
 use crate::kube::ClusterArgs;
-use crate::multicluster::manifests::Settings;
+use crate::meshed;
 use crate::output::write_out;
 use crate::problem::Problem;
 
@@ -24,7 +24,7 @@ const INSTALL: &str = "hawser viz install | kubectl apply -f -";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
-    /// How long to wait for the collector to run
+    /// How long to wait for the extension to run
     #[arg(long, default_value = "300s")]
     wait: String,
     #[arg(short, long, value_enum, default_value = "table")]
@@ -61,26 +61,33 @@ async fn extension(client: &Client, namespace: &str, deadline: Instant) -> Categ
         "linkerd-viz Namespace exists",
         "l5d-viz-ns-exists",
         INSTALL,
-        there(Api::<Namespace>::all(client.clone()), namespace).await,
+        there(Api::<Namespace>::all(client.clone()), &[namespace.to_owned()]).await,
     );
     if !exists {
         return category;
     }
-    let role = super::manifests::role_name(&Settings {
-        namespace: namespace.to_owned(),
-        ..Settings::default()
-    });
+    let roles = manifests::roles(namespace);
     category.row(
         "linkerd-viz ClusterRoles exist",
         "l5d-viz-cr-exists",
         INSTALL,
-        there(Api::<ClusterRole>::all(client.clone()), &role).await,
+        there(Api::<ClusterRole>::all(client.clone()), &roles).await,
     );
     category.row(
         "linkerd-viz ClusterRoleBindings exist",
         "l5d-viz-crb-exists",
         INSTALL,
-        there(Api::<ClusterRoleBinding>::all(client.clone()), &role).await,
+        there(Api::<ClusterRoleBinding>::all(client.clone()), &roles).await,
+    );
+    category.row(
+        "linkerd-viz ServiceAccounts exist",
+        "",
+        INSTALL,
+        there(
+            Api::<ServiceAccount>::namespaced(client.clone(), namespace),
+            &manifests::ACCOUNTS.map(str::to_owned),
+        )
+        .await,
     );
     category.row(
         "linkerd-viz ConfigMaps exist",
@@ -88,30 +95,33 @@ async fn extension(client: &Client, namespace: &str, deadline: Instant) -> Categ
         INSTALL,
         there(
             Api::<ConfigMap>::namespaced(client.clone(), namespace),
-            "prometheus-config",
+            &["prometheus-config".to_owned()],
         )
         .await,
     );
-    let runs = category.row(
+    category.row(
         "viz extension pods are running",
         "l5d-viz-pods-running",
         format!("kubectl -n {namespace} describe pods"),
-        until(deadline, "the collector", async || {
-            running(client, namespace).await
+        until(deadline, "the extension's pods", async || {
+            running(&pods(client, namespace).await)
         })
         .await,
     );
-    if runs {
-        category.row(
-            "viz extension proxies are healthy",
-            "l5d-viz-pods-injection",
-            format!("kubectl -n {namespace} rollout restart deploy"),
-            meshed(client, namespace).await,
-        );
+    let pods = pods(client, namespace).await;
+    category.row(
+        "viz extension proxies are healthy",
+        "l5d-viz-pods-injection",
+        format!("kubectl -n {namespace} rollout restart deploy"),
+        with_proxies(&pods),
+    );
+    // Each is asked if it runs, whatever has become of the other.
+    let runs = |component| pods.as_ref().is_ok_and(|pods| is_running(pods, component));
+    if runs(manifests::COLLECTOR) {
         category.row(
             "every meshed pod's metrics are read",
             "",
-            format!("kubectl -n {namespace} logs deploy/metrics-api"),
+            format!("kubectl -n {namespace} logs deploy/{}", manifests::COLLECTOR),
             until(deadline, "metrics of every meshed pod", async || {
                 read(client, namespace).await
             })
@@ -119,56 +129,90 @@ async fn extension(client: &Client, namespace: &str, deadline: Instant) -> Categ
             .warn(),
         );
     }
+    if runs(keys::TAP) {
+        category.row(
+            "tap API service is running",
+            "l5d-tap-api",
+            format!("kubectl -n {namespace} logs deploy/{}", keys::TAP),
+            until(deadline, "an answer of tap", async || {
+                let refused = tap::refuses(client, namespace).await;
+                Outcome::from(refused.map_err(|problem| problem.why().to_owned()))
+            })
+            .await,
+        );
+    }
     category
 }
 
-async fn there<K>(api: Api<K>, name: &str) -> Outcome
+/// What of these is missing.
+async fn there<K>(api: Api<K>, names: &[String]) -> Outcome
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    match api.get_opt(name).await {
-        Ok(Some(_)) => Outcome::fine(),
-        Ok(None) => Outcome::Error(format!("there is no {name}")),
-        Err(error) => Outcome::Error(error.to_string()),
+    let mut missing = Vec::new();
+    for name in names {
+        match api.get_opt(name).await {
+            Ok(Some(_)) => {}
+            Ok(None) => missing.push(name.clone()),
+            Err(error) => return Outcome::Error(error.to_string()),
+        }
     }
+    Outcome::none("missing", missing)
 }
 
+/// Those of the extension itself, not of what users put beside it.
 async fn pods(client: &Client, namespace: &str) -> Result<Vec<Object>, String> {
     let pods: Api<Object> = Api::namespaced(client.clone(), namespace);
-    let list = pods.list(&ListParams::default().labels(COLLECTOR)).await;
-    list.map(|list| list.items).map_err(|error| error.to_string())
+    let query = format!("{}={}", keys::EXTENSION, keys::EXTENSION_VIZ);
+    let list = pods.list(&ListParams::default().labels(&query)).await;
+    let list = list.map_err(|error| error.to_string())?.items.into_iter();
+    Ok(list
+        .filter(|pod| COMPONENTS.iter().any(|one| is_of(pod, one)) && Pod::of(pod).is_running())
+        .collect())
 }
 
-async fn running(client: &Client, namespace: &str) -> Outcome {
-    let pods = match pods(client, namespace).await {
+/// Who answers the questions of the command line.
+const COMPONENTS: [&str; 2] = [manifests::COLLECTOR, keys::TAP];
+
+fn is_of(pod: &Object, component: &str) -> bool {
+    pod.labels()
+        .get(keys::COMPONENT)
+        .is_some_and(|one| one == component)
+}
+
+fn is_running(pods: &[Object], component: &str) -> bool {
+    pods.iter()
+        .any(|pod| is_of(pod, component) && meshed::is_ready(pod))
+}
+
+fn running(pods: &Result<Vec<Object>, String>) -> Outcome {
+    let pods = match pods {
         Ok(pods) => pods,
-        Err(error) => return Outcome::Error(error),
+        Err(error) => return Outcome::Error(error.clone()),
     };
-    let is_ready = |pod: &&Object| {
-        let conditions = pod
-            .status
+    let missing = COMPONENTS.iter().filter(|one| !is_running(pods, one));
+    let missing = missing.map(|one| {
+        let of_it: Vec<String> = pods
             .iter()
-            .flat_map(|status| status.conditions.iter().flatten());
-        let mut ready = conditions.filter(|condition| condition.type_ == "Ready");
-        Pod::of(pod).is_running() && ready.any(|condition| condition.status == "True")
-    };
-    if pods.iter().any(|pod| is_ready(&pod)) {
-        return Outcome::fine();
-    }
-    if pods.is_empty() {
-        return Outcome::Error("the collector has no pod".into());
-    }
-    Outcome::none("these pods are not ready", pods.iter().map(ResourceExt::name_any))
+            .filter(|pod| is_of(pod, one))
+            .map(ResourceExt::name_any)
+            .collect();
+        match of_it.is_empty() {
+            true => format!("{one}: no pod"),
+            false => format!("{one}: {}", of_it.join(", ")),
+        }
+    });
+    Outcome::none("of these no pod is ready", missing)
 }
 
-/// Proxies that let in only the mesh refuse a collector without one.
-async fn meshed(client: &Client, namespace: &str) -> Outcome {
-    match pods(client, namespace).await {
+/// Proxies that let in only the mesh refuse a collector without one, and tell of requests only to tap's identity.
+fn with_proxies(pods: &Result<Vec<Object>, String>) -> Outcome {
+    match pods {
         Ok(pods) => {
             let unmeshed = pods.iter().filter(|pod| Pod::of(pod).ports().next().is_none());
             Outcome::none("these pods have no proxy", unmeshed.map(ResourceExt::name_any))
         }
-        Err(error) => Outcome::Error(error),
+        Err(error) => Outcome::Error(error.clone()),
     }
 }
 

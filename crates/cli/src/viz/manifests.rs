@@ -40,7 +40,7 @@ pub(crate) fn render(settings: &Settings, about: &Collector) -> Vec<Value> {
     let labels = json!({keys::EXTENSION: keys::EXTENSION_VIZ});
     let annotations = json!({keys::CREATED_BY: format!("linkerd/cli {VERSION}")});
     let metadata = |name: &str| json!({"name": name, "namespace": namespace, "labels": labels, "annotations": annotations});
-    let role = role_name(settings);
+    let [role, ..] = roles(namespace);
     let cluster_metadata = json!({"name": role, "labels": labels, "annotations": annotations});
     let rbac = "rbac.authorization.k8s.io";
     let of_collector = Settings {
@@ -125,10 +125,7 @@ fn tap(settings: &Settings, labels: &Value, annotations: &Value) -> Vec<Value> {
         })
     };
     let reviews = |group: &str, resource: &str| json!({"apiGroups": [group], "resources": [resource], "verbs": ["create"]});
-    let (asks, sees) = (
-        format!("linkerd-{namespace}-tap"),
-        format!("linkerd-{namespace}-tap-admin"),
-    );
+    let [_, asks, sees] = roles(namespace);
     let mut deployment_metadata = metadata(keys::TAP);
     deployment_metadata["labels"][keys::COMPONENT] = keys::TAP.into();
     let mut workload = workload(&Workload {
@@ -189,7 +186,7 @@ fn rules() -> Value {
 /// The collector shows when trust anchors expire.
 fn anchors_access(settings: &Settings, labels: &Value, annotations: &Value) -> [Value; 2] {
     let rbac = "rbac.authorization.k8s.io";
-    let name = role_name(settings);
+    let [name, ..] = roles(&settings.namespace);
     let metadata = json!({
         "name": name, "namespace": settings.linkerd_namespace, "labels": labels, "annotations": annotations,
     });
@@ -243,9 +240,12 @@ fn export(settings: &Settings, labels: &Value, annotations: &Value) -> [Value; 3
     ]
 }
 
-pub(super) fn role_name(settings: &Settings) -> String {
-    format!("linkerd-{}-{COLLECTOR}", settings.namespace)
+/// The collector's, tap's, and that of those who may see all requests; bindings are called as their roles.
+pub(super) fn roles(namespace: &str) -> [String; 3] {
+    [COLLECTOR, "tap", "tap-admin"].map(|name| format!("linkerd-{namespace}-{name}"))
 }
+
+pub(super) const ACCOUNTS: [&str; 3] = [SCRAPER, keys::TAP, TAP_VIEWER];
 
 fn prometheus(linkerd_namespace: &str, viz_namespace: &str) -> String {
     PROMETHEUS

@@ -23,13 +23,15 @@ use kube::{Api, Client, ResourceExt};
 
 use super::manifests::TAP_VIEWER;
 use super::{ObjectsArgs, Output, read_objects, say, show};
-use crate::forward;
+use crate::forward::{self, ForwardError};
 use crate::kube::{ClusterArgs, problem};
 use crate::output::write_out;
 use crate::problem::Problem;
 
 const SELECTOR: &str = "linkerd.io/extension=viz,component=tap";
 const DEADLINE: Duration = Duration::from_secs(15);
+/// What fails, whatever the reason.
+const WHAT: &str = "cannot watch requests";
 /// Between two pictures of `top`.
 const REPAINT: Duration = Duration::from_secs(1);
 
@@ -162,7 +164,7 @@ impl WatchArgs {
         let length = self.length.as_deref().map(|text| {
             hawser_crd::link::parse_duration(text).ok_or_else(|| {
                 let why = format!("--for {text:?} is not a duration");
-                Problem::new("cannot watch requests", why, "--for 10s")
+                Problem::new(WHAT, why, "--for 10s")
             })
         });
         let length = length.transpose()?;
@@ -210,13 +212,8 @@ impl WatchArgs {
             authority: self.authority.clone(),
             max_rps,
         };
-        ask.check().map_err(|why| {
-            Problem::new(
-                "cannot watch requests",
-                why,
-                "hawser viz tap deploy/web -n emojivoto",
-            )
-        })?;
+        ask.check()
+            .map_err(|why| Problem::new(WHAT, why, "hawser viz tap deploy/web -n emojivoto"))?;
         Ok(ask)
     }
 
@@ -226,7 +223,7 @@ impl WatchArgs {
             Some(account) => account.split_once('/').ok_or_else(|| {
                 let why = format!("--account {account:?} is not namespace/name");
                 Problem::new(
-                    "cannot watch requests",
+                    WHAT,
                     why,
                     format!("--account {}/{TAP_VIEWER}", self.viz_namespace),
                 )
@@ -257,38 +254,78 @@ async fn open(
     args: &WatchArgs,
     ask: &Ask,
 ) -> Result<impl Stream<Item = Heard> + use<>, Problem> {
-    let what = "cannot watch requests";
     let namespace = &args.viz_namespace;
-    let pods: Api<Object> = Api::namespaced(client.clone(), namespace);
-    let list = pods.list(&ListParams::default().labels(SELECTOR)).await;
-    let list = list.map_err(|error| problem(what, error))?;
-    let running = list
-        .items
-        .iter()
-        .find(|pod| hawser_viz::Pod::of(pod).is_running());
-    let pod = running.map(ResourceExt::name_any).ok_or_else(|| {
-        let why = format!("no tap runs in namespace {namespace}");
-        Problem::new(
-            what,
-            why,
-            "hawser viz install | kubectl apply -f -; then hawser viz check",
-        )
-    })?;
+    let pod = running(client, namespace).await?;
     let token = token(client, args.account()?).await?;
-    let opening = async {
-        let stream = forward::connect(&pods, &pod, PORT)
-            .await
-            .map_err(|error| Problem::new(what, error, "hawser viz check"))?;
+    let pods: Api<Object> = Api::namespaced(client.clone(), namespace);
+    within(async {
+        let stream = forward::connect(&pods, &pod, PORT).await.map_err(unreached)?;
         watch(stream, &token, ask).await.map_err(refused)
+    })
+    .await
+}
+
+/// Whether tap can ask the API server whose a token is: it must refuse one that is nobody's, and say so. That takes no
+/// right but to forward a port, and shows nothing.
+pub(super) async fn refuses(client: &Client, namespace: &str) -> Result<(), Problem> {
+    let pod = running(client, namespace).await?;
+    let pods: Api<Object> = Api::namespaced(client.clone(), namespace);
+    let ask = Ask {
+        kind: Kind::Pod,
+        name: None,
+        namespace: Some(namespace.to_owned()),
+        to: None,
+        method: None,
+        path: None,
+        authority: None,
+        max_rps: 1,
     };
-    let silent = || Problem::new(what, "the extension's tap does not answer", "hawser viz check");
-    tokio::time::timeout(DEADLINE, opening)
+    within(async {
+        let stream = forward::connect(&pods, &pod, PORT).await.map_err(unreached)?;
+        match watch(stream, "nobodys", &ask).await.map(drop) {
+            Err(FetchError::Status { status, .. }) if status == http::StatusCode::UNAUTHORIZED => Ok(()),
+            Err(error) => Err(refused(error)),
+            Ok(()) => Err(Problem::new(
+                WHAT,
+                "it shows requests to whoever asks",
+                "hawser viz install | kubectl apply -f -",
+            )),
+        }
+    })
+    .await
+}
+
+fn unreached(error: ForwardError) -> Problem {
+    Problem::new(WHAT, error, "hawser viz check")
+}
+
+async fn within<T>(asking: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    let silent = || Problem::new(WHAT, "the extension's tap does not answer", "hawser viz check");
+    tokio::time::timeout(DEADLINE, asking)
         .await
         .map_err(|_| silent())?
 }
 
+/// The pod of the extension's tap.
+async fn running(client: &Client, namespace: &str) -> Result<String, Problem> {
+    let pods: Api<Object> = Api::namespaced(client.clone(), namespace);
+    let list = pods.list(&ListParams::default().labels(SELECTOR)).await;
+    let list = list.map_err(|error| problem(WHAT, error))?;
+    let running = list
+        .items
+        .iter()
+        .find(|pod| hawser_viz::Pod::of(pod).is_running());
+    running.map(ResourceExt::name_any).ok_or_else(|| {
+        let why = format!("no tap runs in namespace {namespace}");
+        Problem::new(
+            WHAT,
+            why,
+            "hawser viz install | kubectl apply -f -; then hawser viz check",
+        )
+    })
+}
+
 fn refused(error: FetchError) -> Problem {
-    let what = "cannot watch requests";
     match error {
         FetchError::Status { status, body, .. } => {
             let attempt = match status {
@@ -301,9 +338,9 @@ fn refused(error: FetchError) -> Problem {
                 }
                 _ => "hawser viz tap --help; hawser viz check",
             };
-            Problem::new(what, body, attempt)
+            Problem::new(WHAT, body, attempt)
         }
-        error => Problem::new(what, error, "hawser viz check"),
+        error => Problem::new(WHAT, error, "hawser viz check"),
     }
 }
 
