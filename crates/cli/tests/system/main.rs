@@ -15,6 +15,7 @@ mod entry;
 mod explain;
 mod failover;
 mod flat;
+mod grafana;
 mod host;
 mod isolation;
 mod kubectl;

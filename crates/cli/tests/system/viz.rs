@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::demo::report;
+use crate::grafana;
 use crate::host::{self, Said, eventually};
 use crate::kubectl::Running;
 use crate::runner::{Test, linked};
@@ -134,6 +135,24 @@ fn requests_are_shown_as_they_happen_to_those_who_may_see_them(world: &World) {
         !said.succeeded() && said.err.contains("viz.linkerd.io/disable-tap"),
         "{said:?}"
     );
+
+    world.kubectl(
+        "west",
+        &format!("-n {NAMESPACE} scale deployment tap --replicas=0"),
+    );
+    let row = "× viz extension pods are running\n    of these no pod is ready:\n    * tap: no pod\n    try: ";
+    eventually("the check misses tap", SOON, || {
+        let said = world.try_hawser("west", "viz check --wait 1s -o short");
+        match !said.succeeded() && said.out.contains(row) {
+            true => Ok(()),
+            false => Err(format!("{said:?}")),
+        }
+    });
+    world.kubectl(
+        "west",
+        &format!("-n {NAMESPACE} scale deployment tap --replicas=1"),
+    );
+    world.rolled_out("west", NAMESPACE, "tap");
 }
 
 /// With a delay that is known, in the application of another cluster; and with curl's own clock beside the proxies'.
@@ -222,6 +241,7 @@ fn the_collector_and_prometheus_see_the_same_and_every_target_is_up(world: &Worl
         checked.contains("√ every meshed pod's metrics are read"),
         "{checked}"
     );
+    assert!(checked.contains("√ tap API service is running"), "{checked}");
 
     let targets = eventually("every target is up", SOON, || every_target_is_up(world));
     report(&format!("prometheus scrapes {} targets", targets.len()));
@@ -276,6 +296,7 @@ fn the_collector_and_prometheus_see_the_same_and_every_target_is_up(world: &Worl
         }
         Ok::<_, String>(())
     });
+    grafana::every_query_answers(port);
     let gateways = world.hawser("west", "viz gateways", "");
     // Emojivoto's web, and the collector.
     assert!(gateways.contains("east      True          2"), "{gateways}");
