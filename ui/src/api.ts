@@ -149,11 +149,32 @@ export interface Path {
   unknown: string;
 }
 
+export interface Finding {
+  about: string;
+  cluster: string;
+  subject: string;
+  verdict: "ok" | "warning" | "fails";
+  seen: string;
+  why?: string;
+  try?: string;
+  standing_by: boolean;
+}
+
+/** As `hawser explain -o json` gives it. */
+export interface Explanation {
+  from: string;
+  to: string;
+  verdict: Finding["verdict"];
+  succeeds: boolean;
+  decision: { share: number; way: string[]; end: string; succeeds: boolean }[];
+  findings: Finding[];
+}
+
 /** A cluster that does not say what it is called. */
 export const UNNAMED = "this cluster";
 
-async function get<T>(path: string): Promise<T> {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(10_000) });
+async function get<T>(path: string, patience = 10_000): Promise<T> {
+  const answer = await fetch(path, { signal: AbortSignal.timeout(patience) });
   const body = await answer.json();
   if (!answer.ok) throw new Error(typeof body?.error === "string" ? body.error : answer.statusText);
   return body as T;
@@ -173,4 +194,15 @@ export function series(cluster: Cluster, namespace: string, name: string, second
 /** Of this cluster only: what leads to it from another is that cluster's to tell. */
 export function paths(namespace: string, name: string, seconds: number): Promise<Path[]> {
   return get<Path[]>(`/api/paths?${new URLSearchParams({ to_namespace: namespace, to_name: name, window: `${seconds}s` })}`);
+}
+
+/** Answered by who opened the page's port, with their rights; `from` is a workload's id, or empty for anybody. */
+export function explain(cluster: Pick<Cluster, "name" | "is_here">, namespace: string, name: string, from: string): Promise<Explanation> {
+  const query = new URLSearchParams({ namespace, name });
+  if (!cluster.is_here) query.set("cluster", cluster.name);
+  const [kind, from_namespace, from_name] = from.split("/");
+  if (kind && from_namespace && from_name) {
+    for (const [key, value] of Object.entries({ from_kind: kind, from_namespace, from_name })) query.set(key, value);
+  }
+  return get<Explanation>(`/api/explain?${query}`, 30_000);
 }

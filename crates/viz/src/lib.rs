@@ -8,6 +8,7 @@
 pub mod api;
 mod collect;
 pub mod fetch;
+pub mod front;
 mod kinds;
 mod objects;
 mod page;

@@ -10,6 +10,7 @@
 //! | `/api/portrait` | [`crate::api::Portrait`] of this cluster |
 //! | `/api/series?namespace=&name=[&cluster=][&window=]` | [`crate::api::Series`] of a Service, here or in a linked cluster |
 //! | `/api/paths?[kind=][&name=][&namespace=][&to_name=&to_namespace=][&window=]` | [`crate::api::Path`]s: where the time goes |
+//! | `/api/explain?namespace=&name=[&cluster=][&from_kind=&from_name=&from_namespace=]` | not here: see [`crate::front`] |
 //! | `/api/stat`, `/api/routes`, `/api/edges`, `/api/gateways`, `/api/status` | what the command line asks: see [`Ask`] |
 //!
 //! Collectors, at [`crate::PEER_PORT`], ask for `/api/portrait`, `/api/series` and `/api/onward` only. Policy lets in nobody but the
@@ -41,10 +42,10 @@ use crate::objects::Key;
 use crate::page;
 use crate::path::{Departing, join};
 use crate::peers::{Peers, chain};
-use crate::wire::Ask;
+use crate::wire::{Ask, EXPLAIN};
 
 /// A peer that sends no complete request head in this time is hung up on.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// More connections than this wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -135,6 +136,12 @@ impl Asking {
     async fn answer(&self, path: &str, query: &str, audience: Audience) -> Answer {
         if path == "/api/clusters" && audience == Audience::People {
             return self.clusters().await;
+        }
+        if path == EXPLAIN && audience == Audience::People {
+            // Nobody who may only read metrics may ask control planes.
+            let why = "a collector may not ask control planes: open the page with hawser viz dashboard, which asks \
+                       with your own rights";
+            return Err((StatusCode::NOT_IMPLEMENTED, why.into()));
         }
         let ask = Ask::of(path, query).map_err(|why| match why {
             crate::wire::BadQuestion::Path(_) => (StatusCode::NOT_FOUND, why.to_string()),
@@ -240,7 +247,7 @@ impl Asking {
 }
 
 /// Why somebody isn't answered.
-fn admitted(headers: &HeaderMap, audience: Audience) -> Result<(), String> {
+pub(crate) fn admitted(headers: &HeaderMap, audience: Audience) -> Result<(), String> {
     let text = |name| {
         headers
             .get(name)
@@ -287,7 +294,7 @@ fn is_loopback(host: &str) -> bool {
     matches!(name, "localhost" | "127.0.0.1" | "[::1]")
 }
 
-fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+pub(crate) fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     *response.status_mut() = status;
     response

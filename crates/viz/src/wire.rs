@@ -152,29 +152,14 @@ impl Ask {
 
     /// The question of a request.
     pub fn of(path: &str, query: &str) -> Result<Self, BadQuestion> {
-        let pairs: BTreeMap<&str, &str> = query
-            .split('&')
-            .filter(|pair| !pair.is_empty())
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .collect();
+        let pairs = pairs(query);
         let window = match pairs.get("window") {
             Some(text) => parse_duration(text)
                 .filter(|window| !window.is_zero())
                 .ok_or_else(|| BadQuestion::Window((*text).to_owned()))?,
             None => WINDOW,
         };
-        let about = |prefix: &str| -> Result<Option<Objects>, BadQuestion> {
-            let value = |key: &str| pairs.get(&*format!("{prefix}{key}")).copied();
-            let name = |key: &str| value(key).map(name).transpose();
-            let Some(kind) = value("kind") else {
-                return Ok(None);
-            };
-            Ok(Some(Objects {
-                kind: kind.parse::<Kind>()?,
-                name: name("name")?,
-                namespace: name("namespace")?,
-            }))
-        };
+        let about = |prefix: &str| objects_of(&pairs, prefix);
         let objects = || about("")?.ok_or(BadQuestion::Missing("kind"));
         let value = |key: &'static str| pairs.get(key).map(|text| name(text)).transpose();
         let required = |key| -> Result<String, BadQuestion> { value(key)?.ok_or(BadQuestion::Missing(key)) };
@@ -222,6 +207,56 @@ impl Ask {
             other => Err(BadQuestion::Path(other.to_owned())),
         }
     }
+}
+
+/// Where it is asked what would become of a request.
+pub const EXPLAIN: &str = "/api/explain";
+
+/// What would become of a request to a Service. Collectors can't answer it: see [`crate::front`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explain {
+    /// Where it is asked, by the name that a Link has for it; here, if absent.
+    pub cluster: Option<String>,
+    pub namespace: String,
+    pub name: String,
+    /// Who asks; anybody in the mesh, if absent.
+    pub from: Option<Objects>,
+}
+
+impl Explain {
+    pub fn of(query: &str) -> Result<Self, BadQuestion> {
+        let pairs = pairs(query);
+        let value = |key: &'static str| pairs.get(key).map(|text| name(text)).transpose();
+        let required = |key| -> Result<String, BadQuestion> { value(key)?.ok_or(BadQuestion::Missing(key)) };
+        Ok(Self {
+            cluster: value("cluster")?,
+            namespace: required("namespace")?,
+            name: required("name")?,
+            from: objects_of(&pairs, "from_")?,
+        })
+    }
+}
+
+fn pairs(query: &str) -> BTreeMap<&str, &str> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .collect()
+}
+
+/// Those that `kind`, `name` and `namespace` with this prefix name, if any do.
+fn objects_of(pairs: &BTreeMap<&str, &str>, prefix: &str) -> Result<Option<Objects>, BadQuestion> {
+    let value = |key: &str| pairs.get(&*format!("{prefix}{key}")).copied();
+    let name = |key: &str| value(key).map(name).transpose();
+    let Some(kind) = value("kind") else {
+        return Ok(None);
+    };
+    Ok(Some(Objects {
+        kind: kind.parse::<Kind>()?,
+        name: name("name")?,
+        namespace: name("namespace")?,
+    }))
 }
 
 /// A name as Kubernetes has them, or an authority, or `server/route`.

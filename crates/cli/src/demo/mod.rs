@@ -21,6 +21,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use self::scenario::{Cluster, Outcome};
 use self::stage::{Stage, print_line};
+use crate::kube::ClusterArgs;
 use crate::problem::Problem;
 use crate::sandbox;
 use crate::viz::dashboard;
@@ -108,7 +109,20 @@ async fn play(dir: &Path, status: &Status, began: Instant, once: bool) -> Result
     let served = async {
         match listener {
             Some(listener) => {
-                dashboard::serve(listener, west.client.clone(), keys::VIZ_NAMESPACE.to_owned()).await;
+                let args = ClusterArgs {
+                    kubeconfig: Some(status.kubeconfig.clone()),
+                    context: Some(WEST.to_owned()),
+                    impersonate: None,
+                    impersonate_groups: Vec::new(),
+                    linkerd_namespace: keys::CONTROL_PLANE_NAMESPACE.to_owned(),
+                };
+                dashboard::serve(
+                    listener,
+                    west.client.clone(),
+                    keys::VIZ_NAMESPACE.to_owned(),
+                    args,
+                )
+                .await;
             }
             None => std::future::pending().await,
         }

@@ -92,6 +92,14 @@ impl Others {
         }
     }
 
+    /// The cluster that links of another call so.
+    pub(super) async fn linked(&self, here: &Client, cluster: &str) -> Result<Place, String> {
+        let mut links = links(here).await?.into_iter();
+        let link = links.find(|link| link.spec.target_cluster_name == cluster);
+        let link = link.ok_or_else(|| format!("there is no link to {cluster}"))?;
+        self.open(here, &link).await
+    }
+
     /// The cluster of a link: with our own rights if we have any there, otherwise with the link's.
     async fn open(&self, here: &Client, link: &Link) -> Result<Place, String> {
         let name = &link.spec.cluster_credentials_secret;

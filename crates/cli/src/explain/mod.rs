@@ -21,10 +21,11 @@ use hawser_proxy::decision;
 use http::{Method, Uri};
 use indicatif::ProgressBar;
 
+pub(crate) use self::finding::Explanation;
 use self::look::{Asked, HOPS_MAX, Others, Place};
 use self::seen::Caller;
 use crate::check::Paint;
-use crate::kube::ClusterArgs;
+use crate::kube::{ClusterArgs, Connection};
 use crate::output::write_out;
 use crate::problem::Problem;
 use crate::workload;
@@ -134,32 +135,15 @@ pub(crate) async fn run(cluster: &ClusterArgs, args: ExplainArgs) -> Result<Exit
         .map_err(|error| Problem::new(&what, error, "--path /api/list, for example"))?;
     let progress = progress();
     let connection = cluster.connect().await?;
-    let place = Place::open(connection.client, connection.context, &cluster.linkerd_namespace).await?;
-    let caller = match from {
-        None => Caller::Anybody,
-        Some(workload) => {
-            let pods = workload::all_pods(&place.client, args.namespace.as_str(), workload).await?;
-            let pod = pods
-                .iter()
-                .find(|pod| crate::meshed::is_ready(pod))
-                .or_else(|| pods.first());
-            let pod = pod.ok_or_else(|| {
-                let why = "it has no pods";
-                Problem::new(&what, why, format!("kubectl -n {} get pods", args.namespace))
-            })?;
-            Caller::Pod(look::calling_pod(pod))
-        }
-    };
-    let asked = Asked {
-        others: &Others::new(cluster),
+    let question = Question {
+        cluster: None,
+        from: from.map(|workload| (args.namespace.as_str(), workload.as_str())),
+        to: target,
+        port: args.port,
         request: &request,
-        hops: HOPS_MAX,
     };
-    let seen = look::look(&place, asked, caller, target, args.port)
-        .await
-        .map_err(|why| Problem::new(&what, why, "hawser check"))?;
+    let explanation = explain(cluster, connection, question).await?;
     progress.finish_and_clear();
-    let explanation = judge::judge(&seen, &request);
     write_out(&if args.json || args.output == Format::Json {
         let text = serde_json::to_string_pretty(&explanation);
         format!(
@@ -174,6 +158,59 @@ pub(crate) async fn run(cluster: &ClusterArgs, args: ExplainArgs) -> Result<Exit
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Which request is meant.
+pub(crate) struct Question<'a> {
+    /// Where it is sent, as a Link of the cluster that we talk to calls it; there, if absent.
+    pub(crate) cluster: Option<&'a str>,
+    /// Namespace and `deploy/NAME`; anybody in the mesh if absent.
+    pub(crate) from: Option<(&'a str, &'a str)>,
+    pub(crate) to: Key,
+    /// The first that the service has, if absent.
+    pub(crate) port: Option<u16>,
+    pub(crate) request: &'a http::Request<()>,
+}
+
+/// Looks, and judges.
+pub(crate) async fn explain(
+    cluster: &ClusterArgs,
+    connection: Connection,
+    question: Question<'_>,
+) -> Result<Explanation, Problem> {
+    let what = format!("cannot explain svc/{}", question.to.name);
+    let others = Others::new(cluster);
+    let place = match question.cluster {
+        None => Place::open(connection.client, connection.context, &cluster.linkerd_namespace).await?,
+        Some(name) => others
+            .linked(&connection.client, name)
+            .await
+            .map_err(|why| Problem::new(&what, why, "hawser mc check"))?,
+    };
+    let caller = match question.from {
+        None => Caller::Anybody,
+        Some((namespace, workload)) => {
+            let pods = workload::all_pods(&place.client, namespace, workload).await?;
+            let pod = pods
+                .iter()
+                .find(|pod| crate::meshed::is_ready(pod))
+                .or_else(|| pods.first());
+            let pod = pod.ok_or_else(|| {
+                let why = format!("{workload} has no pods");
+                Problem::new(&what, why, format!("kubectl -n {namespace} get pods"))
+            })?;
+            Caller::Pod(look::calling_pod(pod))
+        }
+    };
+    let asked = Asked {
+        others: &others,
+        request: question.request,
+        hops: HOPS_MAX,
+    };
+    let seen = look::look(&place, asked, caller, question.to, question.port)
+        .await
+        .map_err(|why| Problem::new(&what, why, "hawser check"))?;
+    Ok(judge::judge(&seen, question.request))
 }
 
 fn progress() -> ProgressBar {

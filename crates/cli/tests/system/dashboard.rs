@@ -112,6 +112,26 @@ fn the_dashboard_shows_both_clusters_and_a_failover_as_it_happens(world: &World)
             Err(format!("{keys:?} {rows:?}"))
         }
     });
+    let way = |page: &mut Page, hops: &[&str]| {
+        eventually("it says what would become of a request", SOON, || {
+            let ways = page.texts(".explain .ways li");
+            match ways.as_slice() {
+                [way] if way.contains("100 %") && hops.iter().all(|hop| way.contains(hop)) => Ok(()),
+                _ => Err(format!("{ways:?} {:?}", page.texts(".explain .hint"))),
+            }
+        });
+    };
+    way(
+        &mut page,
+        &[
+            "web-svc-east.emojivoto:80",
+            "gateway of east",
+            "pod web-",
+            "mutual TLS",
+        ],
+    );
+    page.evaluate("location.hash = '#/service/east/emojivoto/web-svc'");
+    way(&mut page, &["web-svc.emojivoto:80", "pod web-", "mutual TLS"]);
     world.kubectl("west", "-n emojivoto scale deployment web --replicas=1");
     weighs(world, "web-svc", [true, false]);
     for view in ["topology", "services", "links", "events"] {
