@@ -291,6 +291,21 @@ pub(crate) fn to_http1<B>(request: &mut Request<B>, absolute: bool) {
     }
 }
 
+/// Says that content follows where the library would leave it out: it takes these methods for ones without, unless a
+/// header says so, and a carried request has lost the header that did.
+pub(crate) fn announce_content<B: http_body::Body>(request: &mut Request<B>) {
+    let unlikely = matches!(*request.method(), Method::GET | Method::HEAD);
+    if unlikely
+        && request.version() == Version::HTTP_11
+        && !request.body().is_end_stream()
+        && request.body().size_hint().exact().is_none()
+        && !request.headers().contains_key(header::CONTENT_LENGTH)
+    {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
+    }
+}
+
 /// The answer to a carried request, on its way back in HTTP/2.
 pub(crate) fn answer_to_http2<B>(response: &mut Response<B>) {
     let was = if response.version() == Version::HTTP_10 {

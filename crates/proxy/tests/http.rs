@@ -377,6 +377,22 @@ async fn content_that_does_not_follow_its_head_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn content_of_a_request_that_usually_has_none_arrives() {
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let mesh = Mesh::before(listener.local_addr().unwrap(), &[], &[]).await;
+    let mut socket = mesh.client.connect(WEB).await;
+    let head = b"GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    socket.write_all(head).await.unwrap();
+    // The head is there before anybody knows how much follows.
+    let (mut app, _) = within(listener.accept()).await.unwrap();
+    let head = until(&mut app, "\r\n\r\n").await;
+    assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+    let content = "3\r\nabc\r\n0\r\n\r\n";
+    socket.write_all(content.as_bytes()).await.unwrap();
+    assert_eq!(until(&mut app, "0\r\n\r\n").await, content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_waits_to_be_told_to_continue_is_told() {
     let app = app("127.0.0.2", "web").await;
     let mesh = Mesh::before(app, &[], &[]).await;

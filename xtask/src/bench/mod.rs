@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail};
 use loads::Load;
 use serde_json::{Value, json};
 
-pub(crate) const USAGE: &str = "cargo xtask bench [mesh-path|mesh|idle|soak] [--load NAME,..|all] [--seconds N] [--rounds N] [--json FILE]";
+pub(crate) const USAGE: &str = "cargo xtask bench [mesh-path|mesh|idle|soak] [--load NAME,..|all] [--seconds N] [--rounds N] [--profile NAME] [--json FILE]";
 
 /// What was asked for.
 pub(crate) struct Options {
@@ -35,6 +35,8 @@ pub(crate) struct Options {
     /// Of each measurement, or of the whole soak.
     time: Option<Duration>,
     rounds: usize,
+    /// Cargo's, of the programs. Others than release find faults (`dev` checks for overflow), not speed.
+    profile: String,
     json: Option<PathBuf>,
 }
 
@@ -45,6 +47,7 @@ impl Options {
             loads: loads::named(&loads::USUAL.join(","))?,
             time: None,
             rounds: 5,
+            profile: programs::RELEASE.to_owned(),
             json: None,
         };
         let mut args = args.into_iter();
@@ -63,6 +66,7 @@ impl Options {
                 "--load" => options.loads = loads::named(&value()?)?,
                 "--seconds" => options.time = Some(Duration::from_secs(number(86_400)?)),
                 "--rounds" => options.rounds = usize::try_from(number(100)?)?,
+                "--profile" => options.profile = value()?,
                 "--json" => options.json = Some(value()?.into()),
                 _ => bail!("{arg:?} is not understood: {USAGE}"),
             }
@@ -86,11 +90,11 @@ pub(crate) fn run(args: Vec<String>) -> Result<()> {
         };
         return Ok(std::fs::write(inside.dir.join(RESULT), result.to_string())?);
     }
-    let mut results = json!({ "machine": machine::describe() });
+    let mut results = json!({ "machine": machine::describe(), "profile": options.profile });
     say(&format!("{}\n", machine::text()));
     for part in ["mesh-path", "idle", "soak"] {
         if options.wants(part) {
-            let programs = programs::build()?;
+            let programs = programs::build(&options.profile)?;
             results[part] = in_namespaces(part, &programs, &args)?;
         }
     }

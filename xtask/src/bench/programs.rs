@@ -1,10 +1,13 @@
-//! Builds what is measured, in release, and says where it is.
+//! Builds what is measured and says where it is.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+
+/// As users get them.
+pub(super) const RELEASE: &str = "release";
 
 /// Where the programs of `mesh-path` and `idle` are.
 #[derive(Clone, Debug)]
@@ -29,15 +32,18 @@ impl Programs {
     }
 }
 
-pub(super) fn build() -> Result<Programs> {
-    let built = cargo(&[
-        "-p",
-        "hawser-proxy",
-        "--bin",
-        "hawser-proxy",
-        "--bench",
-        "mesh_path",
-    ])?;
+pub(super) fn build(profile: &str) -> Result<Programs> {
+    let built = cargo(
+        profile,
+        &[
+            "-p",
+            "hawser-proxy",
+            "--bin",
+            "hawser-proxy",
+            "--bench",
+            "mesh_path",
+        ],
+    )?;
     let find = |name: &str| {
         let found = built.iter().find(|(target, _)| target == name);
         found
@@ -52,16 +58,21 @@ pub(super) fn build() -> Result<Programs> {
 
 /// The one binary that holds everything.
 pub(super) fn build_hawser() -> Result<PathBuf> {
-    let built = cargo(&["-p", "hawser-cli", "--bin", "hawser"])?;
+    let built = cargo(RELEASE, &["-p", "hawser-cli", "--bin", "hawser"])?;
     let found = built.into_iter().find(|(target, _)| target == "hawser");
     Ok(found.context("cargo built no hawser")?.1)
 }
 
 /// Names and paths of the executables.
-fn cargo(args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+fn cargo(profile: &str, args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["build", "--release", "--message-format=json-render-diagnostics"])
+        .args([
+            "build",
+            "--message-format=json-render-diagnostics",
+            "--profile",
+            profile,
+        ])
         .args(args)
         .stderr(Stdio::inherit())
         .output()

@@ -387,6 +387,7 @@ async fn forward(
             }
             Sender::H2(sender) => (sender.send(&mut sending).await.map_err(SendError::from), None),
             Sender::H1(mut sender) => {
+                rules::announce_content(&mut sending);
                 let sent = sender.try_send_request(std::mem::take(&mut sending)).await;
                 let sent = sent
                     .map(|response| response.map(Incoming::Library))

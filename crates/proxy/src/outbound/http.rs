@@ -509,6 +509,7 @@ async fn send(
             match sender {
                 Sender::H2(sender) => (sender.send(&mut sent).await.map_err(SendError::from), None),
                 Sender::H1(mut sender) => {
+                    rules::announce_content(&mut sent);
                     let answer = sender.try_send_request(std::mem::take(&mut sent)).await;
                     let answer = answer
                         .map(|response| response.map(Incoming::Library))
