@@ -147,6 +147,14 @@ pub struct OutboundConfig {
     pub backlog: i32,
 }
 
+/// Who is told of spans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceConfig {
+    pub service: ControlService,
+    /// What the collector is told of this process.
+    pub attributes: BTreeMap<String, String>,
+}
+
 #[derive(Clone, Debug)]
 pub struct Config {
     pub inbound: InboundConfig,
@@ -154,6 +162,8 @@ pub struct Config {
     pub admin_addrs: Vec<SocketAddr>,
     /// Absent if nobody may watch requests.
     pub tap: Option<Arc<TapConfig>>,
+    /// Absent if nobody is told of spans.
+    pub trace: Option<Arc<TraceConfig>>,
     pub identity: IdentityConfig,
     pub destination: ControlService,
     pub destination_context: String,
@@ -301,6 +311,22 @@ impl Reader<'_> {
             pending_resets_max: self.number(&name("MAX_PENDING_ACCEPT_RESET_STREAMS")),
             send_buffer_max: self.within(&name("MAX_SEND_BUF_SIZE"), 1..=u32::MAX as usize),
         }
+    }
+
+    fn trace(&mut self) -> Option<TraceConfig> {
+        self.text("TRACE_COLLECTOR_SVC_ADDR")?;
+        self.parse("TRACE_PROTOCOL", |text| match text {
+            "opentelemetry" => Ok(()),
+            _ => Err("only opentelemetry is spoken".to_owned()),
+        });
+        let name = self.text("TRACE_SERVICE_NAME").unwrap_or("linkerd-proxy");
+        let mut attributes = BTreeMap::from([("service.name".to_owned(), name.to_owned())]);
+        // As every program that speaks OpenTelemetry reads it.
+        let more = self.env.get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let more = more.split(',').filter_map(|pair| pair.split_once('='));
+        attributes.extend(more.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())));
+        let service = self.service("TRACE_COLLECTOR")?;
+        Some(TraceConfig { service, attributes })
     }
 
     fn service(&mut self, what: &str) -> Option<ControlService> {
@@ -482,6 +508,7 @@ impl Config {
                 addrs: tap_addrs,
             })
         });
+        let trace = r.trace().map(Arc::new);
         let refresh_min = r.duration("IDENTITY_MIN_REFRESH", seconds(10));
         let refresh_max = r.duration("IDENTITY_MAX_REFRESH", seconds(24 * 3600));
         let metrics_retain_idle = r.duration("METRICS_RETAIN_IDLE", seconds(600));
@@ -519,6 +546,7 @@ impl Config {
                 outbound,
                 admin_addrs,
                 tap,
+                trace,
                 identity: IdentityConfig {
                     name,
                     server_name,

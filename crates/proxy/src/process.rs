@@ -21,6 +21,7 @@ use crate::control_client::channel;
 use crate::discover::Discovery;
 use crate::identity::{self, KeyAndRequest};
 use crate::metrics::Metrics;
+use crate::span::{self, Spans};
 use crate::tap::{self, Taps};
 use crate::transport::{FromKernel, OriginalDst, listen};
 use crate::worker::{self, Drain, Listeners, Shared};
@@ -115,6 +116,13 @@ impl Proxy {
         }
         let (admin_addrs, tap_addrs) = (addrs(&admin_listeners), addrs(&tap_listeners));
         let taps = Taps::default();
+        // Before there is a worker who could tell of a request.
+        let tracing = config.trace.clone().map(|trace| {
+            let (spans, waiting) = Spans::new();
+            let spans = Arc::new(spans);
+            taps.trace(spans.clone());
+            (trace, spans, waiting)
+        });
 
         let (discovery, keys) = Discovery::new(config.clone());
         let shared = Shared {
@@ -162,6 +170,10 @@ impl Proxy {
                                 tap::serve(listener, tap, identity, server_name.clone(), taps.clone());
                             tokio::task::spawn_local(serving);
                         }
+                    }
+                    if let Some((trace, spans, waiting)) = tracing {
+                        let collector = to(&trace.service);
+                        tokio::spawn(span::export(spans, waiting, collector, trace, shard.clone()));
                     }
                     tokio::spawn(discovery.run(to(&config.destination), to(&config.policy), keys));
                     tokio::spawn(certify);

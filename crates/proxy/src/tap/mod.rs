@@ -12,7 +12,7 @@ pub(crate) use serve::serve;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, StatusCode};
@@ -22,6 +22,8 @@ use linkerd2_proxy_api::tap::{Eos, ObserveRequest, TapEvent, tap_event::http as 
 use tokio::sync::mpsc;
 
 use pattern::{Pattern, TooComplex};
+
+use crate::span::{Open, Spans};
 
 /// Who may watch at the same time.
 const TAPS_MAX: usize = 8;
@@ -70,6 +72,8 @@ struct Shared {
     /// Whether there is anybody, for those who must not wait for the list.
     watched: AtomicBool,
     taps: Mutex<Vec<Arc<Tap>>>,
+    /// Who is told of the requests of sampled traces, always.
+    spans: OnceLock<Arc<Spans>>,
     /// Tells streams of this process from those of another.
     base: u32,
     streams: AtomicU64,
@@ -122,6 +126,7 @@ impl Default for Taps {
         Self(Arc::new(Shared {
             watched: AtomicBool::new(false),
             taps: Mutex::default(),
+            spans: OnceLock::new(),
             base: rand::random(),
             streams: AtomicU64::new(0),
         }))
@@ -133,6 +138,13 @@ impl Taps {
     #[inline]
     pub(crate) fn are_open(&self) -> bool {
         self.0.watched.load(Relaxed)
+    }
+
+    /// From now on, spans go there.
+    pub(crate) fn trace(&self, spans: Arc<Spans>) {
+        // Asked for once, when the process starts.
+        let _ = self.0.spans.set(spans);
+        self.0.watched.store(true, Relaxed);
     }
 
     pub(crate) fn open(&self, asked: &ObserveRequest) -> Result<Watch, Refused> {
@@ -163,7 +175,8 @@ impl Taps {
     fn keep(&self, wanted: impl Fn(&Arc<Tap>) -> bool) {
         let mut taps = self.0.taps.lock().unwrap_or_else(PoisonError::into_inner);
         taps.retain(wanted);
-        self.0.watched.store(!taps.is_empty(), Relaxed);
+        let is_traced = self.0.spans.get().is_some();
+        self.0.watched.store(is_traced || !taps.is_empty(), Relaxed);
     }
 
     /// Begins to tell of a request, if anybody wants to know.
@@ -178,7 +191,9 @@ impl Taps {
                 to.push(tap.clone());
             }
         }
-        if to.is_empty() {
+        let spans = self.0.spans.get();
+        let span = spans.and_then(|spans| Some((Open::of(seen)?, spans.clone())));
+        if to.is_empty() && span.is_none() {
             return None;
         }
         if to.iter().any(|tap| tap.is_spent()) {
@@ -191,6 +206,7 @@ impl Taps {
                 stream: self.0.streams.fetch_add(1, Relaxed),
             },
             to,
+            span,
             began: Instant::now(),
             answered: None,
             bytes: 0,
@@ -240,6 +256,8 @@ pub(crate) struct Told {
     about: TapEvent,
     id: event::StreamId,
     to: Vec<Arc<Tap>>,
+    /// If its trace is sampled.
+    span: Option<(Open, Arc<Spans>)>,
     began: Instant,
     answered: Option<Instant>,
     /// Of the response.
@@ -272,6 +290,9 @@ impl Told {
     pub(crate) fn answered(&mut self, status: StatusCode, fields: &HeaderMap) {
         let now = Instant::now();
         self.answered = Some(now);
+        if let Some((span, _)) = &mut self.span {
+            span.answered(status);
+        }
         self.send(|with_headers| {
             event::Event::ResponseInit(event::ResponseInit {
                 id: Some(self.id),
@@ -299,6 +320,9 @@ impl Told {
             return;
         }
         let now = Instant::now();
+        if let Some((span, spans)) = self.span.take() {
+            spans.take(span.ended(now - self.began, eos.as_ref()));
+        }
         self.send(|_| {
             event::Event::ResponseEnd(event::ResponseEnd {
                 id: Some(self.id),
