@@ -1,6 +1,7 @@
 //! Builds a real control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, from the Go module
 //! `tests/kubernetes`, into `target/tools/kubernetes/VERSION`; `current` beside it leads there. Other minor versions
-//! have module files of their own there: `1.30.mod` is the oldest that is supported.
+//! have module files of their own there, and names beside it: `1.30.mod` is the oldest that is supported, and `1.30`
+//! leads to it.
 //!
 //! Go compiles some two thousand packages, about ten minutes of two cores; what is there and belongs to the module as
 //! it is now is not built again. `--nodes` adds kubelet and kube-proxy. A machine that has the programs names their
@@ -42,7 +43,11 @@ pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
     match *arguments {
         ["build"] => show(&programs(workspace, PROGRAMS)?),
         ["build", "--nodes"] => show(&programs(workspace, &[PROGRAMS, NODE_PROGRAMS].concat())?),
-        ["build", "--version", minor] => show(&build(workspace, &format!("{minor}.mod"), PROGRAMS)?),
+        ["build", "--version", minor] => {
+            let dir = build(workspace, &format!("{minor}.mod"), PROGRAMS)?;
+            link(&dir, minor)?;
+            show(&dir)
+        }
         ["conformance"] => conformance(workspace, false),
         ["conformance", "--record"] => conformance(workspace, true),
         _ => bail!("usage: cargo xtask {USAGE}"),
@@ -60,12 +65,18 @@ fn programs(workspace: &Path, programs: &[Program]) -> Result<PathBuf> {
         return Ok(assets);
     }
     let dir = build(workspace, "go.mod", programs)?;
-    let current = dir.with_file_name("current");
-    if fs::read_link(&current).ok().as_deref() != dir.file_name().map(Path::new) {
-        let _ = fs::remove_file(&current);
-        std::os::unix::fs::symlink(dir.file_name().unwrap_or_default(), &current)?;
-    }
+    link(&dir, "current")?;
     Ok(dir)
+}
+
+/// Makes a name beside a directory lead to it: tests look there.
+fn link(dir: &Path, name: &str) -> Result<()> {
+    let link = dir.with_file_name(name);
+    if fs::read_link(&link).ok().as_deref() != dir.file_name().map(Path::new) {
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(dir.file_name().unwrap_or_default(), &link)?;
+    }
+    Ok(())
 }
 
 fn show(dir: &Path) -> Result<()> {

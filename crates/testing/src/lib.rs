@@ -52,12 +52,30 @@ pub fn ignored(trial: Trial, why: &str) -> Trial {
 /// build` puts them; or why there is none.
 pub fn control_plane() -> Result<PathBuf, String> {
     let named = std::env::var_os("KUBEBUILDER_ASSETS").filter(|assets| !assets.is_empty());
-    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/kubernetes/current");
-    let dir = named.map_or_else(built, PathBuf::from);
-    match dir.canonicalize() {
-        Ok(dir) if dir.join("kube-scheduler").is_file() => Ok(dir),
-        _ => Err("no control plane of Kubernetes here; try: cargo xtask kubernetes build".to_owned()),
-    }
+    let found = named.map_or_else(|| built("current"), |assets| complete(Path::new(&assets)));
+    found.ok_or_else(|| "no control plane of Kubernetes here; try: cargo xtask kubernetes build".to_owned())
+}
+
+/// The same of the oldest Kubernetes that is supported.
+pub fn oldest_control_plane() -> Result<PathBuf, String> {
+    let why = || {
+        format!(
+            "no control plane of Kubernetes {OLDEST} here; try: cargo xtask kubernetes build --version {OLDEST}"
+        )
+    };
+    built(OLDEST).ok_or_else(why)
+}
+
+const OLDEST: &str = "1.30";
+
+fn built(version: &str) -> Option<PathBuf> {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/kubernetes");
+    complete(&all.join(version))
+}
+
+fn complete(dir: &Path) -> Option<PathBuf> {
+    let dir = dir.canonicalize().ok()?;
+    dir.join("kube-scheduler").is_file().then_some(dir)
 }
 
 /// Tests that need a program in the path. In CI it must be there.

@@ -302,6 +302,11 @@ impl Cluster {
         self.epoch.send_modify(|epoch| *epoch += 1);
     }
 
+    /// Forgets the past, as etcd does when it is compacted: lists and watches that begin there are refused.
+    pub fn compact(&self) {
+        self.store.forget();
+    }
+
     fn is_refusing(&self) -> bool {
         let until = *self.refusing_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| tokio::time::Instant::now() < until)

@@ -284,7 +284,12 @@ impl Cluster {
             }
             Moment::Exactly(revision) => {
                 self.await_revision(*revision).await?;
-                self.store.list_at(&resource.store, *revision).map_err(past_error)
+                self.store.list_at(&resource.store, *revision).map_err(|error| match error {
+                    PastError::Forgotten { .. } => {
+                        ApiError::expired("The resourceVersion for the provided list is too old.")
+                    }
+                    future @ PastError::Future { .. } => past_error(future),
+                })
             }
             Moment::Page { revision, after } => {
                 self.store.list_at(&resource.store, *revision).map_err(|error| match error {

@@ -2,7 +2,7 @@
 //!
 //! Pruning, merging and apply work on the tree that is built here, like for built-in kinds. Validation interprets the
 //! `openAPIV3Schema` itself, because `anyOf` and friends say things about values that are no structure. CEL rules
-//! (`x-kubernetes-validations`) are kept and not evaluated.
+//! (`x-kubernetes-validations`) are kept and not evaluated; who writes them is told so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -234,18 +234,20 @@ impl Store {
                 now: inner.revision,
             });
         }
-        let Some(found) = inner.resources.get(resource) else {
+        let found = inner.resources.get(resource);
+        let floor = found.map_or(inner.forgotten, |found| found.floor);
+        if revision < floor {
+            return Err(PastError::Forgotten {
+                asked: revision,
+                oldest: floor,
+            });
+        }
+        let Some(found) = found else {
             return Ok(Snapshot {
                 revision,
                 objects: Arc::default(),
             });
         };
-        if revision < found.floor {
-            return Err(PastError::Forgotten {
-                asked: revision,
-                oldest: found.floor,
-            });
-        }
         let (mut objects, later): (_, Vec<Change>) = (
             found.objects.clone(),
             found
@@ -383,7 +385,7 @@ impl Store {
         }
     }
 
-    /// Forgets the past, as a restarted API server has: watches and lists from before now must start again.
+    /// Forgets the past, as a restarted API server and a compacted etcd have: watches and lists from before now must start again.
     pub fn forget(&self) {
         let mut inner = self.lock();
         let now = inner.revision;

@@ -110,6 +110,11 @@ fn a_forgotten_past_is_refused_and_the_present_is_not() {
         store.list_at(&pods(), 1).unwrap_err(),
         PastError::Forgotten { asked: 1, oldest }
     );
+    // Nobody knows what there was of this either.
+    assert_eq!(
+        store.list_at(&Arc::from("other"), 1).unwrap_err(),
+        PastError::Forgotten { asked: 1, oldest }
+    );
     assert!(store.watch(&pods(), oldest).is_ok());
 }
 

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::script::{Case, Step, apply, delete, get, json_patch, merge, post, put, restart, strategic};
+use crate::script::{
+    Case, Step, apply, compact, delete, get, json_patch, merge, post, put, restart, strategic,
+};
 
 const MAPS: &str = "/api/v1/namespaces/{ns}/configmaps";
 const MAP: &str = "/api/v1/namespaces/{ns}/configmaps/a";
@@ -32,6 +34,7 @@ pub(crate) fn cases() -> Vec<Case> {
         permissions(),
         tokens(),
         controllers(),
+        compaction(),
         restarts(),
     ]
     .into_iter()
@@ -994,6 +997,85 @@ fn controllers() -> Vec<Case> {
             ]),
             get("/api/v1/namespaces/{ns}/endpoints/s").until(|code, _| code == 200).shows(&["/subsets"]),
         ]),
+    ]
+}
+
+fn compaction() -> Vec<Case> {
+    const AREA: &str = "compaction";
+    const EVENTS: &str = "/api/v1/namespaces/{ns}/events";
+    // These come from etcd itself; of other kinds an API server remembers some that etcd has forgotten.
+    let event = |name: &str| {
+        let about = json!({"kind": "ConfigMap", "namespace": "{ns}", "name": "a"});
+        post(
+            EVENTS,
+            json!({"metadata": {"name": name}, "involvedObject": about}),
+        )
+        .quiet()
+    };
+    let first = || event("a").keeps("rv", "/metadata/resourceVersion");
+    let last = || event("c").keeps("now", "/metadata/resourceVersion");
+    vec![
+        case(
+            AREA,
+            "what was before a compaction can't be listed",
+            [
+                first(),
+                last(),
+                get(&format!(
+                    "{EVENTS}?resourceVersion={{rv}}&resourceVersionMatch=Exact"
+                ))
+                .shows(&["/items/0/metadata/name", "/items/1"]),
+                compact("now"),
+                get(&format!(
+                    "{EVENTS}?resourceVersion={{rv}}&resourceVersionMatch=Exact"
+                ))
+                .shows(&WHY)
+                .shows(&["/code"]),
+                get(&format!(
+                    "{EVENTS}?resourceVersion={{rv}}&resourceVersionMatch=NotOlderThan"
+                ))
+                .shows(&["/items/1/metadata/name"]),
+            ],
+        ),
+        case(
+            AREA,
+            "pages of a list from before a compaction go on with what is there now",
+            [
+                first(),
+                event("b"),
+                get(&format!("{EVENTS}?limit=1"))
+                    .quiet()
+                    .keeps("next", "/metadata/continue"),
+                last(),
+                compact("now"),
+                get(&format!("{EVENTS}?limit=1&continue={{next}}"))
+                    .keeps("anew", "/metadata/continue")
+                    .shows(&WHY),
+                get(&format!("{EVENTS}?limit=2&continue={{anew}}"))
+                    .shows(&["/items/0/metadata/name", "/items/1/metadata/name"]),
+            ],
+        ),
+        case(
+            AREA,
+            "who watches from before a compaction must list again",
+            [
+                first(),
+                event("b"),
+                last(),
+                compact("now"),
+                get(&format!(
+                    "{EVENTS}?watch=1&timeoutSeconds=1&resourceVersion={{rv}}"
+                ))
+                .first(1)
+                .shows(&[
+                    "/type",
+                    "/object/kind",
+                    "/object/status",
+                    "/object/code",
+                    "/object/reason",
+                ]),
+            ],
+        ),
     ]
 }
 

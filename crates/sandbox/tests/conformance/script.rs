@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use kube::Client;
 use kube::client::Body;
 use regex::Regex;
@@ -15,13 +16,16 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// No method of HTTP.
+/// No methods of HTTP.
 const RESTART: &str = "RESTART";
+const COMPACT: &str = "COMPACT";
 
 /// Whom the questions are put to.
 pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) restart: Box<dyn Fn()>,
+    /// Makes the store forget what was before this version.
+    pub(crate) compact: Box<dyn Fn(String) -> BoxFuture<'static, Result<(), String>>>,
 }
 
 /// One claim about an API server's behaviour.
@@ -100,6 +104,11 @@ pub(crate) fn restart() -> Step {
     step(RESTART, "", "", None).quiet()
 }
 
+/// The store forgets what was before a version that an earlier step kept, as it does every five minutes.
+pub(crate) fn compact(version: &str) -> Step {
+    step(COMPACT, version, "", None).quiet()
+}
+
 pub(crate) fn delete(path: &str) -> Step {
     step("DELETE", path, "", None)
 }
@@ -161,6 +170,11 @@ pub(crate) async fn play(
     for step in &case.steps {
         if step.method == RESTART {
             (server.restart)();
+            continue;
+        }
+        if step.method == COMPACT {
+            let version = kept.get(step.path.as_str()).cloned();
+            (server.compact)(version.ok_or_else(|| format!("nothing kept {}", step.path))?).await?;
             continue;
         }
         let (code, answers) = answer(&server.client, step, &kept).await?;

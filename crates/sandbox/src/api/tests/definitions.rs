@@ -106,3 +106,23 @@ async fn watches_of_every_version_end_when_the_definition_changes_and_when_it_go
         .expect("the watch ends soon");
     assert_eq!(get(&cluster, WIDGETS).await.0, 404);
 }
+
+#[tokio::test]
+async fn a_definition_with_rules_is_taken_with_a_warning_that_they_are_not_evaluated() {
+    let cluster = cluster();
+    let mut spec = colour();
+    spec["colour"]["x-kubernetes-validations"] = json!([{ "rule": "self != 'green'" }]);
+    for (definition, expected) in [(definition(spec), true), (definition(colour()), false)] {
+        let request = Request::post(format!("{DEFINITIONS}?dryRun=All")).header("content-type", JSON);
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let body = body::full(definition.to_string());
+        let response = cluster.answer(parts, body, Identity::admin()).await;
+        assert_eq!(response.status(), 201);
+        let warning = response
+            .headers()
+            .get("warning")
+            .map(|value| value.to_str().unwrap());
+        let told = warning.is_some_and(|text| text.contains("x-kubernetes-validations are not evaluated"));
+        assert_eq!(told, expected, "{warning:?}");
+    }
+}
