@@ -749,8 +749,10 @@ mod tests {
     fn block() -> impl Strategy<Value = Vec<u8>> {
         let name = select(&NAMES[..]);
         let value = prop_oneof!["[ -~]{0,40}", "/[a-z#?]{0,9}", "[1-5][0-9]{2}", "b{200,700}"];
+        // A name of its own, one of the RFC's, or one that came shortly before.
+        let index = prop_oneof![3 => Just(0_usize), 1 => 1..62_usize, 3 => 62..65_usize];
         let resize = proptest::option::weighted(0.2, 0..TABLE_MAX + 2);
-        let fields = proptest::collection::vec((0..4_usize, 0..70_usize, name, value), 0..12);
+        let fields = proptest::collection::vec((0..4_usize, index, name, value), 0..12);
         (resize, fields).prop_map(|(resize, fields)| {
             let mut out = BytesMut::new();
             if let Some(max) = resize {
@@ -758,8 +760,7 @@ mod tests {
             }
             for (form, index, name, value) in fields {
                 let (prefix, flags) = [(7, 0x80), (6, 0x40), (4, 0), (4, 0x10)][form];
-                // Half of the others have a name of their own.
-                let index = if form > 0 && index % 2 == 0 { 0 } else { index };
+                let index = if form == 0 { index.max(1) } else { index };
                 put_int(&mut out, prefix, flags, index);
                 if form > 0 {
                     if index == 0 {
