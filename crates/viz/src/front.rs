@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::CONNECTION;
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -86,11 +87,18 @@ async fn explained(behind: &impl Behind, request: &Request<Incoming>) -> Respons
 async fn passed(
     behind: &impl Behind,
     collector: &Mutex<Option<SendRequest<Incoming>>>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<Body> {
+    request.headers_mut().remove(CONNECTION);
     let mut kept = collector.lock().await;
     let passing = async {
-        let mut sender = match kept.take().filter(|sender| !sender.is_closed()) {
+        let mut ready = None;
+        if let Some(mut sender) = kept.take()
+            && sender.ready().await.is_ok()
+        {
+            ready = Some(sender);
+        }
+        let mut sender = match ready {
             Some(sender) => sender,
             None => {
                 let (sender, connection) = handshake(TokioIo::new(behind.collector().await?))
@@ -101,11 +109,12 @@ async fn passed(
                 sender
             }
         };
-        sender.ready().await.map_err(|error| chain(&error))?;
-        let response = sender
+        let mut response = sender
             .send_request(request)
             .await
             .map_err(|error| chain(&error))?;
+        // Of that connection, not of the browser's.
+        response.headers_mut().remove(CONNECTION);
         *kept = Some(sender);
         Ok(response.map(BodyExt::boxed_unsync))
     };
