@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONNECTION;
@@ -21,11 +22,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use crate::page;
 use crate::peers::chain;
 use crate::serve::{Audience, HEADER_TIMEOUT, admitted, reply};
 use crate::wire::{EXPLAIN, Explain};
+
+/// A collector's slowest answers ask the collectors of other clusters, for which it has deadlines of its own.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
@@ -118,7 +123,9 @@ async fn passed(
         *kept = Some(sender);
         Ok(response.map(BodyExt::boxed_unsync))
     };
-    passing.await.unwrap_or_else(|why: String| {
+    let late = || Err(format!("no answer within {} s", ANSWERED_WITHIN.as_secs()));
+    let passed = timeout(ANSWERED_WITHIN, passing).await;
+    passed.unwrap_or_else(|_| late()).unwrap_or_else(|why: String| {
         let why = format!("the collector can't be reached: {why}");
         reply(StatusCode::BAD_GATEWAY, &json!({"error": why})).map(body)
     })

@@ -258,14 +258,15 @@ fn build(workspace: &Path, recipes: &[&Recipe], dev: bool) -> Result<BTreeMap<St
         .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
         .current_dir(workspace)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env("CARGO_PROFILE_DEV_STRIP", "symbols")
-        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .stderr(Stdio::inherit());
     if !dev {
         command.arg("--release");
     }
+    let profile = if dev { "dev" } else { "release" };
     for recipe in recipes {
-        command.args(["--package", recipe.package]);
+        // A package with a profile of its own doesn't take the profile's word for it.
+        let strip = format!("profile.{profile}.package.{}.strip=\"symbols\"", recipe.package);
+        command.args(["--package", recipe.package, "--config", &strip]);
     }
     let output = command.output().context("starting cargo")?;
     ensure!(output.status.success(), "cargo build failed");
@@ -295,6 +296,7 @@ fn make(
             "{} needs libraries that the image doesn't have",
             program.name
         );
+        ensure!(found.stripped, "{} still has its symbols", program.name);
         program_len += bytes.len();
         hardening = hardening.and(found);
         let node = Node::File {
