@@ -274,8 +274,30 @@ function draw(edge: Edge, isNarrow: boolean, right: number): void {
 /** How far ranks are apart at least and at most, for the words on the lines. */
 const APART = { least: 118, most: 160 };
 
+/** Laying out costs more than all else, and who speaks to whom seldom changes: as long as it doesn't, all stays in its place. */
+let last: { key: string; picture: Picture } | null = null;
+
 export function picture(clusters: Cluster[], options: Options): Picture {
   const all = collect(clusters, options);
+  const sizes = [...all.nodes.values()].map((node) => `${node.id} ${node.w} ${node.h}`);
+  const key = JSON.stringify([options, clusters.map((cluster) => cluster.name), sizes.sort(), [...all.edges.keys()].sort()]);
+  const now = last?.key === key ? moveIn(clusters, all, last.picture) : layOut(clusters, all, options);
+  last = { key, picture: now };
+  return now;
+}
+
+/** The same boxes and lines as before, with what is known of them now. */
+function moveIn(clusters: Cluster[], { nodes, edges }: ReturnType<typeof collect>, before: Picture): Picture {
+  for (const { id, x, y } of before.nodes) Object.assign(nodes.get(id) ?? {}, { x, y });
+  for (const { id, path, label } of before.edges) Object.assign(edges.get(id) ?? {}, { path, label });
+  const boxes = before.boxes.map((box) => {
+    const cluster = clusters.find((one) => one.name === box.cluster.name) ?? box.cluster;
+    return { ...box, cluster, isCutOff: isCutOff(cluster) };
+  });
+  return { ...before, nodes: [...nodes.values()], edges: [...edges.values()], boxes };
+}
+
+function layOut(clusters: Cluster[], all: ReturnType<typeof collect>, options: Options): Picture {
   const first = place(clusters, all, options, APART.least);
   const ranks = new Set(first.nodes.map((node) => Math.round(node.x))).size;
   const room = (options.width - first.w) / Math.max(1, ranks - 1);

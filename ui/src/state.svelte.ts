@@ -3,13 +3,15 @@ import { type Cluster, clusters } from "./api";
 
 const PERIOD = 1_000;
 
-export const known = $state({
-  clusters: [] as Cluster[],
+class Known {
+  /** Replaced as a whole by each answer; to watch every field of it would cost more than to draw it. */
+  clusters = $state.raw<Cluster[]>([]);
   /** When the last answer came; 0 before. */
-  at: 0,
-  error: "",
-  now: Date.now(),
-});
+  at = $state(0);
+  error = $state("");
+  now = $state(Date.now());
+}
+export const known = new Known();
 
 let asking = false;
 

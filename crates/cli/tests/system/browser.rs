@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+
+use crate::demo::report;
 
 /// Anything that the browser is asked.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -28,6 +33,11 @@ pub(crate) struct Page {
 
 impl Page {
     pub(crate) fn open(url: &str, width: u32, height: u32) -> Self {
+        Self::open_after("", url, width, height)
+    }
+
+    /// A page before which a script has run, in whose world it finds itself.
+    pub(crate) fn open_after(script: &str, url: &str, width: u32, height: u32) -> Self {
         let profile = tempfile::tempdir().expect("a directory");
         let mut browser = Command::new("chromium")
             // Root has no sandbox, and the page is ours.
@@ -91,6 +101,10 @@ impl Page {
         let metrics =
             json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         page.call("Emulation.setDeviceMetricsOverride", &metrics);
+        page.call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            &json!({"source": script}),
+        );
         page.call("Page.navigate", &json!({"url": url}));
         page
     }
@@ -110,6 +124,40 @@ impl Page {
         ));
         let texts = found.as_array().into_iter().flatten();
         texts.filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
+    /// Keeps what is seen, for people: in `target/tmp`.
+    pub(crate) fn keep_picture(&mut self, name: &str) {
+        let taken = self.call("Page.captureScreenshot", &json!({"format": "png"}));
+        let picture = STANDARD.decode(taken["data"].as_str().unwrap_or_default());
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.png"));
+        std::fs::write(&file, picture.expect("a picture")).expect("it is kept");
+        report(&format!("looks like {}", file.display()));
+    }
+
+    /// What all processes of the browser have used of the machine's cores.
+    pub(crate) fn used(&self) -> Duration {
+        let mut processes = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").expect("Linux has it").flatten() {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let (Some((pid, _)), Some((_, rest))) = (stat.split_once(' '), stat.rsplit_once(") ")) else {
+                continue;
+            };
+            let numbers: Vec<u64> = rest.split(' ').map(|word| word.parse().unwrap_or(0)).collect();
+            if let (Ok(pid), [_, parent, ..]) = (pid.parse::<u64>(), &*numbers) {
+                // Of the process, in user mode and in the kernel: proc_pid_stat(5), fields 14 and 15.
+                processes.insert(pid, (*parent, numbers[11] + numbers[12]));
+            }
+        }
+        let mut family = vec![u64::from(self.browser.id())];
+        let mut ticks = 0;
+        while let Some(one) = family.pop() {
+            ticks += processes.get(&one).map_or(0, |(_, ticks)| *ticks);
+            let children = processes.iter().filter(|(_, (parent, _))| *parent == one);
+            family.extend(children.map(|(pid, _)| *pid));
+        }
+        // A hundred to the second, on every machine that runs Linux for people.
+        Duration::from_millis(10 * ticks)
     }
 
     pub(crate) fn complaints(&self) -> &[String] {
