@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::browser::Page;
 use crate::demo::report;
 use crate::host::{self, eventually};
-use crate::recovery::weighs;
+use crate::recovery::{appears, weighs};
 use crate::runner::{Test, linked};
 use crate::world::{COMMAND_DEADLINE, SOON, World};
 
@@ -19,6 +19,11 @@ pub(crate) const TESTS: &[Test] = &[
         "a_crowd_with_foul_names_that_is_partly_hidden_is_shown_at_little_cost",
         &["chromium"],
         a_crowd_with_foul_names_that_is_partly_hidden_is_shown_at_little_cost,
+    ),
+    linked(
+        "a_cluster_that_is_cut_off_stays_on_the_page_with_its_age",
+        &["chromium"],
+        a_cluster_that_is_cut_off_stays_on_the_page_with_its_age,
     ),
     linked(
         "only_pages_of_this_machine_may_ask_the_dashboard",
@@ -218,6 +223,36 @@ fn a_crowd_with_foul_names_that_is_partly_hidden_is_shown_at_little_cost(world: 
     ));
     assert!(share < AFFORDABLE, "{share}");
     assert_eq!(page.complaints(), [""; 0]);
+}
+
+fn a_cluster_that_is_cut_off_stays_on_the_page_with_its_age(world: &World) {
+    let mut page = Page::open(&format!("{}/#/topology", url(world)), 1280, 720);
+    let boxes = |page: &mut Page, well: &str, cut: &[&str]| {
+        eventually("the boxes are drawn as they are", SOON, || {
+            let (found_well, found_cut) = (page.texts(".box:not(.cut) .cluster"), page.texts(".box.cut"));
+            let is_it = found_well.join(" ") == well
+                && found_cut.is_empty() == cut.is_empty()
+                && cut.iter().all(|words| found_cut.concat().contains(words));
+            if is_it {
+                Ok(())
+            } else {
+                Err(format!("{found_well:?} {found_cut:?}"))
+            }
+        });
+    };
+    boxes(&mut page, "west east", &[]);
+    world.sandbox("cut west east");
+    let shown = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        boxes(&mut page, "west", &["east", "cut off, last seen", "ago"]);
+        page.texts(".node .title")
+    }));
+    // Whatever came out: the next test needs the link.
+    world.sandbox("heal west east");
+    let shown = shown.unwrap_or_else(|why| std::panic::resume_unwind(why));
+    let votings = shown.iter().filter(|title| *title == "voting").count();
+    assert_eq!(votings, 2, "what was known of east is still there: {shown:?}");
+    boxes(&mut page, "west east", &[]);
+    appears(world, "web-svc-east");
 }
 
 fn only_pages_of_this_machine_may_ask_the_dashboard(world: &World) {

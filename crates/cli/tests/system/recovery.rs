@@ -68,7 +68,7 @@ fn addresses(world: &World, mirror: &str) -> Result<(usize, usize), String> {
     Ok((count("addresses"), count("notReadyAddresses")))
 }
 
-fn appears(world: &World, mirror: &str) -> Duration {
+pub(crate) fn appears(world: &World, mirror: &str) -> Duration {
     let began = Instant::now();
     eventually(
         &format!("{mirror} appears with an address"),
