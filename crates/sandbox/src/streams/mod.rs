@@ -10,7 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, SplitSink, Stream};
+use futures::stream::{self, SplitSink, SplitStream, Stream};
 use futures::{SinkExt as _, StreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use hyper::upgrade::Upgraded;
@@ -121,6 +121,11 @@ const CLOSE: u8 = 255;
 
 /// How long output may still arrive after the process has ended, from children that kept its streams.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long a client may take to answer a ping, and how long after it has made its streams.
+const PONG_TIMEOUT: Duration = Duration::from_millis(500);
+const READY: Duration = Duration::from_millis(20);
+/// Of messages that come before a ping is answered.
+const EARLY_MAX: usize = 16;
 /// How long a client may take to open the streams that it asked for.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -155,9 +160,11 @@ pub(crate) async fn exec(
         let stream = TokioIo::new(stream);
         return spdy::serve(stream, |opened| exec_spdy(opened, wanted, session)).await;
     }
-    let (sink, source) = websocket(stream).await.split();
+    let (mut sink, mut source) = websocket(stream).await.split();
+    let early = until_ready(&mut sink, &mut source).await?;
     // The client went when this ends: by its closing message, or without a word.
-    let heard = source
+    let heard = stream::iter(early.into_iter().map(Ok))
+        .chain(source)
         .take_while(|received| {
             let open = matches!(received, Ok(message) if !message.is_close());
             async move { open }
@@ -174,6 +181,30 @@ pub(crate) async fn exec(
     let mut client = Client::WebSocket(sink);
     converse(session, heard, &mut client).await?;
     client.dismiss().await
+}
+
+/// Waits until a client reads, and gives back what it has said meanwhile. kubectl discards what it reads before it has
+/// made its streams ("Unknown stream id"), which it does at the same time; output of a quick command would be lost.
+async fn until_ready(
+    sink: &mut SplitSink<Socket, Message>,
+    source: &mut SplitStream<Socket>,
+) -> io::Result<Vec<Message>> {
+    let mut early = Vec::new();
+    sink.send(Message::Ping(Bytes::new()))
+        .await
+        .map_err(io::Error::other)?;
+    let answer = async {
+        while early.len() < EARLY_MAX
+            && let Some(Ok(message)) = source.next().await
+            && !message.is_pong()
+        {
+            early.push(message);
+        }
+    };
+    // One that doesn't know pings is served all the same.
+    let _ = tokio::time::timeout(PONG_TIMEOUT, answer).await;
+    tokio::time::sleep(READY).await;
+    Ok(early)
 }
 
 /// The same over SPDY, where every stream is opened by the client.
