@@ -185,8 +185,8 @@ window.fetch = async (...about) => {
 };
 "#;
 
-/// Of a core, by all processes of a browser without a graphics card, while it shows two hundred edges that move. Three
-/// times what it is on a machine that does nothing else.
+/// Of a core, by all processes of a browser without a graphics card, while it shows two hundred edges that move. Twice
+/// what it is on a machine that does nothing else.
 const AFFORDABLE: f64 = 0.15;
 const WATCHED: Duration = Duration::from_secs(10);
 
