@@ -21,16 +21,15 @@ use crate::metrics::{Labels, Shard};
 use crate::otlp::{
     self, CLIENT, ERROR, ExportRequest, KeyValue, Resource, ResourceSpans, SERVER, Scope, ScopeSpans,
 };
-use crate::tap::{Direction, Seen};
+use crate::tap::{Direction, PATH_BYTES_MAX, Seen, cut};
 
-/// Spans that wait: some hundred bytes each, and at most a path's length more.
+/// Spans that wait: some hundred bytes each, and what a request may make long is cut.
 const WAITING_MAX: usize = 4_096;
 /// Spans that are sent at once.
 const BATCH_MAX: usize = 512;
 /// How long the first of a batch waits for others.
 const LINGER: Duration = Duration::from_secs(1);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-const PATH_BYTES_MAX: usize = 1_024;
 /// The least that the standard wants to be passed on.
 const STATE_BYTES_MAX: usize = 512;
 
@@ -140,17 +139,18 @@ impl Open {
     /// None if the request's trace is not sampled, or there is none.
     pub(crate) fn of(seen: &Seen<'_>) -> Option<Self> {
         let context = Context::of(seen.headers).filter(|context| context.flags & SAMPLED != 0)?;
-        let path = &seen.path[..seen.path.floor_char_boundary(PATH_BYTES_MAX)];
+        let [method, authority, path] =
+            [seen.method.as_str(), seen.authority, seen.path].map(|text| cut(text, PATH_BYTES_MAX));
         let (direction, labels) = match seen.direction {
             Direction::Inbound => ("inbound", &seen.source.labels),
             Direction::Outbound => ("outbound", &seen.destination_labels),
         };
         let mut attributes = vec![
             KeyValue::text("direction", direction),
-            KeyValue::text("http.request.method", seen.method.as_str()),
+            KeyValue::text("http.request.method", method),
             KeyValue::text("url.scheme", seen.scheme),
             KeyValue::text("url.path", path),
-            KeyValue::text("server.address", seen.authority),
+            KeyValue::text("server.address", authority),
             KeyValue::text("client.address", seen.source.addr.ip().to_string()),
             KeyValue::text("network.peer.address", seen.destination.ip().to_string()),
             KeyValue::number("network.peer.port", seen.destination.port()),
@@ -163,7 +163,7 @@ impl Open {
             context,
             began: SystemTime::now(),
             direction: seen.direction,
-            name: seen.method.as_str().to_owned(),
+            name: method.to_owned(),
             attributes,
             status: None,
         })
@@ -300,7 +300,10 @@ fn request(config: &TraceConfig, spans: Vec<otlp::Span>) -> ExportRequest {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::tap::Client;
 
     fn of(values: &[&str]) -> Option<Context> {
         let mut headers = HeaderMap::new();
@@ -309,6 +312,36 @@ mod tests {
         }
         headers.insert("tracestate", "a=1".parse().expect("a header"));
         Context::of(&headers)
+    }
+
+    #[test]
+    fn what_a_request_makes_long_is_cut() {
+        let mut headers = HeaderMap::new();
+        let context = format!("00-{TRACE}-b7ad6b7169203331-01");
+        headers.insert("traceparent", context.parse().expect("a header"));
+        let long = "long".repeat(PATH_BYTES_MAX);
+        let open = Open::of(&Seen {
+            direction: Direction::Inbound,
+            source: &Client {
+                addr: ([10, 0, 0, 1], 4000).into(),
+                labels: BTreeMap::new(),
+            },
+            destination: ([10, 0, 0, 2], 80).into(),
+            destination_labels: BTreeMap::new(),
+            route_labels: BTreeMap::new(),
+            method: &long.parse().expect("a method"),
+            scheme: "http",
+            authority: &long,
+            path: &long,
+            headers: &headers,
+        });
+        let span = open.expect("it is sampled").ended(Duration::ZERO, None);
+        let text = |pair: &KeyValue| match &pair.value.as_ref()?.value {
+            Some(otlp::Value::Text(text)) => Some(text.len()),
+            _ => None,
+        };
+        let longest = span.attributes.iter().filter_map(text).max();
+        assert_eq!((span.name.len(), longest), (PATH_BYTES_MAX, Some(PATH_BYTES_MAX)));
     }
 
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";

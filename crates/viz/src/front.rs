@@ -16,9 +16,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
@@ -26,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::page;
 use crate::peers::chain;
-use crate::serve::{Audience, HEADER_TIMEOUT, admitted, reply};
+use crate::serve::{Audience, admitted, http1, reply};
 use crate::wire::{EXPLAIN, Explain};
 
 /// A collector's slowest answers ask the collectors of other clusters, for which it has deadlines of its own.
@@ -65,10 +64,7 @@ where
             Ok::<_, Infallible>(response)
         }
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(io), service);
+    let connection = http1().serve_connection(TokioIo::new(io), service);
     // Whatever ends a connection is the browser's business.
     let _ = connection.await;
 }
@@ -149,7 +145,7 @@ mod tests {
             let service = service_fn(async |request: Request<Incoming>| {
                 Ok::<_, Infallible>(reply(StatusCode::OK, &json!(request.uri().to_string())))
             });
-            http1::Builder::new()
+            http1()
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(far), service)
                 .await

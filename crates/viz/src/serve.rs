@@ -45,7 +45,7 @@ use crate::peers::{Peers, chain};
 use crate::wire::{Ask, EXPLAIN};
 
 /// A peer that sends no complete request head in this time is hung up on.
-pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// More connections than this wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,15 +91,19 @@ pub(crate) async fn serve(listener: TcpListener, audience: Audience, asking: Ask
                     Ok::<_, Infallible>(response)
                 }
             });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(socket), service);
+            let connection = http1().serve_connection(TokioIo::new(socket), service);
             // Whatever ends a connection is the peer's business.
             let _ = connection.await;
             drop(slot);
         });
     }
+}
+
+/// How connections are served, here and where live requests are shown.
+pub(crate) fn http1() -> http1::Builder {
+    let mut http1 = http1::Builder::new();
+    http1.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    http1
 }
 
 /// An answer without headers of its own, or why there is none.

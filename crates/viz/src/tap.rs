@@ -22,9 +22,8 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::Pod as Object;
@@ -45,6 +44,7 @@ pub use event::{Happening, Tapped};
 use crate::kinds::Kind;
 use crate::peers::chain;
 use crate::pods::{Pod, PodName};
+use crate::serve::http1;
 
 /// Where it is asked, on the pod's loopback.
 pub const PORT: u16 = 8088;
@@ -55,7 +55,6 @@ pub const AUDIENCE: &str = "tap.linkerd.io";
 pub const TOKEN_SECONDS: i64 = 600;
 const CONTROL_PORT_ANNOTATION: &str = "config.linkerd.io/control-port";
 const CONTROL_PORT: u16 = 4190;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_BYTES_MAX: usize = 16 * 1024;
 /// People who watch at the same time; a proxy tells eight.
 const WATCHES_MAX: usize = 8;
@@ -104,10 +103,7 @@ impl Tap {
                     let tap = tap.clone();
                     async move { Ok::<_, Infallible>(tap.respond(request).await) }
                 });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .serve_connection(TokioIo::new(socket), service);
+                let connection = http1().serve_connection(TokioIo::new(socket), service);
                 // Whatever ends a connection is the peer's business.
                 let _ = connection.await;
                 drop(slot);

@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: measures what the product costs, on this machine, beside what else is installed.
 //!
 //! `mesh-path`: requests through two proxies and mutual TLS. `mesh`: how fast the whole mesh reacts, in the demo.
-//! `idle`: what a proxy occupies when nothing happens. `soak`: whether it grows under load. All of it runs in namespaces that end with the command.
-//! BENCHMARKS.md holds what it showed.
+//! `idle`: what a proxy occupies when nothing happens. `soak`: whether it grows under load. All of it runs in namespaces
+//! that end with the command. BENCHMARKS.md holds what it showed.
 
 mod figures;
 mod idle;

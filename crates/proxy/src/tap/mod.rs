@@ -30,7 +30,7 @@ const TAPS_MAX: usize = 8;
 /// Events that wait to be sent to one watcher. With the bounds below they are at most 3 MiB.
 const EVENTS_MAX: usize = 128;
 /// Longer texts are cut, and headers beyond this many left out.
-const PATH_BYTES_MAX: usize = 1024;
+pub(crate) const PATH_BYTES_MAX: usize = 1024;
 const HEADER_BYTES_MAX: usize = 256;
 const HEADERS_MAX: usize = 64;
 
@@ -69,7 +69,7 @@ pub(crate) struct Taps(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Whether there is anybody, for those who must not wait for the list.
+    /// Whether anybody watches, for those who must not wait for the list.
     watched: AtomicBool,
     taps: Mutex<Vec<Arc<Tap>>>,
     /// Who is told of the requests of sampled traces, always.
@@ -137,14 +137,13 @@ impl Taps {
     /// The only thing that happens to a request that nobody watches.
     #[inline]
     pub(crate) fn are_open(&self) -> bool {
-        self.0.watched.load(Relaxed)
+        self.0.watched.load(Relaxed) || self.0.spans.get().is_some()
     }
 
     /// From now on, spans go there.
     pub(crate) fn trace(&self, spans: Arc<Spans>) {
         // Asked for once, when the process starts.
         let _ = self.0.spans.set(spans);
-        self.0.watched.store(true, Relaxed);
     }
 
     pub(crate) fn open(&self, asked: &ObserveRequest) -> Result<Watch, Refused> {
@@ -175,12 +174,11 @@ impl Taps {
     fn keep(&self, wanted: impl Fn(&Arc<Tap>) -> bool) {
         let mut taps = self.0.taps.lock().unwrap_or_else(PoisonError::into_inner);
         taps.retain(wanted);
-        let is_traced = self.0.spans.get().is_some();
-        self.0.watched.store(is_traced || !taps.is_empty(), Relaxed);
+        self.0.watched.store(!taps.is_empty(), Relaxed);
     }
 
-    /// Begins to tell of a request, if anybody wants to know.
-    pub(crate) fn tell(&self, seen: &Seen<'_>) -> Option<Box<Told>> {
+    /// Those who watch such requests, each of which counts this one.
+    fn matching(&self, seen: &Seen<'_>) -> Vec<Arc<Tap>> {
         let mut to: Vec<Arc<Tap>> = Vec::new();
         for tap in &*self.0.taps.lock().unwrap_or_else(PoisonError::into_inner) {
             let counted = || {
@@ -191,6 +189,16 @@ impl Taps {
                 to.push(tap.clone());
             }
         }
+        to
+    }
+
+    /// Begins to tell of a request, if anybody wants to know.
+    pub(crate) fn tell(&self, seen: &Seen<'_>) -> Option<Box<Told>> {
+        let to = if self.0.watched.load(Relaxed) {
+            self.matching(seen)
+        } else {
+            Vec::new()
+        };
         let spans = self.0.spans.get();
         let span = spans.and_then(|spans| Some((Open::of(seen)?, spans.clone())));
         if to.is_empty() && span.is_none() {
@@ -357,7 +365,7 @@ fn duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
 }
 
-fn cut(text: &str, bytes_max: usize) -> &str {
+pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..text.floor_char_boundary(bytes_max)]
 }
 
