@@ -6,9 +6,11 @@ mod kubernetes;
 mod kubernetes_table;
 mod picture;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 
 fn main() -> Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -41,7 +43,7 @@ fn ui(dir: &Path) -> Result<()> {
         &["run", "check"],
         &["run", "build"],
     ] {
-        let status = std::process::Command::new("npm")
+        let status = Command::new("npm")
             .args(args)
             .current_dir(dir)
             .status()
@@ -49,4 +51,25 @@ fn ui(dir: &Path) -> Result<()> {
         ensure!(status.success(), "npm {} ended with {status}", args.join(" "));
     }
     Ok(())
+}
+
+/// The cargo that runs us.
+fn cargo() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Names and paths of what a `cargo build` with messages in JSON has built.
+fn executables(build: &mut Command) -> Result<Vec<(String, PathBuf)>> {
+    let output = build
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    ensure!(output.status.success(), "cargo build failed");
+    let messages = output.stdout.split(|byte| *byte == b'\n');
+    let executable = |line: &[u8]| {
+        let message: Value = serde_json::from_slice(line).ok()?;
+        let name = message["target"]["name"].as_str()?.to_owned();
+        Some((name, message["executable"].as_str()?.into()))
+    };
+    Ok(messages.filter_map(executable).collect())
 }

@@ -1,5 +1,5 @@
 //! What `cargo xtask bench mesh-path` needs beside proxies, each in a process of its own: the control plane, the
-//! redirect rules, an origin for bodies and bare bytes, and the client ([`load`]). The environment says which.
+//! redirect rules, an origin for bodies, bare bytes and gRPC, and the client ([`load`]). The environment says which.
 
 #![expect(clippy::print_stdout, reason = "the figures are the output")]
 
@@ -10,8 +10,10 @@ mod support;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use bytes::{Buf as _, BytesMut};
-use support::{ControlPlane, meshed, service};
+use base64::Engine as _;
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::HeaderMap;
+use support::{ControlPlane, meshed, service, through_gateway};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -67,8 +69,12 @@ fn origin() {
     });
 }
 
-/// One connection: HTTP/1.1, or bytes as the first one says.
+/// One connection: HTTP/1.1, gRPC over HTTP/2, or bytes as the first one says.
 async fn serve(mut socket: TcpStream) -> Result<(), Error> {
+    let mut first = [0; 4];
+    if socket.peek(&mut first).await? == first.len() && &first == b"PRI " {
+        return serve_grpc(socket).await;
+    }
     let mut read = BytesMut::with_capacity(64 << 10);
     while socket.read_buf(&mut read).await? > 0 {
         match read[0] {
@@ -109,6 +115,27 @@ async fn serve(mut socket: TcpStream) -> Result<(), Error> {
     Ok(())
 }
 
+/// Every call is answered with the same message.
+async fn serve_grpc(socket: TcpStream) -> Result<(), Error> {
+    let mut connection = h2::server::handshake(socket).await?;
+    while let Some(accepted) = connection.accept().await {
+        let (request, mut respond) = accepted?;
+        tokio::spawn(async move {
+            let mut asked = request.into_body();
+            while let Some(data) = asked.data().await {
+                asked.flow_control().release_capacity(data?.len())?;
+            }
+            let head = http::Response::builder().header("content-type", "application/grpc");
+            let mut body = respond.send_response(head.body(()).expect("a head"), false)?;
+            body.send_data(Bytes::from_static(load::MESSAGE), false)?;
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            body.send_trailers(trailers)
+        });
+    }
+    Ok(())
+}
+
 /// Takes a head off the front, once it is whole.
 fn head_of<T>(
     read: &mut BytesMut,
@@ -144,40 +171,80 @@ async fn discard(socket: &mut TcpStream, read: &mut BytesMut, mut length: u64) -
     }
 }
 
-/// A control plane that proxies in two network namespaces reach on their own loopback, and files for other servers.
+/// A control plane that proxies in several network namespaces reach on their own loopback, and files for other servers.
 fn control() {
     let listen = || {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("a setting");
         listener
     };
-    let namespace = std::fs::File::open(env("MESH_PATH_NETNS")).expect("the other namespace");
-    let there = std::thread::spawn(move || {
-        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("the namespace is ours");
-        listen()
-    });
-    let listeners = [listen(), there.join().expect("a listener")];
-    let addrs = listeners
-        .each_ref()
-        .map(|listener| listener.local_addr().expect("its address"));
-    let inbound: SocketAddr = env("MESH_PATH_INBOUND").parse().expect("an address");
-    let identity = env("MESH_PATH_IDENTITY");
+    let mut listeners = vec![listen()];
+    for namespace in env("MESH_PATH_NETNS").split(',') {
+        let namespace = std::fs::File::open(namespace).expect("the other namespace");
+        let there = std::thread::spawn(move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("the namespace is ours");
+            listen()
+        });
+        listeners.push(there.join().expect("a listener"));
+    }
+    let addrs: Vec<_> = listeners
+        .iter()
+        .map(|listener| listener.local_addr().expect("its address"))
+        .collect();
+    let gateway: SocketAddr = env("MESH_PATH_GATEWAY").parse().expect("an address");
+    let identities = env("MESH_PATH_IDENTITIES");
+    let identities: Vec<_> = identities.split(',').collect();
+    let [_, gateway_identity, identity] = identities[..] else {
+        panic!("three identities");
+    };
 
     runtime().block_on(async {
         let control = ControlPlane::new(addrs[0]);
-        for (number, pair) in env("MESH_PATH_SERVICES").split(',').enumerate() {
-            let (addr, origin) = pair.split_once('=').expect("service=origin");
-            let endpoint = meshed(origin.parse().expect("an address"), &identity, inbound.port());
+        for (number, words) in env("MESH_PATH_SERVICES").split(',').enumerate() {
+            let words: Vec<_> = words.split(' ').collect();
+            let [near, far, origin] = words[..] else {
+                panic!("service, service through the gateway, origin");
+            };
+            // Proxies listen for each other on the same port everywhere.
+            let here = meshed(origin.parse().expect("an address"), identity, gateway.port());
             let name = format!("web-{number}.ns.svc.cluster.local:80");
-            control.change(|world| service(world, addr, &name, vec![endpoint]));
+            let there = through_gateway(gateway, gateway_identity, &name);
+            control.change(|world| {
+                service(world, near, &name, vec![here]);
+                service(
+                    world,
+                    far,
+                    &format!("web-{number}-far.ns.svc.cluster.local:80"),
+                    vec![there],
+                );
+            });
         }
         for listener in listeners {
             control.serve(TcpListener::from_std(listener).expect("a listener"));
         }
         let dir = std::path::PathBuf::from(env("MESH_PATH_DIR"));
         std::fs::write(dir.join("anchors.pem"), &control.anchors).expect("a file");
-        std::fs::write(dir.join("peer.pem"), control.certificate_file(&identity)).expect("a file");
-        std::thread::spawn(move || wait_for_parent(&format!("{} {}", addrs[0], addrs[1])));
+        std::fs::write(dir.join("peer.pem"), control.certificate_file(identity)).expect("a file");
+        for identity in &identities {
+            key_and_request(&dir.join(identity), identity);
+        }
+        let addrs: Vec<_> = addrs.iter().map(SocketAddr::to_string).collect();
+        std::thread::spawn(move || wait_for_parent(&addrs.join(" ")));
         std::future::pending::<()>().await;
     });
+}
+
+/// What linkerd2-proxy finds beside it, where a helper made it before.
+fn key_and_request(dir: &std::path::Path, identity: &str) {
+    let key = hawser_tls::PrivateKey::generate().expect("a key");
+    let request = hawser_tls::csr(&key, &identity.parse().expect("an identity")).expect("a request");
+    let pem = key.to_pem();
+    let text: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .expect("base64");
+    std::fs::create_dir(dir).expect("a directory");
+    std::fs::write(dir.join("key.p8"), der).expect("a file");
+    std::fs::write(dir.join("csr.der"), &request).expect("a file");
 }

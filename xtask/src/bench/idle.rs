@@ -7,14 +7,15 @@ use serde_json::{Value, json};
 
 use super::figures::Spread;
 use super::namespaces::Inside;
-use super::pods::{Side, Stage};
+use super::peers::Side;
+use super::pods::Stage;
 use super::{Options, say};
 
 /// After the certificate came, so that what starting needed can be given back.
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
-    let stage = Stage::set(inside)?;
+    let stage = Stage::set(inside, options)?;
     let mut now = Vec::new();
     let mut most = Vec::new();
     for _ in 0..options.rounds {

@@ -44,6 +44,15 @@ impl Load {
         set.map_or(1.0, |(_, connections)| *connections as f64)
     }
 
+    /// The rate is part of what it is, if it has one.
+    pub(super) fn title_at(&self, rate: Option<u64>) -> String {
+        let own = self.settings.iter().find(|(name, _)| *name == RATE);
+        match own {
+            Some((_, own)) => format!("{}, {} requests/s", self.title, rate.unwrap_or(*own)),
+            None => self.title.to_owned(),
+        }
+    }
+
     /// What it does one of after the other.
     pub(super) fn unit(&self) -> &'static str {
         match self.kind {
@@ -53,8 +62,22 @@ impl Load {
     }
 }
 
-const HTTP: &[Way] = &[Way::NoProxy, Way::Hawser, Way::Haproxy(Between::Http2)];
-const TCP: &[Way] = &[Way::NoProxy, Way::Hawser, Way::Haproxy(Between::Tcp)];
+const HTTP: &[Way] = &[
+    Way::NoProxy,
+    Way::Hawser,
+    Way::Linkerd,
+    Way::Haproxy(Between::Http2),
+    Way::Envoy(Between::Http2),
+];
+const TCP: &[Way] = &[
+    Way::NoProxy,
+    Way::Hawser,
+    Way::Linkerd,
+    Way::Haproxy(Between::Tcp),
+    Way::Envoy(Between::Tcp),
+];
+/// The setting of loads that don't wait for answers.
+pub(super) const RATE: &str = "RATE";
 const KIB: u64 = 1 << 10;
 
 /// Without a name on the command line, these.
@@ -69,7 +92,7 @@ const REQUESTS: Load = Load {
     settings: &[],
 };
 
-static LOADS: [Load; 16] = [
+static LOADS: [Load; 18] = [
     Load {
         name: "h1-64",
         title: "HTTP/1.1, 64 connections",
@@ -81,6 +104,14 @@ static LOADS: [Load; 16] = [
         name: "h1-1",
         title: "HTTP/1.1, 1 connection",
         ways: &Way::ALL,
+        ..REQUESTS
+    },
+    Load {
+        name: "h1-rate",
+        title: "HTTP/1.1, 64 connections, open loop",
+        ways: &Way::ALL,
+        // What the slowest of them does twice as fast.
+        settings: &[("CONNECTIONS", 64), (RATE, 5_000)],
         ..REQUESTS
     },
     Load {
@@ -100,6 +131,13 @@ static LOADS: [Load; 16] = [
         title: "HTTP/2 to the application, 8 connections of 8 streams",
         origin: Origin::Small2,
         settings: &[("HTTP", 2), ("CONNECTIONS", 8), ("STREAMS", 8)],
+        ..REQUESTS
+    },
+    Load {
+        name: "grpc",
+        title: "unary gRPC, 8 connections of 8 streams",
+        origin: Origin::Grpc,
+        settings: &[("HTTP", 2), ("GRPC", 1), ("CONNECTIONS", 8), ("STREAMS", 8)],
         ..REQUESTS
     },
     Load {
@@ -180,7 +218,12 @@ static LOADS: [Load; 16] = [
         title: "5,000 idle opaque connections, TLS on each",
         kind: Kind::Hold,
         origin: Origin::Bytes,
-        ways: &[Way::Hawser, Way::Haproxy(Between::Tcp)],
+        ways: &[
+            Way::Hawser,
+            Way::Linkerd,
+            Way::Haproxy(Between::Tcp),
+            Way::Envoy(Between::Tcp),
+        ],
         settings: &[("CONNECTIONS", 5_000), ("HTTP", 0)],
     },
 ];

@@ -1,18 +1,34 @@
 //! What the figures were measured on.
 
+use std::ffi::OsStr;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-fn first_line(program: &str, arg: &str) -> Option<String> {
+use super::programs::Others;
+
+fn version(program: impl AsRef<OsStr>, arg: &str) -> Option<String> {
     let output = Command::new(program).arg(arg).output().ok()?;
-    // nginx tells its version on stderr.
+    // nginx tells its version on stderr, envoy after an empty line.
     let text = if output.stdout.is_empty() {
         output.stderr
     } else {
         output.stdout
     };
-    String::from_utf8_lossy(&text).lines().next().map(str::to_owned)
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
+    Some(
+        line.rsplit_once("version: ")
+            .map_or(line, |(_, rest)| rest)
+            .to_owned(),
+    )
+}
+
+/// Of the other programs that are installed, by name.
+fn versions(others: &Others) -> Vec<(&'static str, String)> {
+    let asked = [("haproxy", "-v"), ("nginx", "-v"), ("envoy", "--version")];
+    let told = |(program, arg)| Some((program, version(others.find(program)?, arg)?));
+    asked.into_iter().filter_map(told).collect()
 }
 
 fn processor() -> String {
@@ -41,28 +57,31 @@ fn load() -> f64 {
         .unwrap_or(0.0)
 }
 
-pub(super) fn describe() -> Value {
-    json!({
+pub(super) fn describe(others: &Others) -> Value {
+    let mut told = json!({
         "processor": processor(),
         "cores": cores(),
         "kernel": kernel(),
         "load_before": load(),
-        "rustc": first_line("rustc", "--version"),
-        "haproxy": first_line("haproxy", "-v"),
-        "nginx": first_line("nginx", "-v"),
-    })
+        "rustc": version("rustc", "--version"),
+    });
+    for (program, version) in versions(others) {
+        told[program] = version.into();
+    }
+    told
 }
 
-pub(super) fn text() -> String {
-    let version = |program, arg| first_line(program, arg).unwrap_or_else(|| format!("no {program}"));
+pub(super) fn text(others: &Others) -> String {
+    let rustc = version("rustc", "--version").unwrap_or_else(|| "no rustc".into());
+    let versions = versions(others).into_iter();
+    let versions = versions.map(|(program, version)| format!("{program}: {version}"));
+    let versions: Vec<_> = std::iter::once(rustc).chain(versions).collect();
     format!(
-        "{}, {} cores, Linux {}, load before {}; {}; {}; {}",
+        "{}, {} cores, Linux {}, load before {}; {}",
         processor(),
         cores(),
         kernel(),
         load(),
-        version("rustc", "--version"),
-        version("haproxy", "-v"),
-        version("nginx", "-v"),
+        versions.join("; "),
     )
 }

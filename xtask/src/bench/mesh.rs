@@ -14,7 +14,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::figures::{Spread, table};
-use super::pods::find;
 use super::process::interrupt;
 use super::{Options, programs, say};
 
@@ -35,7 +34,7 @@ const FIGURES: [&str; 3] = [
 
 pub(super) fn run(options: &Options) -> Result<Value> {
     let hawser = programs::build_hawser()?;
-    let kubectl = find("kubectl");
+    let kubectl = options.others.find("kubectl");
     if kubectl.is_none() {
         say("from label to mirror: not measured, kubectl is not installed");
     }

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use super::figures::{Spread, table};
 use super::loads::{Kind, Load};
 use super::namespaces::Inside;
-use super::pods::{Figures, Stage, Way, find};
+use super::peers::Side;
+use super::pods::{Figures, Stage, Way};
 use super::process::Process;
 use super::{Options, say};
 
@@ -23,35 +24,41 @@ const WARM_UP: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// Name, title, decimals; `{}` is the load's unit. Those that a load doesn't have are left out.
-const COLUMNS: [(&str, &str, usize); 11] = [
+const COLUMNS: [(&str, &str, usize); 14] = [
     ("rate", "{}/s", 0),
     ("p50", "p50 µs", 0),
     ("p99", "p99 µs", 0),
-    ("cpu", "CPU µs/{}, both", 1),
+    ("p999", "p99.9 µs", 0),
+    ("cpu", "CPU µs/{}, all", 1),
     ("cpu_outbound", "outbound", 1),
+    ("cpu_gateway", "gateway", 1),
     ("cpu_inbound", "inbound", 1),
-    ("memory_idle", "RSS idle MiB, both", 1),
+    ("memory_idle", "RSS idle MiB, all", 1),
     ("memory_peak", "peak", 1),
-    ("memory_each", "KiB/connection, both", 1),
+    ("memory_each", "KiB/connection, all", 1),
     ("memory_each_outbound", "outbound", 1),
+    ("memory_each_gateway", "gateway", 1),
     ("memory_each_inbound", "inbound", 1),
 ];
 
 /// Of ours by the other's.
-const RATIOS: [(&str, &str); 5] = [
+const RATIOS: [(&str, &str); 6] = [
     ("cpu", "CPU/{}"),
     ("rate", "{}/s"),
     ("p50", "p50"),
     ("p99", "p99"),
+    ("p999", "p99.9"),
     ("memory_each", "KiB/connection"),
 ];
 
 type Rounds = BTreeMap<(&'static str, &'static str), Vec<Figures>>;
 
 pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
-    let stage = Stage::set(inside)?;
-    let mut missing: Vec<_> = Way::ALL.iter().filter_map(|way| way.needs()).collect();
-    missing.retain(|program| find(program).is_none());
+    let stage = Stage::set(inside, options)?;
+    let ways = options.loads.iter().flat_map(|load| load.ways);
+    let mut missing: Vec<_> = ways.filter_map(|way| way.needs()).collect();
+    missing.retain(|program| options.others.find(program).is_none());
+    missing.sort_unstable();
     missing.dedup();
     for program in &missing {
         say(&format!("not measured: {program} is not installed"));
@@ -66,31 +73,31 @@ pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
             let first = round % ways.len();
             ways.rotate_left(first);
             for way in ways {
-                let figures = measure(&stage, way, load, time)?;
+                let figures = measure(&stage, options, way, load, time)?;
                 all.entry((load.name, way.name())).or_default().push(figures);
             }
         }
         say(&format!("round {} of {} is done", round + 1, options.rounds));
     }
     for load in &options.loads {
-        say(&report(&all, load));
+        say(&report(&all, load, options));
     }
-    Ok(json!({ "seconds": time.as_secs(), "ways": raw(&all) }))
+    let path: Vec<_> = options.path.iter().map(|side| side.name()).collect();
+    Ok(json!({ "seconds": time.as_secs(), "path": path, "ways": raw(&all) }))
 }
 
-fn measure(stage: &Stage<'_>, way: Way, load: &Load, time: Duration) -> Result<Figures> {
+fn measure(stage: &Stage<'_>, options: &Options, way: Way, load: &Load, time: Duration) -> Result<Figures> {
     let proxies = stage.proxies(way, load)?;
     let cpu = || -> Result<Vec<Duration>> { proxies.iter().map(Process::cpu).collect() };
     let memory = || -> Result<Vec<(f64, f64)>> { proxies.iter().map(Process::memory).collect() };
     let before = memory()?;
     let mut figures = Figures::new();
-    let sides = ["outbound", "inbound"];
     let mut note = |name: &str, of_each: &[f64]| {
         if !of_each.is_empty() {
             figures.insert(name.to_owned(), of_each.iter().sum());
         }
-        for (side, figure) in sides.iter().zip(of_each) {
-            figures.insert(format!("{name}_{side}"), *figure);
+        for (side, figure) in options.path.iter().zip(of_each) {
+            figures.insert(format!("{name}_{}", side.name()), *figure);
         }
     };
     note(
@@ -128,7 +135,7 @@ fn measure(stage: &Stage<'_>, way: Way, load: &Load, time: Duration) -> Result<F
     Ok(figures)
 }
 
-fn report(all: &Rounds, load: &Load) -> String {
+fn report(all: &Rounds, load: &Load, options: &Options) -> String {
     let titled = |title: &str| title.replace("{}", load.unit());
     let ours = all.get(&(load.name, Way::Hawser.name()));
     let has = |name: &str| {
@@ -175,9 +182,13 @@ fn report(all: &Rounds, load: &Load) -> String {
         }
     }
     format!(
-        "\n{} ({}): median (least to most) of the rounds\n\n{}\nRatios within each round\n\n{}",
-        load.title,
+        "\n{} ({}), {}: median (least to most) of the rounds\n\n{}\nRatios within each round\n\n{}",
+        load.title_at(options.rate),
         load.name,
+        match options.path.contains(&Side::Gateway) {
+            true => "through a gateway",
+            false => "from pod to pod",
+        },
         table(&rows),
         table(&shares)
     )

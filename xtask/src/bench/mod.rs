@@ -22,9 +22,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use loads::Load;
+use peers::Side;
+use programs::Others;
 use serde_json::{Value, json};
 
-pub(crate) const USAGE: &str = "cargo xtask bench [mesh-path|mesh|idle|soak] [--load NAME,..|all] [--seconds N] [--rounds N] [--profile NAME] [--json FILE]";
+pub(crate) const USAGE: &str = "cargo xtask bench [mesh-path|mesh|idle|soak] [--load NAME,..|all] \
+     [--path direct|gateway] [--rate N] [--envoy PATH] [--linkerd PATH] [--seconds N] [--rounds N] [--profile NAME] \
+     [--json FILE]";
 
 /// What was asked for.
 pub(crate) struct Options {
@@ -32,6 +36,11 @@ pub(crate) struct Options {
     only: Option<String>,
     /// Of `mesh-path`.
     loads: Vec<&'static Load>,
+    /// From one pod to another, or through a gateway.
+    path: &'static [Side],
+    /// Requests per second of loads with a fixed rate, if it isn't to be their own.
+    rate: Option<u64>,
+    others: Others,
     /// Of each measurement, or of the whole soak.
     time: Option<Duration>,
     rounds: usize,
@@ -45,6 +54,9 @@ impl Options {
         let mut options = Self {
             only: None,
             loads: loads::named(&loads::USUAL.join(","))?,
+            path: Side::DIRECT,
+            rate: None,
+            others: Others::default(),
             time: None,
             rounds: 5,
             profile: programs::RELEASE.to_owned(),
@@ -64,6 +76,16 @@ impl Options {
             match arg.as_str() {
                 "mesh-path" | "mesh" | "idle" | "soak" if options.only.is_none() => options.only = Some(arg),
                 "--load" => options.loads = loads::named(&value()?)?,
+                "--path" => {
+                    options.path = match value()?.as_str() {
+                        "direct" => Side::DIRECT,
+                        "gateway" => Side::THROUGH_GATEWAY,
+                        other => bail!("--path is direct or gateway, not {other:?}"),
+                    };
+                }
+                "--rate" => options.rate = Some(number(1_000_000)?),
+                "--envoy" => options.others.give("envoy", value()?.into())?,
+                "--linkerd" => options.others.give("linkerd2-proxy", value()?.into())?,
                 "--seconds" => options.time = Some(Duration::from_secs(number(86_400)?)),
                 "--rounds" => options.rounds = usize::try_from(number(100)?)?,
                 "--profile" => options.profile = value()?,
@@ -90,8 +112,8 @@ pub(crate) fn run(args: Vec<String>) -> Result<()> {
         };
         return Ok(std::fs::write(inside.dir.join(RESULT), result.to_string())?);
     }
-    let mut results = json!({ "machine": machine::describe(), "profile": options.profile });
-    say(&format!("{}\n", machine::text()));
+    let mut results = json!({ "machine": machine::describe(&options.others), "profile": options.profile });
+    say(&format!("{}\n", machine::text(&options.others)));
     for part in ["mesh-path", "idle", "soak"] {
         if options.wants(part) {
             let programs = programs::build(&options.profile)?;
@@ -158,6 +180,8 @@ mod tests {
             "--rounds 0",
             "--seconds 1h",
             "--load h3",
+            "--path backwards",
+            "--envoy /nowhere/envoy",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -1,4 +1,4 @@
-//! Two pods without Kubernetes: network namespaces with a wire between them, in namespaces of our own.
+//! Pods without Kubernetes: network namespaces with wires between them, in namespaces of our own.
 //!
 //! The command starts itself again inside new user, process, mount and network namespaces. The inner process is the
 //! first one there, so nothing that it starts survives it; it dies with the outer one. Root isn't needed where the
@@ -18,16 +18,18 @@ use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use serde_json::{Value, json};
 
+use super::peers::Side;
 use super::programs::Programs;
 
 /// Tells the inner process what to do, as JSON.
 const INSIDE: &str = "HAWSER_BENCH_INSIDE";
 pub(super) const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub(super) const SERVER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// Where the gateway is entered.
+pub(super) const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 3);
 const PREFIX: u8 = 24;
 /// Where services have their addresses: routed to the wire, but redirected before they reach it.
 const SERVICES: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 0, 0), 24);
-const WIRE: [&str; 2] = ["client0", "server0"];
 
 /// What the inner process is told.
 pub(super) struct Inside {
@@ -133,9 +135,10 @@ fn scratch<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// The client's namespace is the calling process's own.
+/// The client's namespace is the calling process's own. The gateway has a wire to each of the others.
 pub(super) struct Pods {
     pub(super) client: NetNs,
+    pub(super) gateway: NetNs,
     pub(super) server: NetNs,
 }
 
@@ -143,32 +146,62 @@ impl Pods {
     pub(super) fn create() -> Result<Self> {
         let pods = Self {
             client: NetNs::current()?,
+            gateway: NetNs::create()?,
             server: NetNs::create()?,
         };
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(WIRE[1])
-            .setns_by_fd(pods.server.0.as_raw_fd())
-            .build();
-        let wire = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
-            .name(WIRE[0])
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .build();
-        configure(async |links| {
-            links.link().add(wire).execute().await?;
-            set_up(&links, WIRE[0], CLIENT_IP).await?;
-            let services = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(SERVICES.0, SERVICES.1)
-                .gateway(SERVER_IP)
-                .build();
-            links.route().add(services).execute().await
-        })?;
-        pods.server
-            .run(|| configure(async |links| set_up(&links, WIRE[1], SERVER_IP).await))?;
+        let (client, gateway, server) = (&pods.client, &pods.gateway, &pods.server);
+        join([(client, "server", CLIENT_IP), (server, "client", SERVER_IP)])?;
+        client.run(|| configure(async |links| route(&links, SERVICES, SERVER_IP).await))?;
+        join([
+            (client, "gateway", Ipv4Addr::new(10, 77, 1, 1)),
+            (gateway, "client", GATEWAY_IP),
+        ])?;
+        let server_there = Ipv4Addr::new(10, 77, 2, 2);
+        join([
+            (gateway, "server", Ipv4Addr::new(10, 77, 2, 3)),
+            (server, "gateway", server_there),
+        ])?;
+        gateway.run(|| configure(async |links| route(&links, (SERVER_IP, 32), server_there).await))?;
         Ok(pods)
+    }
+
+    /// Where a proxy of this side stands.
+    pub(super) fn of(&self, side: Side) -> &NetNs {
+        match side {
+            Side::Outbound => &self.client,
+            Side::Gateway => &self.gateway,
+            Side::Inbound => &self.server,
+        }
     }
 }
 
-/// Both interfaces of a pod.
+/// A wire between two pods, with an interface and an address at each end.
+fn join([here, there]: [(&NetNs, &str, Ipv4Addr); 2]) -> Result<()> {
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(there.1)
+        .setns_by_fd(there.0.0.as_raw_fd())
+        .build();
+    let wire = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+        .name(here.1)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+    here.0
+        .run(|| configure(async |links| links.link().add(wire).execute().await))?;
+    for (namespace, name, ip) in [here, there] {
+        namespace.run(|| configure(async |links| set_up(&links, name, ip).await))?;
+    }
+    Ok(())
+}
+
+async fn route(links: &Handle, to: (Ipv4Addr, u8), by: Ipv4Addr) -> Result<(), rtnetlink::Error> {
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(to.0, to.1)
+        .gateway(by)
+        .build();
+    links.route().add(route).execute().await
+}
+
+/// Loopback and one more interface of a pod.
 async fn set_up(links: &Handle, name: &str, ip: Ipv4Addr) -> Result<(), rtnetlink::Error> {
     let index = nix::net::if_::if_nametoindex(name).expect("the interface was just made");
     for index in [1, index] {

@@ -1,18 +1,20 @@
-//! The stage: two pods with the injector's redirects, a control plane, origins, and proxies to put into them.
+//! The stage: pods with the injector's redirects, a control plane, origins, and proxies to put into them.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::loads::{Kind, Load};
-use super::namespaces::{CLIENT_IP, Inside, NetNs, Pods, SERVER_IP};
-use super::peers::{self, Between, INBOUND_PORT, NAME, Origin};
+use super::Options;
+use super::loads::{Kind, Load, RATE};
+use super::namespaces::{CLIENT_IP, GATEWAY_IP, Inside, NetNs, Pods, SERVER_IP};
+use super::peers::{self, Between, Hop, INBOUND_PORT, NAME, Origin, Side};
 use super::process::Process;
+use super::programs::Others;
 
 /// Our proxies' own connections carry it, since there is only one user in these namespaces.
 const MARK: &str = "2102";
@@ -25,15 +27,20 @@ const READY_DEADLINE: Duration = Duration::from_secs(20);
 pub(super) enum Way {
     NoProxy,
     Hawser,
+    /// Another program that understands our environment and our control plane.
+    Linkerd,
     Haproxy(Between),
+    Envoy(Between),
     Nginx,
 }
 
 impl Way {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::NoProxy,
         Self::Hawser,
+        Self::Linkerd,
         Self::Haproxy(Between::Http2),
+        Self::Envoy(Between::Http2),
         Self::Haproxy(Between::Http1),
         Self::Nginx,
     ];
@@ -42,18 +49,12 @@ impl Way {
         match self {
             Self::NoProxy => "no proxy",
             Self::Hawser => "hawser",
+            Self::Linkerd => "linkerd2-proxy",
             Self::Haproxy(Between::Http2) => "haproxy, HTTP/2 between",
             Self::Haproxy(Between::Http1) => "haproxy, HTTP/1 between",
             Self::Haproxy(Between::Tcp) => "haproxy",
+            Self::Envoy(_) => "envoy",
             Self::Nginx => "nginx",
-        }
-    }
-
-    /// Where the client connects to.
-    fn target(self, origin: Origin) -> String {
-        match self {
-            Self::NoProxy => format!("{SERVER_IP}:{}", origin.direct_port()),
-            _ => origin.service(),
         }
     }
 
@@ -61,7 +62,9 @@ impl Way {
     pub(super) fn needs(self) -> Option<&'static str> {
         match self {
             Self::NoProxy | Self::Hawser => None,
+            Self::Linkerd => Some("linkerd2-proxy"),
             Self::Haproxy(_) => Some("haproxy"),
+            Self::Envoy(_) => Some("envoy"),
             Self::Nginx => Some("nginx"),
         }
     }
@@ -69,14 +72,19 @@ impl Way {
 
 pub(super) struct Stage<'a> {
     inside: &'a Inside,
+    others: &'a Others,
+    path: &'static [Side],
+    /// Instead of the load's own.
+    rate: Option<u64>,
     pods: Pods,
-    control: [String; 2],
+    /// Of each pod.
+    control: Vec<String>,
     /// The control plane and the origins.
-    others: Vec<Process>,
+    helpers: Vec<Process>,
 }
 
 impl<'a> Stage<'a> {
-    pub(super) fn set(inside: &'a Inside) -> Result<Self> {
+    pub(super) fn set(inside: &'a Inside, options: &'a Options) -> Result<Self> {
         let pods = Pods::create()?;
         // Once: a proxy that reads it while it is written again finds it empty.
         std::fs::write(inside.dir.join(TOKEN), "token")?;
@@ -91,30 +99,47 @@ impl<'a> Stage<'a> {
             .map(|origin| origin.direct_port().to_string())
             .join(",");
         let ignored = format!("{INBOUND_PORT},{direct}");
-        for (name, namespace) in [("client", &pods.client), ("server", &pods.server)] {
+        for side in Side::THROUGH_GATEWAY {
             let mut rules = bench("init");
             rules.args(["--ipv6=false", "--proxy-uid", "2102", "--proxy-mark", MARK]);
             rules.args(["--outbound-ports-to-ignore", &ignored]);
             rules.args(["--inbound-ports-to-ignore", &format!("{ADMIN_PORT},{direct}")]);
-            let output = namespace.run(|| rules.output())?;
+            let output = pods.of(*side).run(|| rules.output())?;
             ensure!(
                 output.status.success(),
-                "the {name}'s redirects: {}",
+                "the {}'s redirects: {}",
+                side.name(),
                 String::from_utf8_lossy(&output.stderr)
             );
         }
-        let services =
-            Origin::ALL.map(|origin| format!("{}={SERVER_IP}:{}", origin.service(), origin.port()));
+        let services = Origin::ALL.map(|origin| {
+            let (near, far) = (
+                origin.service(Side::DIRECT),
+                origin.service(Side::THROUGH_GATEWAY),
+            );
+            format!("{near} {far} {SERVER_IP}:{}", origin.port())
+        });
+        let identities = Side::THROUGH_GATEWAY.iter().map(|side| identity(*side));
         let mut control = bench("control");
         control
-            .env("MESH_PATH_NETNS", pods.server.path())
+            .env(
+                "MESH_PATH_NETNS",
+                [pods.gateway.path(), pods.server.path()].join(","),
+            )
             .env("MESH_PATH_DIR", &inside.dir)
-            .env("MESH_PATH_IDENTITY", NAME)
+            .env("MESH_PATH_IDENTITIES", identities.collect::<Vec<_>>().join(","))
             .env("MESH_PATH_SERVICES", services.join(","))
-            .env("MESH_PATH_INBOUND", format!("{SERVER_IP}:{INBOUND_PORT}"));
+            .env("MESH_PATH_GATEWAY", format!("{GATEWAY_IP}:{INBOUND_PORT}"));
         let (control, addrs) = Process::helper(&pods.client, &inside.dir, "control", &mut control)?;
-        let (here, there) = addrs.split_once(' ').context("two addresses")?;
-        let nginx = find("nginx").context("nginx is not installed: it is the application that answers")?;
+        let addrs: Vec<_> = addrs.split(' ').map(str::to_owned).collect();
+        ensure!(
+            addrs.len() == Side::THROUGH_GATEWAY.len(),
+            "an address for each pod"
+        );
+        let others = &options.others;
+        let nginx = others
+            .need("nginx")
+            .context("it is the application that answers")?;
         let nginx = configured(
             &inside.dir,
             &pods.server,
@@ -122,66 +147,76 @@ impl<'a> Stage<'a> {
             "origin",
             &peers::nginx_origin(&inside.dir),
         )?;
-        let mut bytes = bench("origin");
-        let ports = [Origin::Bytes.port(), Origin::Bytes.direct_port()];
-        bytes.env(
-            "MESH_PATH_LISTEN",
-            ports.map(|port| format!("0.0.0.0:{port}")).join(","),
-        );
-        let (bytes, _) = Process::helper(&pods.server, &inside.dir, "bytes", &mut bytes)?;
+        let mut ours = bench("origin");
+        let listen = [Origin::Bytes, Origin::Grpc]
+            .map(|origin| format!("0.0.0.0:{},0.0.0.0:{}", origin.port(), origin.direct_port()));
+        ours.env("MESH_PATH_LISTEN", listen.join(","));
+        let (ours, _) = Process::helper(&pods.server, &inside.dir, "ours", &mut ours)?;
         Ok(Self {
-            control: [here.to_owned(), there.to_owned()],
+            control: addrs,
             inside,
+            others,
+            path: options.path,
+            rate: options.rate,
             pods,
-            others: vec![control, nginx, bytes],
+            helpers: vec![control, nginx, ours],
         })
     }
 
-    /// Outbound and inbound, once the load has passed both; none if there are none.
+    /// Those on the path, once the load has passed them all; none if there are none.
     pub(super) fn proxies(&self, way: Way, load: &Load) -> Result<Vec<Process>> {
-        let dir = &self.inside.dir;
-        let installed = |program: &str| find(program).with_context(|| format!("{program} is not installed"));
-        let pair = |program: &Path, outbound: String, inbound: String| -> Result<Vec<Process>> {
-            let server = configured(dir, &self.pods.server, program, "inbound", &inbound)?;
-            let client = configured(dir, &self.pods.client, program, "outbound", &outbound)?;
-            Ok(vec![client, server])
-        };
-        let proxies = match way {
-            Way::NoProxy => Vec::new(),
-            Way::Hawser => vec![self.hawser(Side::Outbound)?, self.hawser(Side::Inbound)?],
-            Way::Haproxy(between) => pair(
-                &installed("haproxy")?,
-                peers::haproxy_outbound(dir, between),
-                peers::haproxy_inbound(dir, between, load.origin),
-            )?,
-            Way::Nginx => pair(
-                &installed("nginx")?,
-                peers::nginx_outbound(dir),
-                peers::nginx_inbound(dir),
-            )?,
-        };
+        // From the last to the first: who starts finds the next one there.
+        let sides = self.path.iter().rev().filter(|_| way != Way::NoProxy);
+        let mut proxies: Vec<_> = sides
+            .map(|side| self.proxy(way, *side, load.origin))
+            .collect::<Result<_>>()?;
+        proxies.reverse();
         self.passes(way, load, &proxies)?;
         Ok(proxies)
     }
 
-    /// The proxy's own program with the environment that the injector writes.
-    pub(super) fn hawser(&self, side: Side) -> Result<Process> {
+    fn proxy(&self, way: Way, side: Side, origin: Origin) -> Result<Process> {
         let dir = &self.inside.dir;
-        let (name, namespace, ip, control) = match side {
-            Side::Outbound => ("outbound", &self.pods.client, CLIENT_IP, &self.control[0]),
-            Side::Inbound => ("inbound", &self.pods.server, SERVER_IP, &self.control[1]),
+        let hop = Hop {
+            side,
+            path: self.path,
+            origin,
+        };
+        let Some(program) = way.needs() else {
+            return self.hawser(side);
+        };
+        let program = self.others.need(program)?;
+        let text = match way {
+            Way::NoProxy | Way::Hawser | Way::Linkerd => return self.mesh_proxy(&program, side),
+            Way::Haproxy(between) => peers::haproxy(dir, hop, between),
+            Way::Envoy(between) => peers::envoy(dir, hop, between).to_string(),
+            Way::Nginx => peers::nginx_proxy(dir, hop),
+        };
+        configured(dir, self.pods.of(side), &program, side.name(), &text)
+    }
+
+    pub(super) fn hawser(&self, side: Side) -> Result<Process> {
+        self.mesh_proxy(&self.inside.programs.proxy, side)
+    }
+
+    /// A proxy's own program with the environment that the injector writes.
+    fn mesh_proxy(&self, program: &Path, side: Side) -> Result<Process> {
+        let dir = &self.inside.dir;
+        let (ip, control) = match side {
+            Side::Outbound => (CLIENT_IP, &self.control[0]),
+            Side::Gateway => (GATEWAY_IP, &self.control[1]),
+            Side::Inbound => (SERVER_IP, &self.control[2]),
         };
         let token = dir.join(TOKEN);
-        let identity = match side {
-            Side::Outbound => "client.ns.serviceaccount.identity.linkerd.cluster.local",
-            Side::Inbound => NAME,
-        };
-        let mut command = Command::new(&self.inside.programs.proxy);
+        let identity = identity(side);
+        let mut command = Command::new(program);
         let anchors = std::fs::read_to_string(dir.join("anchors.pem"))?;
         let networks = "10.0.0.0/8";
         for (name, value) in [
             ("IDENTITY_TRUST_ANCHORS", anchors.as_str()),
-            ("IDENTITY_LOCAL_NAME", identity),
+            ("IDENTITY_LOCAL_NAME", &identity),
+            // With a key and a request, which ours could make itself.
+            ("IDENTITY_DIR", &dir.join(&identity).display().to_string()),
             ("IDENTITY_TOKEN_FILE", &token.display().to_string()),
             ("IDENTITY_SVC_ADDR", control),
             ("DESTINATION_SVC_ADDR", control),
@@ -189,7 +224,7 @@ impl<'a> Stage<'a> {
             ("POLICY_CLUSTER_NETWORKS", networks),
             ("DESTINATION_PROFILE_NETWORKS", networks),
             ("INBOUND_LISTEN_ADDR", &format!("0.0.0.0:{INBOUND_PORT}")),
-            ("OUTBOUND_LISTEN_ADDRS", peers::OUTBOUND),
+            ("OUTBOUND_LISTEN_ADDRS", &peers::OUTBOUND.to_string()),
             ("ADMIN_LISTEN_ADDR", &format!("0.0.0.0:{ADMIN_PORT}")),
             ("INBOUND_IPS", &ip.to_string()),
             (
@@ -200,16 +235,16 @@ impl<'a> Stage<'a> {
         ] {
             command.env(format!("LINKERD2_PROXY_{name}"), value);
         }
+        if side == Side::Gateway {
+            command.env("LINKERD2_PROXY_INBOUND_GATEWAY_SUFFIXES", "svc.cluster.local.");
+        }
         command.env("HAWSER_PROXY_MARK", MARK);
-        Process::start(namespace, dir, name, &mut command)
+        Process::start(self.pods.of(side), dir, side.name(), &mut command)
     }
 
     /// Waits until our proxy in a pod has its certificate.
     pub(super) fn wait_ready(&self, side: Side) -> Result<()> {
-        let namespace = match side {
-            Side::Outbound => &self.pods.client,
-            Side::Inbound => &self.pods.server,
-        };
+        let namespace = self.pods.of(side);
         let admin = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT));
         let began = Instant::now();
         while namespace.run(|| get(admin, "/ready")).is_err() {
@@ -221,12 +256,17 @@ impl<'a> Stage<'a> {
 
     /// The client, in its pod.
     pub(super) fn client(&self, way: Way, load: &Load, time: Duration) -> Command {
+        let target = match way {
+            Way::NoProxy => format!("{SERVER_IP}:{}", load.origin.direct_port()),
+            _ => load.origin.service(self.path),
+        };
         let mut client = Command::new(&self.inside.programs.bench);
         client
             .env("MESH_PATH_ROLE", load.kind.role())
-            .env("MESH_PATH_TARGET", way.target(load.origin))
+            .env("MESH_PATH_TARGET", target)
             .env("MESH_PATH_MILLIS", time.as_millis().to_string());
         for (name, value) in load.settings {
+            let value = self.rate.filter(|_| *name == RATE).unwrap_or(*value);
             client.env(format!("MESH_PATH_{name}"), value.to_string());
         }
         client
@@ -253,7 +293,8 @@ impl<'a> Stage<'a> {
         client
             .env("MESH_PATH_ROLE", role.role())
             .env("MESH_PATH_CONNECTIONS", "1")
-            .env("MESH_PATH_STREAMS", "1");
+            .env("MESH_PATH_STREAMS", "1")
+            .env("MESH_PATH_RATE", "0");
         let began = Instant::now();
         loop {
             let seen = said(load, &mut client);
@@ -263,7 +304,7 @@ impl<'a> Stage<'a> {
             }
             if began.elapsed() > READY_DEADLINE {
                 let words: Vec<_> = self
-                    .others
+                    .helpers
                     .iter()
                     .chain(proxies)
                     .map(Process::last_words)
@@ -298,31 +339,28 @@ fn figures(line: &str) -> Result<Figures> {
     pairs.collect()
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    Outbound,
-    Inbound,
+/// Whose certificate a proxy has.
+fn identity(side: Side) -> String {
+    match side {
+        Side::Inbound => NAME.to_owned(),
+        side => format!("{}.ns.serviceaccount.identity.linkerd.cluster.local", side.name()),
+    }
 }
 
-/// haproxy or nginx with a configuration file.
+/// A program with a configuration file.
 fn configured(dir: &Path, namespace: &NetNs, program: &Path, name: &str, text: &str) -> Result<Process> {
-    let file = dir.join(format!("{name}.conf"));
+    // Its ending tells envoy which language it is in.
+    let file = dir.join(format!("{name}.json"));
     std::fs::write(&file, text)?;
     let mut command = Command::new(program);
-    if program.ends_with("haproxy") {
-        command.args(["-db", "-f"]).arg(&file);
-    } else {
-        command.args(["-e", "stderr", "-p"]).arg(dir).arg("-c").arg(&file);
-    }
+    match program.file_name().and_then(|name| name.to_str()) {
+        Some("haproxy") => command.args(["-db", "-f"]).arg(&file),
+        Some("nginx") => command.args(["-e", "stderr", "-p"]).arg(dir).arg("-c").arg(&file),
+        _ => command
+            .args(["--concurrency", "1", "--disable-hot-restart", "-l", "warn", "-c"])
+            .arg(&file),
+    };
     Process::start(namespace, dir, name, &mut command)
-}
-
-/// Servers are often where an ordinary user's path doesn't lead.
-pub(super) fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    let mut dirs = std::env::split_paths(&path).chain(usual);
-    dirs.find_map(|dir| Some(dir.join(program)).filter(|file| file.is_file()))
 }
 
 /// One request; an error unless the answer is 200.

@@ -1,7 +1,8 @@
-//! Builds what is measured and says where it is.
+//! Builds what is measured and says where it is, and where the programs are that it is measured beside.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -29,6 +30,34 @@ impl Programs {
             proxy: path("proxy")?,
             bench: path("bench")?,
         })
+    }
+}
+
+/// Other programs: where the command line says that they are, or where programs usually are.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Others(BTreeMap<&'static str, PathBuf>);
+
+impl Others {
+    pub(super) fn give(&mut self, program: &'static str, path: PathBuf) -> Result<()> {
+        ensure!(path.is_file(), "there is no program {}", path.display());
+        self.0.insert(program, path);
+        Ok(())
+    }
+
+    /// Servers are often where an ordinary user's path doesn't lead.
+    pub(super) fn find(&self, program: &str) -> Option<PathBuf> {
+        if let Some(path) = self.0.get(program) {
+            return Some(path.clone());
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+        let mut dirs = std::env::split_paths(&path).chain(usual);
+        dirs.find_map(|dir| Some(dir.join(program)).filter(|file| file.is_file()))
+    }
+
+    pub(super) fn need(&self, program: &str) -> Result<PathBuf> {
+        self.find(program)
+            .with_context(|| format!("{program} is not installed"))
     }
 }
 
@@ -65,24 +94,14 @@ pub(super) fn build_hawser() -> Result<PathBuf> {
 
 /// Names and paths of the executables.
 fn cargo(profile: &str, args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let mut build = Command::new(crate::cargo());
+    build
         .args([
             "build",
             "--message-format=json-render-diagnostics",
             "--profile",
             profile,
         ])
-        .args(args)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("starting cargo")?;
-    ensure!(output.status.success(), "cargo build failed");
-    let messages = output.stdout.split(|byte| *byte == b'\n');
-    let executable = |line: &[u8]| {
-        let message: Value = serde_json::from_slice(line).ok()?;
-        let name = message["target"]["name"].as_str()?.to_owned();
-        Some((name, message["executable"].as_str()?.into()))
-    };
-    Ok(messages.filter_map(executable).collect())
+        .args(args);
+    crate::executables(&mut build)
 }

@@ -33,7 +33,7 @@ struct Sample {
 }
 
 pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
-    let stage = Stage::set(inside)?;
+    let stage = Stage::set(inside, options)?;
     let mix = loads::named(&MIX.join(","))?;
     let time = options.time.unwrap_or(USUAL);
     // The first load of the mix shows that both are ready.

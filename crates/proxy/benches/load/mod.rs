@@ -1,7 +1,7 @@
 //! The client of `mesh-path`: requests over HTTP/1.1 and HTTP/2, bare bytes, or connections that only stay.
 //!
 //! Told by the environment what to do, says what it saw in one line of `name=value`. Each connection, and each stream
-//! of it, asks again as soon as it was answered. Knows no proxies: it connects where it is told to.
+//! of it, asks again as soon as it was answered, or at a fixed rate. Knows no proxies: it connects where it is told to.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -24,6 +24,8 @@ const WINDOW: u32 = 1 << 20;
 pub(super) const DOWN: u8 = 0;
 pub(super) const UP: u8 = 1;
 pub(super) const ECHO: u8 = 2;
+/// A gRPC call's message and its answer's: not compressed, 16 bytes.
+pub(super) const MESSAGE: &[u8] = b"\0\0\0\0\x10\x0a\x0esixteen bytes.";
 
 /// What to do.
 #[derive(Clone, Copy)]
@@ -40,6 +42,9 @@ struct Wanted {
     down: u64,
     /// After so many requests, a new connection. 0: never.
     renew: u64,
+    /// Requests per second of all connections together, whether answers come or not. 0: each when the last was answered.
+    rate: u64,
+    grpc: bool,
 }
 
 impl Wanted {
@@ -57,6 +62,8 @@ impl Wanted {
             up: number("UP", 0),
             down: number("DOWN", 5),
             renew: number("RENEW", 0),
+            rate: number("RATE", 0),
+            grpc: number("GRPC", 0) > 0,
         }
     }
 
@@ -72,7 +79,10 @@ impl Wanted {
 
     /// What our own origin answers with so many bytes; nginx answers everything alike.
     fn path(&self) -> String {
-        format!("/{}", self.down)
+        match self.grpc {
+            true => "/voting.v1.Votes/Vote".into(),
+            false => format!("/{}", self.down),
+        }
     }
 }
 
@@ -87,21 +97,22 @@ struct Seen {
 pub(super) fn requests() -> String {
     let wanted = Wanted::of_env();
     let began = Instant::now();
-    let mut seen = runtime().block_on(async {
-        let clients: Vec<_> = (0..wanted.connections)
-            .map(|_| tokio::task::spawn(client(wanted)))
-            .collect();
-        let mut all = Seen::default();
-        for client in clients {
-            let one = client.await.expect("no client panics");
-            all.latencies.extend(one.latencies);
-            all.errors += one.errors;
-        }
-        all
-    });
+    let seen = match wanted.rate {
+        0 => runtime().block_on(async {
+            let clients: Vec<_> = (0..wanted.connections)
+                .map(|_| tokio::task::spawn(client(wanted)))
+                .collect();
+            let mut seen = Vec::new();
+            for client in clients {
+                seen.push(client.await.expect("no client panics"));
+            }
+            seen
+        }),
+        rate => paced(&wanted, rate),
+    };
     let elapsed = began.elapsed();
-    seen.latencies.sort_unstable();
-    let sorted = seen.latencies;
+    let mut sorted: Vec<_> = seen.iter().flat_map(|seen| &seen.latencies).copied().collect();
+    sorted.sort_unstable();
     let at = |permille: usize| {
         let index = (sorted.len() * permille / 1000).min(sorted.len().saturating_sub(1));
         sorted.get(index).copied().unwrap_or_default().as_micros()
@@ -109,12 +120,61 @@ pub(super) fn requests() -> String {
     format!(
         "done={} errors={} elapsed={} p50={} p99={} p999={}",
         sorted.len(),
-        seen.errors,
+        seen.iter().map(|seen| seen.errors).sum::<usize>(),
         elapsed.as_micros(),
         at(500),
         at(990),
         at(999),
     )
+}
+
+/// Requests at a fixed rate, each measured from when it was due: one that has to wait because the last was slow counts
+/// its waiting too. A thread for each connection, since the runtime's clock has a grain of a millisecond.
+fn paced(wanted: &Wanted, rate: u64) -> Vec<Seen> {
+    // Threads inherit it: usually the kernel lets them sleep for 50 µs more.
+    nix::sys::prctl::set_timerslack(1).expect("a setting");
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..wanted.connections)
+            .map(|first| scope.spawn(move || paced_client(wanted, rate, began, first)))
+            .collect();
+        let seen = clients.into_iter().map(|client| client.join());
+        seen.map(|seen| seen.expect("no client panics")).collect()
+    })
+}
+
+/// Every so many-th of all requests, on one connection.
+fn paced_client(wanted: &Wanted, rate: u64, began: Instant, first: u64) -> Seen {
+    let (runtime, mut seen) = (runtime(), Seen::default());
+    let mut connection = None;
+    let due = |turn: u64| began + Duration::from_secs_f64(turn as f64 / rate as f64);
+    let turns = (first..).step_by(wanted.connections as usize).map(due);
+    for due in turns.take_while(|due| *due < wanted.ends_at) {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        // What is then still to be done is no longer a delay.
+        let answered = Instant::now() < wanted.ends_at + ANSWER_DEADLINE
+            && runtime
+                .block_on(async {
+                    tokio::time::timeout(ANSWER_DEADLINE, asked(wanted, &mut connection)).await?
+                })
+                .is_ok();
+        if answered {
+            seen.latencies.push(due.elapsed());
+        } else {
+            seen.errors += 1;
+            connection = None;
+        }
+    }
+    seen
+}
+
+/// One request on a connection, which is made if there is none.
+async fn asked(wanted: &Wanted, connection: &mut Option<(TcpStream, BytesMut)>) -> Result<(), Error> {
+    if connection.is_none() {
+        *connection = Some((wanted.connect().await?, BytesMut::with_capacity(PIECE)));
+    }
+    let (socket, read) = connection.as_mut().ok_or("it was just made")?;
+    ask(wanted, socket, read).await
 }
 
 /// A failure costs the connection: the next request is on a new one, a little later.
@@ -234,10 +294,18 @@ async fn stream(wanted: Wanted, mut sender: SendRequest<Bytes>) -> Result<Vec<Du
             sender = sender.clone().ready().await?;
             let mut request = Request::new(());
             *request.uri_mut() = uri.clone();
-            if wanted.up > 0 {
+            if wanted.up > 0 || wanted.grpc {
                 *request.method_mut() = Method::POST;
             }
-            let (answer, mut body) = sender.send_request(request, wanted.up == 0)?;
+            if wanted.grpc {
+                let headers = request.headers_mut();
+                headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+                headers.insert("te", HeaderValue::from_static("trailers"));
+            }
+            let (answer, mut body) = sender.send_request(request, wanted.up == 0 && !wanted.grpc)?;
+            if wanted.grpc {
+                body.send_data(Bytes::from_static(MESSAGE), true)?;
+            }
             let mut left = wanted.up as usize;
             while left > 0 {
                 body.reserve_capacity(left.min(PIECE));
@@ -254,6 +322,12 @@ async fn stream(wanted: Wanted, mut sender: SendRequest<Bytes>) -> Result<Vec<Du
             let mut body = answer.into_body();
             while let Some(data) = body.data().await {
                 body.flow_control().release_capacity(data?.len())?;
+            }
+            if wanted.grpc {
+                let trailers = body.trailers().await?.ok_or("no trailers")?;
+                if trailers.get("grpc-status").is_none_or(|status| status != "0") {
+                    return Err("not a status of 0".into());
+                }
             }
             Ok::<_, Error>(())
         };
