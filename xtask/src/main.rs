@@ -1,6 +1,8 @@
-//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `ui`, `picture`, `images`, `bench`, `kubernetes`.
+//! Chores of the repository that are code and not scripts: `cargo xtask codegen`, `ui`, `picture`, `images`, `bench`, `fuzz`,
+//! `kubernetes`.
 
 mod bench;
+mod fuzz;
 mod images;
 mod kubernetes;
 mod kubernetes_table;
@@ -26,11 +28,16 @@ fn main() -> Result<()> {
             let arguments: Vec<String> = std::env::args().skip(2).collect();
             images::run(&workspace, &arguments)
         }
+        Some("fuzz") => {
+            let arguments: Vec<String> = std::env::args().skip(2).collect();
+            fuzz::run(&workspace, &arguments)
+        }
         Some("bench") => bench::run(std::env::args().skip(2).collect()),
         _ => bail!(
-            "usage: cargo xtask codegen | ui | picture, or {}, or {}, or {}",
+            "usage: cargo xtask codegen | ui | picture, or {}, or {}, or {}, or {}",
             images::USAGE,
             kubernetes::USAGE,
+            fuzz::USAGE,
             bench::USAGE
         ),
     }

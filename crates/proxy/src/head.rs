@@ -248,6 +248,12 @@ impl Scanner {
     }
 }
 
+/// What is wrong with a head that came at once.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fault_of(head: &[u8]) -> Option<&'static str> {
+    Scanner::default().fault(head)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,6 +19,8 @@ mod damage;
 pub mod decision;
 mod detect;
 mod discover;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gateway;
 mod head;
 mod header;

@@ -14,7 +14,7 @@ const HEADERS: usize = 24;
 const HEADERS_MAX: usize = 128;
 /// A chunk's size and extensions, or all trailers. What is longer is refused even if it comes at once: what a message
 /// means never depends on how it arrives.
-const LINE_MAX: usize = 8 << 10;
+pub(super) const LINE_MAX: usize = 8 << 10;
 
 /// Requests with more content than this are passed on while it comes.
 const CONTENT_MAX: usize = 16 << 10;
@@ -461,6 +461,7 @@ pub(super) fn put_chunk(data: &[u8], out: &mut BytesMut) {
 mod tests {
     use super::*;
     use crate::damage::{cuts, damaged, pieces};
+    use crate::wire::fuzzing::{plain, read_body, read_by_library, read_request};
     use proptest::prelude::*;
     use proptest::sample::{Index, select};
 
@@ -678,74 +679,6 @@ mod tests {
         )
     }
 
-    type Plain = (Method, String, Vec<(HeaderName, HeaderValue)>, Bytes);
-
-    fn plain<B>(request: &Request<B>, content: Bytes) -> Plain {
-        let headers = request.headers().iter();
-        let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
-        (
-            request.method().clone(),
-            request.uri().to_string(),
-            headers.collect(),
-            content,
-        )
-    }
-
-    fn read_request(read: &mut BytesMut) -> Result<Plain, Lack> {
-        request(read).map(|(request, content)| plain(&request, content))
-    }
-
-    /// The first request that the library sees in the same bytes.
-    fn read_by_library(bytes: &[u8]) -> Option<Plain> {
-        use http_body_util::{BodyExt as _, Empty};
-        use tokio::io::AsyncWriteExt as _;
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let first = std::cell::RefCell::new(None);
-        runtime.block_on(async {
-            let (mut client, server) = tokio::io::duplex(64 << 10);
-            client.write_all(bytes).await.unwrap();
-            client.shutdown().await.unwrap();
-            let service = hyper::service::service_fn(async |asked: Request<hyper::body::Incoming>| {
-                let (head, body) = asked.into_parts();
-                let content = body.collect().await?.to_bytes();
-                *first.borrow_mut() = Some(plain(&Request::from_parts(head, ()), content));
-                Ok::<_, hyper::Error>(http::Response::new(Empty::<Bytes>::new()))
-            });
-            let _ = hyper::server::conn::http1::Builder::new()
-                .keep_alive(false)
-                .half_close(true)
-                .serve_connection(hyper_util::rt::TokioIo::new(server), service)
-                .await;
-        });
-        first.into_inner()
-    }
-
-    /// Everything of a body, and how it ended: `None` wants more. `Err` behind what came before it.
-    fn read_body(
-        framing: Framing,
-        pieces: &[&[u8]],
-    ) -> (Vec<u8>, Option<HeaderMap>, Result<bool, Odd>, BytesMut) {
-        let (mut framing, mut read) = (framing, BytesMut::new());
-        let (mut all, mut trailers, mut ended) = (Vec::new(), None, Ok(false));
-        for piece in pieces {
-            read.extend_from_slice(piece);
-            while ended == Ok(false) {
-                match framing.next(&mut read) {
-                    Ok(Next::Data(data)) => all.extend_from_slice(&data),
-                    Ok(Next::Trailers(found)) => trailers = Some(found),
-                    Ok(Next::End) => ended = Ok(true),
-                    Ok(Next::More) => break,
-                    Err(Odd) => ended = Err(Odd),
-                }
-            }
-            // What isn't understood yet is never more than a line.
-            if ended == Ok(false) {
-                assert!(read.len() < LINE_MAX);
-            }
-        }
-        (all, trailers, ended, read)
-    }
-
     fn chunked() -> impl Strategy<Value = Vec<u8>> {
         let extension = prop_oneof![
             8 => select(vec!["", ";a=b", " ; c", ";d=\"e\""]).prop_map(str::to_owned),
@@ -799,9 +732,7 @@ mod tests {
             for piece in pieces(&bytes, &cuts) {
                 read.extend_from_slice(piece);
                 if let Err(Lack::Head | Lack::Content) = found {
-                    let before = read.clone();
                     found = read_request(&mut read);
-                    prop_assert!(found.is_ok() || read == before, "untouched");
                 }
             }
             prop_assert_eq!(found, whole);
@@ -857,9 +788,9 @@ mod tests {
             bytes in damaged(chunked()), length in proptest::option::of(0..60_u64), cuts in cuts(),
         ) {
             let framing = length.map_or(Framing::Chunked(Chunk::Size), Framing::Length);
-            let whole = read_body(framing, &[&bytes]);
+            let whole = read_body(framing, std::iter::once(&bytes[..]));
             let pieces = pieces(&bytes, &cuts);
-            let in_pieces = read_body(framing, &pieces);
+            let in_pieces = read_body(framing, pieces.into_iter());
             prop_assert_eq!((&in_pieces.0, &in_pieces.1, in_pieces.2), (&whole.0, &whole.1, whole.2));
             if whole.2 == Ok(true) {
                 prop_assert_eq!(&in_pieces.3, &whole.3, "what follows is left");
@@ -868,7 +799,7 @@ mod tests {
                     put_chunk(data, &mut out);
                 }
                 out.put_slice(b"0\r\n\r\n");
-                let again = read_body(Framing::Chunked(Chunk::Size), &[&out]);
+                let again = read_body(Framing::Chunked(Chunk::Size), std::iter::once(&out[..]));
                 prop_assert_eq!((again.0, again.2), (whole.0, Ok(true)));
             }
         }
@@ -877,7 +808,7 @@ mod tests {
         fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = request(&mut BytesMut::from(&bytes[..]));
             let _ = answer(&mut BytesMut::from(&bytes[..]), false);
-            let _ = read_body(Framing::Chunked(Chunk::Size), &[&bytes]);
+            let _ = read_body(Framing::Chunked(Chunk::Size), std::iter::once(&bytes[..]));
         }
     }
 

@@ -6,6 +6,8 @@
 
 pub(crate) mod client;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod h1;
 pub(crate) mod h1_client;
 pub(crate) mod h1_server;
