@@ -141,32 +141,6 @@ fn schema(version: &Value) -> Option<Schema> {
     Schema::from_crd(version.pointer("/schema/openAPIV3Schema")?).ok()
 }
 
-/// What its author should know: rules in CEL are kept, and hold for everything.
-pub(crate) fn warning(definition: &Value) -> Option<String> {
-    let unchecked = |version: &Value| version.pointer("/schema").map_or(0, rule_count);
-    match versions(definition).map(unchecked).sum() {
-        0 => None,
-        count => Some(format!(
-            "{RULES} are not evaluated here, so nothing is refused by them ({count} in this definition); a sandbox \
-             that was started with --api kubernetes evaluates them"
-        )),
-    }
-}
-
-const RULES: &str = "x-kubernetes-validations";
-
-/// Of a schema and those inside it. Recursion is as deep as the JSON, which its reader bounds.
-fn rule_count(schema: &Value) -> usize {
-    match schema {
-        Value::Object(fields) => {
-            let own = fields.get(RULES).and_then(Value::as_array).map_or(0, Vec::len);
-            own + fields.values().map(rule_count).sum::<usize>()
-        }
-        Value::Array(items) => items.iter().map(rule_count).sum(),
-        _ => 0,
-    }
-}
-
 /// Fills in what a definition may leave out.
 pub(crate) fn default(definition: &mut Value) {
     let kind = text(definition, "/spec/names/kind").to_owned();

@@ -72,14 +72,6 @@ pub(crate) fn prepare_update(
     Ok(None)
 }
 
-/// What the author of an object should know.
-pub(crate) fn warning(resource: &Resource, object: &Value) -> Option<String> {
-    resource
-        .is(crd::GROUP, crd::PLURAL)
-        .then(|| crd::warning(object))
-        .flatten()
-}
-
 /// What has to be out of the way before an object can go.
 pub(crate) fn prepare_delete(cluster: &Arc<Cluster>, resource: &Resource, object: &mut Value) {
     if resource.is(crd::GROUP, crd::PLURAL) && !cluster.drain_definition(object) {

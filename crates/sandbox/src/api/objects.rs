@@ -167,7 +167,6 @@ impl Write<'_> {
             fields.remove("status");
         }
         let _reserved = kinds::prepare_create(self.cluster, resource, &mut object)?;
-        self.warn(&object);
         shape::default(resource, &mut object);
 
         let generate = meta::text(&object, "generateName").to_owned();
@@ -204,12 +203,6 @@ impl Write<'_> {
                 Err(_) => return Err(ApiError::already_exists(resource, &name)),
                 Ok(stored) => return Ok(Written::Created(stored)),
             }
-        }
-    }
-
-    fn warn(&self, object: &Value) {
-        if let Some(warning) = kinds::warning(self.resource, object) {
-            self.call.warn(warning);
         }
     }
 
@@ -294,7 +287,6 @@ impl Write<'_> {
                     copy(current, &mut object, "status");
                 }
                 _reserved = kinds::prepare_update(self.cluster, resource, current, &mut object)?;
-                self.warn(&object);
             }
             // What these change was computed from the object itself.
             Some("scale" | "binding") => {}

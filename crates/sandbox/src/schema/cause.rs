@@ -125,6 +125,12 @@ impl Cause {
         )
     }
 
+    /// Of objects and lists, which are too large to show.
+    pub fn invalid_whole(at: &Path, detail: &str) -> Self {
+        let title = Reason::Invalid.title().to_owned();
+        Self::new(Reason::Invalid, at, with_detail(title, detail))
+    }
+
     /// `shown` is what Go would print for the offending value.
     pub fn mistyped(at: &Path, shown: &str, detail: &str) -> Self {
         Self::new(
@@ -151,6 +157,11 @@ impl Cause {
             at,
             format!("{}: {}", Reason::Duplicate.title(), shown(value)),
         )
+    }
+
+    /// Of objects and lists, which are too large to show.
+    pub fn duplicate_whole(at: &Path) -> Self {
+        Self::new(Reason::Duplicate, at, Reason::Duplicate.title().to_owned())
     }
 
     pub fn not_found(at: &Path, value: &Value) -> Self {

@@ -1,8 +1,8 @@
 //! Structural schemas of CRDs: reading them, and defaulting and validating custom resources by them.
 //!
 //! Pruning, merging and apply work on the tree that is built here, like for built-in kinds. Validation interprets the
-//! `openAPIV3Schema` itself, because `anyOf` and friends say things about values that are no structure. CEL rules
-//! (`x-kubernetes-validations`) are kept and not evaluated; who writes them is told so.
+//! `openAPIV3Schema` itself, because `anyOf` and friends say things about values that are no structure. Rules in CEL
+//! (`x-kubernetes-validations`) are [`super::cel`]'s, and are asked about objects that are otherwise right.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -11,7 +11,8 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::Schema;
-use super::cause::{Cause, Path};
+use super::cause::{Cause, Path, Reason};
+use super::cel::Rules;
 use super::tree::{At, Field, ListKind, Node, NodeId, Rest, Scalar, Shape, Tree, table};
 
 /// Deeper schemas are refused: walkers recurse as deep as the schema is.
@@ -21,6 +22,7 @@ const DEPTH_MAX: usize = 64;
 pub(super) struct Custom {
     pub schema: Value,
     patterns: BTreeMap<String, Regex>,
+    rules: Option<Rules>,
 }
 
 impl Schema {
@@ -53,6 +55,7 @@ impl Schema {
         let custom = Custom {
             schema: schema.clone(),
             patterns: reader.patterns,
+            rules: Rules::compile(schema, &at)?,
         };
         let mut causes = Vec::new();
         custom.check_defaults(schema, &at, &mut causes);
@@ -359,6 +362,19 @@ impl Custom {
             }
         }
         self.check(&self.schema, object, old, &root, Place::Resource, &mut causes);
+        let blocks = |cause: &Cause| {
+            let Cause { reason, .. } = cause;
+            use Reason::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
+            matches!(reason, NotSupported | Required | TooLong | TooMany | TypeInvalid)
+        };
+        if let Some(rules) = &self.rules {
+            if causes.iter().any(blocks) {
+                let detail = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+                causes.push(Cause::invalid(&root, &Value::Null, detail));
+            } else {
+                causes.extend(rules.check(object, old));
+            }
+        }
         causes
     }
 

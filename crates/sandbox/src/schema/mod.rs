@@ -6,10 +6,10 @@
 //! storage, time or other objects. A written object passes through: `mistyped`, `prune`, a patch or `apply`, `default_`,
 //! `prepare_for_create`, `validate`.
 //!
-//! Deliberately missing: CEL rules of CRDs (`x-kubernetes-validations`) are kept in the schema but not evaluated, and
-//! descriptions are not served, so `kubectl explain` shows structure without prose.
+//! Deliberately missing: descriptions are not served, so `kubectl explain` shows structure without prose.
 
 mod cause;
+mod cel;
 mod convert;
 mod crd;
 mod defaults;

@@ -1037,21 +1037,32 @@ impl Checks {
             self.invalid(&at.field("versions"), versions, detail);
         }
         let mut seen = BTreeSet::new();
+        // What all versions say alike is the definition's own.
+        let schema = |version| get(version, &["schema", "openAPIV3Schema"]);
+        let mut schemas = items(versions).map(|(_, version)| schema(version));
+        let first = schemas.next();
+        let alike = schemas.all(|schema| Some(schema) == first);
         for (index, version) in items(versions) {
-            let at = at.field("versions").index(index);
+            let within = at.field("versions").index(index);
             if !seen.insert(text(get(version, &["name"]))) {
-                self.invalid(&at.field("name"), get(version, &["name"]), "must be unique");
+                self.invalid(&within.field("name"), get(version, &["name"]), "must be unique");
             }
-            let schema = get(version, &["schema", "openAPIV3Schema"]);
-            let at = at.field("schema");
-            if schema.is_null() {
+            let within = if alike {
+                at.field("validation")
+            } else {
+                within.field("schema")
+            };
+            if schema(version).is_null() {
+                let at = at.field("versions").index(index).field("schema");
                 self.push(Cause::required(
                     &at.field("openAPIV3Schema"),
                     "schemas are required",
                 ));
-            } else if let Err(causes) = Schema::from_crd(schema) {
+            } else if (!alike || index == 0)
+                && let Err(causes) = Schema::from_crd(schema(version))
+            {
                 let prefixed = |cause: Cause| Cause {
-                    field: at.field(&cause.field).to_string(),
+                    field: within.field(&cause.field).to_string(),
                     ..cause
                 };
                 self.causes.extend(causes.into_iter().map(prefixed));
@@ -1314,7 +1325,7 @@ mod tests {
                 crd,
                 None
             ),
-            ["spec.versions[0].schema.openAPIV3Schema.type: Required value: must not be empty at the root"]
+            ["spec.validation.openAPIV3Schema.type: Required value: must not be empty at the root"]
         );
     }
 }

@@ -16,6 +16,14 @@ const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const CRD: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/things.twin.example.com";
 const THINGS: &str = "/apis/twin.example.com/v1/namespaces/{ns}/things";
 const THING: &str = "/apis/twin.example.com/v1/namespaces/{ns}/things/a";
+/// What makes the end of a watch.
+const ENDED: [&str; 5] = [
+    "/type",
+    "/object/kind",
+    "/object/status",
+    "/object/code",
+    "/object/reason",
+];
 /// What makes a refusal.
 const WHY: [&str; 3] = ["/reason", "/message", "/details"];
 
@@ -1067,13 +1075,7 @@ fn compaction() -> Vec<Case> {
                     "{EVENTS}?watch=1&timeoutSeconds=1&resourceVersion={{rv}}"
                 ))
                 .first(1)
-                .shows(&[
-                    "/type",
-                    "/object/kind",
-                    "/object/status",
-                    "/object/code",
-                    "/object/reason",
-                ]),
+                .shows(&ENDED),
             ],
         ),
     ]
@@ -1094,14 +1096,8 @@ fn restarts() -> Vec<Case> {
             get(&format!("{MAPS}?watch=1&timeoutSeconds=1&resourceVersion={{rv}}"))
                 .until(|_, answer| answer["type"] == "ERROR")
                 .first(1)
-                .shows(&[
-                    "/type",
-                    "/object/kind",
-                    "/object/status",
-                    "/object/code",
-                    "/object/reason",
-                    "/object/message",
-                ]),
+                .shows(&ENDED)
+                .shows(&["/object/message"]),
             get(MAP).shows(&["/data"]),
         ],
     )]

@@ -108,21 +108,44 @@ async fn watches_of_every_version_end_when_the_definition_changes_and_when_it_go
 }
 
 #[tokio::test]
-async fn a_definition_with_rules_is_taken_with_a_warning_that_they_are_not_evaluated() {
+async fn objects_are_held_to_the_rules_of_their_definition() {
     let cluster = cluster();
     let mut spec = colour();
-    spec["colour"]["x-kubernetes-validations"] = json!([{ "rule": "self != 'green'" }]);
-    for (definition, expected) in [(definition(spec), true), (definition(colour()), false)] {
-        let request = Request::post(format!("{DEFINITIONS}?dryRun=All")).header("content-type", JSON);
-        let (parts, ()) = request.body(()).unwrap().into_parts();
-        let body = body::full(definition.to_string());
-        let response = cluster.answer(parts, body, Identity::admin()).await;
-        assert_eq!(response.status(), 201);
-        let warning = response
-            .headers()
-            .get("warning")
-            .map(|value| value.to_str().unwrap());
-        let told = warning.is_some_and(|text| text.contains("x-kubernetes-validations are not evaluated"));
-        assert_eq!(told, expected, "{warning:?}");
-    }
+    spec["colour"]["x-kubernetes-validations"] =
+        json!([{ "rule": "self != 'green'", "message": "not green" }]);
+    assert_eq!(
+        send(&cluster, "POST", DEFINITIONS, JSON, definition(spec))
+            .await
+            .0,
+        201
+    );
+    let widget = |colour: &str| {
+        json!({
+            "apiVersion": "example.com/v1", "kind": "Widget", "metadata": { "name": "w" },
+            "spec": { "colour": colour },
+        })
+    };
+    let (code, answer) = send(&cluster, "POST", WIDGETS, JSON, widget("green")).await;
+    assert_eq!(code, 422);
+    assert_eq!(
+        answer["details"]["causes"],
+        json!([{
+            "reason": "FieldValueInvalid", "field": "spec.colour",
+            "message": "Invalid value: \"green\": not green",
+        }])
+    );
+    assert_eq!(send(&cluster, "POST", WIDGETS, JSON, widget("red")).await.0, 201);
+}
+
+#[tokio::test]
+async fn a_definition_whose_rule_does_not_compile_is_refused() {
+    let cluster = cluster();
+    let mut spec = colour();
+    spec["colour"]["x-kubernetes-validations"] = json!([{ "rule": "self > 1" }]);
+    let (code, answer) = send(&cluster, "POST", DEFINITIONS, JSON, definition(spec)).await;
+    assert_eq!(code, 422);
+    assert_eq!(
+        answer["details"]["causes"][0]["field"],
+        "spec.validation.openAPIV3Schema.properties[spec].properties[colour].x-kubernetes-validations[0].rule"
+    );
 }
