@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::frame::{self, Header};
 use super::h1::{self, Chunk, Framing, Lack, Next, Odd};
+use super::hpack::model::{Model, read_alike};
 use super::hpack::{Decoder, Encoder, Field};
 use super::link::{Link, Piece, Side};
 use super::{Fault, Options};
@@ -169,17 +170,18 @@ pub fn chunked(input: &[u8]) {
     }
 }
 
-/// Blocks that were read can be written so that the other side reads the same. Each is as long as the byte before it.
+/// Blocks are read as the RFC says, and what was read can be written so that the other side reads the same. Each is as
+/// long as the byte before it says.
 pub fn hpack(input: &[u8]) {
-    let (mut encoder, mut decoder, mut other) = (Encoder::new(), Decoder::new(), Decoder::new());
+    let (mut decoder, mut model) = (Decoder::new(), Model::new());
+    let (mut encoder, mut other) = (Encoder::new(), Decoder::new());
     let mut rest = input;
     while let Some((length, after)) = rest.split_first() {
         let (block, after) = after.split_at(after.len().min(usize::from(*length)));
         rest = after;
-        let mut fields = Vec::new();
-        if decoder.decode(block, |field, _| fields.push(field)).is_err() {
+        let Some(mut fields) = read_alike(&mut decoder, &mut model, block) else {
             return;
-        }
+        };
         if block.len() % 16 == 7 {
             encoder.resize(block.len() * 7);
         }
