@@ -68,26 +68,61 @@ pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
         for dir in [&artifacts, &grown] {
             std::fs::create_dir_all(dir)?;
         }
+        let log = grown.with_extension("log");
+        let file = std::fs::File::create(&log)?;
         let status = Command::new(program)
             .arg(format!("-max_total_time={}", options.seconds))
             .arg(format!("-max_len={INPUT_MAX}"))
             .arg(format!("-timeout={INPUT_SECONDS_MAX}"))
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
-            .args(["-print_final_stats=1", "-verbosity=0"])
+            .args(["-print_final_stats=1", "-verbosity=1"])
             .arg(&grown)
             .arg(fuzz.join("corpus").join(name))
+            .stdout(file.try_clone()?)
+            .stderr(file)
             .status()
             .with_context(|| format!("starting {}", program.display()))?;
+        let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
+        let (done, reached) = told(&text);
+        say(&format!("{name}: {done} inputs, {reached} places reached"));
         if !status.success() {
             found.push(format!(
-                "{name}: the input is in {}, and {} FILE reads it again",
-                artifacts.display(),
-                program.display()
+                "{name}: {}\n  {} FILE reads an input again, {} is the whole story",
+                finding(&text),
+                program.display(),
+                log.display()
             ));
         }
     }
     ensure!(found.is_empty(), "found:\n{}", found.join("\n"));
     Ok(())
+}
+
+/// From a log of libFuzzer: how many inputs were tried, and how much of the program they reached.
+fn told(log: &str) -> (&str, &str) {
+    let last = |name: &str| {
+        let found = log.lines().rev().find_map(|line| line.split_once(name));
+        found.and_then(|(_, rest)| rest.split_whitespace().next())
+    };
+    (
+        last("stat::number_of_executed_units:").unwrap_or("?"),
+        last(" cov: ").unwrap_or("?"),
+    )
+}
+
+/// What went wrong, and the file with the input.
+fn finding(log: &str) -> String {
+    let mut lines = log.lines();
+    let mut words = Vec::new();
+    while let Some(line) = lines.next() {
+        if line.contains("panicked at") {
+            words.push(line.trim());
+            words.extend(lines.next());
+        } else if line.starts_with("SUMMARY:") || line.contains("Test unit written to") {
+            words.push(line.trim());
+        }
+    }
+    words.join("\n  ")
 }
 
 /// All that there are.
@@ -157,5 +192,22 @@ mod tests {
         assert_eq!(parsed("").unwrap(), (USUAL_SECONDS, "answer frames".into()));
         assert_eq!(parsed("--seconds 5 frames").unwrap(), (5, "frames".into()));
         assert!(parsed("--seconds").is_err() && parsed("h3").is_err());
+    }
+
+    #[test]
+    fn a_log_says_what_was_done_and_what_was_found() {
+        let log = "#2\tINITED cov: 70 ft: 9\n#9\tNEW    cov: 73 ft: 12\nthread 'main' panicked at a.rs:1:2:\nno\n\
+                   SUMMARY: libFuzzer: deadly signal\n./crash-1; Test unit written to ./crash-1\n\
+                   stat::number_of_executed_units: 12\n";
+        assert_eq!(told(log), ("12", "73"));
+        assert_eq!(
+            finding(log).lines().map(str::trim).collect::<Vec<_>>(),
+            [
+                "thread 'main' panicked at a.rs:1:2:",
+                "no",
+                "SUMMARY: libFuzzer: deadly signal",
+                "./crash-1; Test unit written to ./crash-1"
+            ]
+        );
     }
 }
