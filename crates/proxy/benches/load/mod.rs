@@ -4,6 +4,7 @@
 //! of it, asks again as soon as it was answered, or at a fixed rate. Knows no proxies: it connects where it is told to.
 
 use std::future::poll_fn;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,15 @@ impl Wanted {
         Ok(socket)
     }
 
+    /// Of a request over HTTP/1.1.
+    fn head(&self) -> String {
+        let path = self.path();
+        match self.up {
+            0 => format!("GET {path} HTTP/1.1\r\nhost: web.ns\r\naccept: */*\r\n\r\n"),
+            up => format!("POST {path} HTTP/1.1\r\nhost: web.ns\r\ncontent-length: {up}\r\n\r\n"),
+        }
+    }
+
     /// What our own origin answers with so many bytes; nginx answers everything alike.
     fn path(&self) -> String {
         match self.grpc {
@@ -145,20 +155,14 @@ fn paced(wanted: &Wanted, rate: u64) -> Vec<Seen> {
 
 /// Every so many-th of all requests, on one connection.
 fn paced_client(wanted: &Wanted, rate: u64, began: Instant, first: u64) -> Seen {
-    let (runtime, mut seen) = (runtime(), Seen::default());
-    let mut connection = None;
+    let (mut seen, mut connection) = (Seen::default(), None);
     let due = |turn: u64| began + Duration::from_secs_f64(turn as f64 / rate as f64);
     let turns = (first..).step_by(wanted.connections as usize).map(due);
     for due in turns.take_while(|due| *due < wanted.ends_at) {
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         // What is then still to be done is no longer a delay.
-        let answered = Instant::now() < wanted.ends_at + ANSWER_DEADLINE
-            && runtime
-                .block_on(async {
-                    tokio::time::timeout(ANSWER_DEADLINE, asked(wanted, &mut connection)).await?
-                })
-                .is_ok();
-        if answered {
+        let in_time = Instant::now() < wanted.ends_at + ANSWER_DEADLINE;
+        if in_time && ask_waiting(wanted, &mut connection).is_ok() {
             seen.latencies.push(due.elapsed());
         } else {
             seen.errors += 1;
@@ -168,13 +172,29 @@ fn paced_client(wanted: &Wanted, rate: u64, began: Instant, first: u64) -> Seen 
     seen
 }
 
-/// One request on a connection, which is made if there is none.
-async fn asked(wanted: &Wanted, connection: &mut Option<(TcpStream, BytesMut)>) -> Result<(), Error> {
+/// [`ask`] without content and without a runtime, which would cost more than the request.
+fn ask_waiting(wanted: &Wanted, connection: &mut Option<std::net::TcpStream>) -> Result<(), Error> {
     if connection.is_none() {
-        *connection = Some((wanted.connect().await?, BytesMut::with_capacity(PIECE)));
+        let socket = std::net::TcpStream::connect(wanted.target)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(ANSWER_DEADLINE))?;
+        *connection = Some(socket);
     }
-    let (socket, read) = connection.as_mut().ok_or("it was just made")?;
-    ask(wanted, socket, read).await
+    let socket = connection.as_mut().ok_or("it was just made")?;
+    socket.write_all(wanted.head().as_bytes())?;
+    let (mut read, mut here) = ([0; 4 << 10], 0);
+    loop {
+        match socket.read(&mut read[here..])? {
+            0 => return Err("the end came early, or there is more than expected".into()),
+            n => here += n,
+        }
+        if let Some((head, length)) = answer(&read[..here])? {
+            let length = length.ok_or("not a 200")?;
+            if here as u64 >= head as u64 + length {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// A failure costs the connection: the next request is on a new one, a little later.
@@ -224,23 +244,10 @@ async fn http1(wanted: &Wanted, seen: &mut Seen) -> Result<(), Error> {
 }
 
 async fn ask(wanted: &Wanted, socket: &mut TcpStream, read: &mut BytesMut) -> Result<(), Error> {
-    let path = wanted.path();
-    let head = match wanted.up {
-        0 => format!("GET {path} HTTP/1.1\r\nhost: web.ns\r\naccept: */*\r\n\r\n"),
-        up => format!("POST {path} HTTP/1.1\r\nhost: web.ns\r\ncontent-length: {up}\r\n\r\n"),
-    };
-    socket.write_all(head.as_bytes()).await?;
+    socket.write_all(wanted.head().as_bytes()).await?;
     write(socket, wanted.up).await?;
     let length = loop {
-        if let Some(length) = super::head_of(read, |head| {
-            let mut headers = [httparse::EMPTY_HEADER; 16];
-            let mut response = httparse::Response::new(&mut headers);
-            let parsed = response.parse(head)?;
-            let good = response.code == Some(200);
-            Ok(parsed
-                .is_complete()
-                .then(|| (parsed.unwrap(), good.then(|| super::length_of(response.headers)))))
-        })? {
+        if let Some(length) = super::head_of(read, answer)? {
             break length.ok_or("not a 200")?;
         }
         if socket.read_buf(read).await? == 0 {
@@ -248,6 +255,17 @@ async fn ask(wanted: &Wanted, socket: &mut TcpStream, read: &mut BytesMut) -> Re
         }
     };
     super::discard(socket, read, length).await
+}
+
+/// A head's length, and its content's if it is a good answer's. `None` wants more.
+fn answer(head: &[u8]) -> Result<Option<(usize, Option<u64>)>, httparse::Error> {
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let mut response = httparse::Response::new(&mut headers);
+    let parsed = response.parse(head)?;
+    let good = response.code == Some(200);
+    Ok(parsed
+        .is_complete()
+        .then(|| (parsed.unwrap(), good.then(|| super::length_of(response.headers)))))
 }
 
 /// So many bytes of nothing.
