@@ -162,6 +162,8 @@ impl Pods {
             (server, "gateway", server_there),
         ])?;
         gateway.run(|| configure(async |links| route(&links, (SERVER_IP, 32), server_there).await))?;
+        // A client that opens connection after connection would have used up its ports within seconds.
+        client.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1"))?;
         Ok(pods)
     }
 
