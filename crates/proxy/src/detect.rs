@@ -65,6 +65,8 @@ fn sni(record: &[u8]) -> Option<String> {
             let mut names = Reader(body.prefixed(2)?);
             let host_name = names.take(1)? == [0];
             let name = names.prefixed(2)?;
+            // The root's dot is no part of it, for TLS libraries neither.
+            let name = name.strip_suffix(b".").unwrap_or(name);
             return host_name.then(|| String::from_utf8(name.to_vec()).ok()).flatten();
         }
     }
@@ -159,6 +161,15 @@ mod tests {
     #[test]
     fn a_real_client_hello_names_its_server() {
         assert_eq!(tls(&hello("web.example")), Tls::Sni("web.example".into()));
+    }
+
+    #[test]
+    fn a_name_that_ends_in_a_dot_is_the_one_without() {
+        let mut bytes = hello("web.example");
+        let last = bytes.windows(11).position(|part| part == b"web.example").unwrap() + 10;
+        bytes[last] = b'.';
+        assert_eq!(tls(&bytes), Tls::Sni("web.exampl".into()));
+        assert_eq!(seen_by_rustls(&bytes), Some("web.exampl".into()));
     }
 
     #[test]
