@@ -57,10 +57,22 @@ pub fn request(input: &[u8]) {
     assert_eq!(Some(&ours), read_by_library(bytes).as_ref());
     let taken = &bytes[..bytes.len() - rest.len() - ours.3.len()];
     assert_eq!(crate::head::fault_of(taken), None);
-    let (request, content) = h1::request(&mut BytesMut::from(bytes)).expect("it was just read");
+    written_as_meant(bytes);
+}
+
+/// What was taken for a request is one again when we have written it, with nothing behind it.
+pub(super) fn written_as_meant(bytes: &[u8]) {
+    let Ok((request, content)) = h1::request(&mut BytesMut::from(bytes)) else {
+        return;
+    };
     let mut out = BytesMut::new();
     h1::put_request(&request, &content, &mut out);
-    let mut again = read_request(&mut out).expect("we wrote it");
+    let ours = plain(&request, content);
+    let mut again = match read_request(&mut out) {
+        // With the header that we add there are more than the short way takes.
+        Err(Lack::Odd) if ours.2.len() == h1::HEADERS => return,
+        again => again.expect("we wrote it"),
+    };
     assert!(
         out.is_empty(),
         "nothing is left that could be taken for another request"
