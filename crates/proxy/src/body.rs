@@ -188,5 +188,7 @@ impl<E: OnEnd> Body<E> {
 }
 
 pub(crate) fn grpc_status(headers: &http::HeaderMap) -> Option<u32> {
-    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+    // Most messages have none: comparing the few names there are costs less than hashing this one.
+    let (_, status) = headers.iter().find(|(name, _)| *name == GRPC_STATUS)?;
+    status.to_str().ok()?.parse().ok()
 }

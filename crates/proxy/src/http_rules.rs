@@ -15,23 +15,19 @@ pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("l5d-pro
 /// On the answer to a question that [`ends_here`]: who answered it.
 pub(crate) const ANSWERED_BY: HeaderName = HeaderName::from_static("l5d-answered-by");
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-// Looked for in every message: as text they would be parsed each time, which costs as much again.
-const HOP_PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// What concerns one connection only.
+const HOP_BY_HOP: [&str; 5] = [
+    "connection",
+    "upgrade",
+    "proxy-connection",
+    "keep-alive",
+    "http2-settings",
+];
 
-/// Has a message a header that [`strip_hop_by_hop`] or the mesh's rules are about? Most have none, and one pass over the
-/// few names there are costs less than looking each word up.
+/// Has a message a header that the mesh's rules are about? Most have none, and one pass over the few names there are costs
+/// less than looking each word up.
 fn any(headers: &HeaderMap, is: impl Fn(&HeaderName) -> bool) -> bool {
     headers.keys().any(is)
-}
-
-fn hop_by_hop(name: &HeaderName) -> bool {
-    matches!(*name, header::CONNECTION | header::UPGRADE)
-        || matches!(
-            name.as_str(),
-            "proxy-connection" | "keep-alive" | "http2-settings"
-        )
 }
 
 /// Takes out these words of the mesh, and returns the first one's value.
@@ -147,32 +143,40 @@ fn names(value: &HeaderValue) -> impl Iterator<Item = &str> {
 
 /// Removes what concerns one connection only.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if !any(headers, hop_by_hop) {
+    // Most messages have none, and one pass over the few names there are costs less than looking each word up.
+    let mut here = [false; HOP_BY_HOP.len()];
+    for name in headers.keys() {
+        let name = name.as_str();
+        if let Some(at) = HOP_BY_HOP.iter().position(|hop| *hop == name) {
+            here[at] = true;
+        }
+    }
+    if here == [false; HOP_BY_HOP.len()] {
         return;
     }
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(names)
-            .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
-            // Naming these must not remove them: they frame or route the message.
-            .filter(|name| {
-                !matches!(
-                    *name,
-                    header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::HOST | header::TE
-                )
-            })
-            .collect();
-        for name in named {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(names)
+        // They go anyway, and nearly always nothing else is named.
+        .filter(|name| !name.eq_ignore_ascii_case("close") && !name.eq_ignore_ascii_case("keep-alive"))
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+        // Naming these must not remove them: they frame or route the message.
+        .filter(|name| {
+            !matches!(
+                *name,
+                header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::HOST | header::TE
+            )
+        })
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for (name, here) in HOP_BY_HOP.into_iter().zip(here) {
+        if here {
             headers.remove(name);
         }
-        headers.remove(header::CONNECTION);
     }
-    headers.remove(header::UPGRADE);
-    headers.remove(HOP_PROXY_CONNECTION);
-    headers.remove(KEEP_ALIVE);
-    headers.remove(HTTP2_SETTINGS);
 }
 
 /// What of a request decides who may send it.

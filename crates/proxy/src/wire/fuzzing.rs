@@ -95,7 +95,12 @@ pub(super) fn read_by_library(bytes: &[u8]) -> Option<Plain> {
         let service = hyper::service::service_fn(async |asked: Request<hyper::body::Incoming>| {
             let (head, body) = asked.into_parts();
             let content = body.collect().await?.to_bytes();
-            *first.borrow_mut() = Some(plain(&Request::from_parts(head, ()), content));
+            let mut seen = plain(&Request::from_parts(head, ()), content);
+            // What we leave out.
+            seen.2.retain(|(name, value)| {
+                name != "connection" || !value.as_bytes().eq_ignore_ascii_case(b"keep-alive")
+            });
+            *first.borrow_mut() = Some(seen);
             Ok::<_, hyper::Error>(Response::new(Empty::<Bytes>::new()))
         });
         hyper::server::conn::http1::Builder::new()

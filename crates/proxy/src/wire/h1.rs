@@ -2,6 +2,8 @@
 //!
 //! Only what is plain is read here. Anything unusual is [`Odd`] and left to the library, untouched.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
@@ -51,9 +53,9 @@ pub(super) fn request(read: &mut BytesMut) -> Result<(Request<()>, Bytes), Lack>
 }
 
 fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes), Lack> {
-    let mut headers = [httparse::EMPTY_HEADER; N];
-    let mut parsed = httparse::Request::new(&mut headers);
-    let length = match parsed.parse(read) {
+    let mut headers = [const { MaybeUninit::uninit() }; N];
+    let mut parsed = httparse::Request::new(&mut []);
+    let length = match parsed.parse_with_uninit_headers(read, &mut headers) {
         Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
         Ok(httparse::Status::Partial) if read.len() < HEAD_MAX => return Err(Lack::Head),
         Ok(_) | Err(_) => return Err(Lack::Odd),
@@ -68,15 +70,14 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes
     if method == Method::CONNECT {
         return Err(Lack::Odd);
     }
-    let base = read.as_ptr() as usize;
-    let place = |text: &[u8]| (text.as_ptr() as usize - base, text.len());
-    let path = place(path.as_bytes());
-    let count = parsed.headers.len();
-    let (mut content, mut places) = (None, [((0, 0), (0, 0)); N]);
-    for (field, found) in parsed.headers.iter().zip(&mut places) {
-        *found = (place(field.name.as_bytes()), place(field.value));
+    // Values refer to a copy: what turns out to be odd only now is still there, whole, for the library.
+    let head = Copied::of(read, length);
+    let mut map = HeaderMap::with_capacity(parsed.headers.len() + 2);
+    let mut content = None;
+    for field in parsed.headers.iter() {
         match special(field.name.as_bytes()) {
-            Some(header::CONNECTION) if field.value.eq_ignore_ascii_case(b"keep-alive") => {}
+            // It says nothing, and concerns nobody else.
+            Some(header::CONNECTION) if field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
             Some(header::CONTENT_LENGTH) => {
                 let length = number(field.value).and_then(|length| usize::try_from(length).ok());
                 if content.replace(length.ok_or(Odd)?).is_some() {
@@ -86,6 +87,7 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes
             Some(_) => return Err(Lack::Odd),
             None => {}
         }
+        head.put(field, &mut map)?;
     }
     let content = content.unwrap_or(0);
     if read.len() - length < content {
@@ -94,22 +96,41 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes
             _ => Lack::Odd,
         });
     }
-    // Values refer to a copy: what turns out to be odd only now is still there, whole, for the library.
-    let head = Bytes::copy_from_slice(read.get(..length).unwrap_or_default());
-    let slice = |(start, length): (usize, usize)| head.slice(start..start + length);
-    let mut map = HeaderMap::with_capacity(count + 2);
-    for ((start, length), value) in places.into_iter().take(count) {
-        let name = HeaderName::from_bytes(&head[start..start + length]).map_err(|_| Odd)?;
-        let value = HeaderValue::from_maybe_shared(slice(value)).map_err(|_| Odd)?;
-        map.append(name, value);
-    }
-    let path = PathAndQuery::from_maybe_shared(slice(path)).map_err(|_| Odd)?;
+    let path = PathAndQuery::from_maybe_shared(head.slice(path.as_bytes())).map_err(|_| Odd)?;
     let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = path.into();
     *request.headers_mut() = map;
     read.advance(length);
     Ok((request, take_off(read, content)))
+}
+
+/// A head's bytes, and where what was parsed has its own.
+struct Copied {
+    bytes: Bytes,
+    base: usize,
+}
+
+impl Copied {
+    fn of(read: &[u8], length: usize) -> Self {
+        Self {
+            bytes: Bytes::copy_from_slice(read.get(..length).unwrap_or_default()),
+            base: read.as_ptr() as usize,
+        }
+    }
+
+    /// The copy of what is a part of the head.
+    fn slice(&self, part: &[u8]) -> Bytes {
+        let start = part.as_ptr() as usize - self.base;
+        self.bytes.slice(start..start + part.len())
+    }
+
+    fn put(&self, field: &httparse::Header<'_>, map: &mut HeaderMap) -> Result<(), Odd> {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Odd)?;
+        let value = HeaderValue::from_maybe_shared(self.slice(field.value)).map_err(|_| Odd)?;
+        map.append(name, value);
+        Ok(())
+    }
 }
 
 /// So many bytes off the front.
@@ -169,9 +190,10 @@ pub(super) fn answer(read: &mut BytesMut, to_head: bool) -> Result<Option<Head>,
 }
 
 fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Option<Head>, Odd> {
-    let mut headers = [httparse::EMPTY_HEADER; N];
-    let mut parsed = httparse::Response::new(&mut headers);
-    let length = match parsed.parse(read) {
+    let mut headers = [const { MaybeUninit::uninit() }; N];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let length = match config.parse_response_with_uninit_headers(&mut parsed, read, &mut headers) {
         Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
         Ok(httparse::Status::Partial) if read.len() < HEAD_MAX => return Ok(None),
         Ok(_) | Err(_) => return Err(Odd),
@@ -180,15 +202,14 @@ fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Optio
         return Err(Odd);
     };
     let status = StatusCode::from_u16(code).map_err(|_| Odd)?;
-    let base = read.as_ptr() as usize;
     let (mut content, mut chunked) = (None, false);
     let mut keep = minor == 1;
-    let count = parsed.headers.len();
-    let mut places = [((0, 0), (0, 0)); N];
-    for (field, found) in parsed.headers.iter().zip(&mut places) {
-        let place = |text: &[u8]| (text.as_ptr() as usize - base, text.len());
-        *found = (place(field.name.as_bytes()), place(field.value));
+    let head = Copied::of(read, length);
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 2);
+    for field in parsed.headers.iter() {
         match special(field.name.as_bytes()) {
+            // It says nothing, and concerns nobody else.
+            Some(header::CONNECTION) if field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
             Some(header::CONNECTION) => {
                 let mut names = field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
                 keep &= !names.any(|name| name.eq_ignore_ascii_case(b"close"));
@@ -207,17 +228,12 @@ fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Optio
             }
             _ => {}
         }
+        head.put(field, &mut headers)?;
     }
     if chunked && content.is_some() {
         return Err(Odd);
     }
-    let head = take_off(read, length);
-    let mut headers = HeaderMap::with_capacity(count + 2);
-    for ((name, name_len), (value, value_len)) in places.into_iter().take(count) {
-        let name = HeaderName::from_bytes(&head[name..name + name_len]).map_err(|_| Odd)?;
-        let value = HeaderValue::from_maybe_shared(head.slice(value..value + value_len)).map_err(|_| Odd)?;
-        headers.append(name, value);
-    }
+    read.advance(length);
     let framing = if to_head || status.is_informational() || matches!(code, 204 | 304) {
         Framing::Length(0)
     } else if chunked {

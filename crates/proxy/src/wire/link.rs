@@ -27,6 +27,9 @@ const STREAMS_ASSUMED: usize = 100;
 const CONTINUATIONS_MAX: u32 = 64;
 /// Frames without content between two with some.
 const EMPTY_MAX: u32 = 1_000;
+/// For so many headers room is made at once because the last message had them, and for those that we add.
+const FIELDS_LAST_MAX: usize = 24;
+const FIELDS_MORE: usize = 2;
 /// Identifiers after this one are not used: a new connection takes over.
 const ID_MAX: u32 = (1 << 31) - 1_000;
 
@@ -138,6 +141,8 @@ pub(super) struct Link {
     /// Of ours on a client, of the peer's on a server.
     newest: u32,
     block: Option<Block>,
+    /// Headers of the last message.
+    fields_last: usize,
     receive_window: i64,
     owed: u32,
     send_window: i64,
@@ -198,6 +203,7 @@ impl Link {
             streams: HashMap::default(),
             newest: 0,
             block: None,
+            fields_last: 0,
             receive_window: i64::from(options.connection_window.max(frame::WINDOW_DEFAULT)),
             owed: 0,
             send_window: i64::from(frame::WINDOW_DEFAULT),
@@ -553,11 +559,16 @@ impl Link {
 
     /// A whole header block: a request, an answer, or trailers.
     fn block(&mut self, id: u32, end: bool, block: &[u8]) -> Result<(), Reason> {
-        let mut head = Head::default();
+        let mut head = Head {
+            // Messages are much alike: a map that is as large as the last one doesn't grow step by step.
+            headers: HeaderMap::with_capacity(self.fields_last + FIELDS_MORE),
+            ..Head::default()
+        };
         let most = self.options.header_list_max as usize;
         self.decoder
             .decode(block, |field, size| head.field(field, size, most))
             .map_err(|_| Reason::COMPRESSION_ERROR)?;
+        self.fields_last = head.headers.len().min(FIELDS_LAST_MAX);
         if let Some(stream) = self.streams.get_mut(&id) {
             if stream.heard {
                 let gone = stream.fault.is_some();

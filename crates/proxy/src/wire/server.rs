@@ -14,7 +14,7 @@ use crate::transport::Conn;
 
 use super::link::{Link, Shared, Side};
 use super::mover::{Mover, Turn};
-use super::slots::Slots;
+use super::slots::{Inbox, Slots};
 use super::{Incoming, Options, Receiving, reason_of, send_body};
 
 /// Serves a connection until it ends, or until what is under way has ended after `drain`.
@@ -27,7 +27,15 @@ where
     let link = Rc::new(RefCell::new(Link::new(Side::Server, options)));
     let mut mover = Mover::new(conn, link.clone(), Side::Server, options.keepalive);
     let handle = &handle;
-    let mut slots = Slots::default();
+    let mut slots = Slots::new(|inbox: Inbox<(u32, Request<Incoming>)>| {
+        let link = link.clone();
+        async move {
+            loop {
+                let (id, request) = inbox.next().await;
+                answer(&link, id, handle, request).await;
+            }
+        }
+    });
     let mut drained = pin!(drain.cancelled());
     let mut draining = false;
     poll_fn(|cx| {
@@ -44,10 +52,7 @@ where
                 link: link.clone(),
                 id,
             };
-            slots.begin(
-                id,
-                answer(link.clone(), id, handle, request.map(|()| body.body())),
-            );
+            slots.begin(id, (id, request.map(|()| body.body())));
         }
         loop {
             let cancelled = link.borrow_mut().next_cancelled();
@@ -72,20 +77,19 @@ where
 }
 
 /// One request, until its answer has been written.
-async fn answer<H, F, E>(link: Shared, id: u32, handle: &H, request: Request<Incoming>)
+async fn answer<H, F, E>(link: &Shared, id: u32, handle: &H, request: Request<Incoming>)
 where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Result<Response<Body<E>>, h2::Error>>,
     E: OnEnd + Unpin,
 {
-    // Made here, the handler's future is moved less often than if it were handed over.
     match handle(request).await {
         Ok(response) => {
             let (head, body) = response.into_parts();
             let end = body.is_end_stream();
             link.borrow_mut().respond(id, head.status, &head.headers, end);
             if !end {
-                send_body(&link, id, body).await;
+                send_body(link, id, body).await;
             }
         }
         Err(error) => {

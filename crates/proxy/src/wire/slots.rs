@@ -1,30 +1,76 @@
-//! Futures that one task runs side by side, in places that are used again: a request costs no allocation and no task.
+//! Pieces of work that one task does side by side, in places that are used again: a request costs no allocation, no task,
+//! and no move of the future that serves it.
+//!
+//! Each place has a future of its own that lasts: it waits for work at its [`Inbox`], does it, and waits again. A future
+//! per request was some KiB that were copied about thrice.
 
-use std::future::Future;
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use futures::task::AtomicWaker;
 
 /// Free places that are kept; a connection that was busy once gives the rest back.
 const FREE_MAX: usize = 32;
 
-pub(super) struct Slots<F> {
-    slots: Vec<Slot<F>>,
+pub(super) struct Slots<T, F, M> {
+    /// Makes the future of a place.
+    make: M,
+    slots: Vec<Slot<T, F>>,
     free: Vec<usize>,
     ready: Arc<Ready>,
     /// Those that are polled in this turn.
     turn: Vec<usize>,
 }
 
-struct Slot<F> {
+struct Slot<T, F> {
     id: u32,
-    /// The box stays when its content goes.
-    future: Pin<Box<Option<F>>>,
+    inbox: Inbox<T>,
+    future: Pin<Box<F>>,
     wake: Arc<WakeSlot>,
     waker: Waker,
+}
+
+/// Where a place finds its work.
+pub(super) struct Inbox<T>(Rc<Desk<T>>);
+
+struct Desk<T> {
+    next: Cell<Option<T>>,
+    busy: Cell<bool>,
+}
+
+impl<T> Inbox<T> {
+    fn new() -> Self {
+        Self(Rc::new(Desk {
+            next: Cell::new(None),
+            busy: Cell::new(false),
+        }))
+    }
+
+    fn put(&self, work: T) {
+        self.0.next.set(Some(work));
+        self.0.busy.set(true);
+    }
+
+    fn is_busy(&self) -> bool {
+        self.0.busy.get()
+    }
+
+    /// The next piece; whoever asks has done the one before.
+    pub(super) async fn next(&self) -> T {
+        poll_fn(|_| match self.0.next.take() {
+            Some(work) => Poll::Ready(work),
+            None => {
+                self.0.busy.set(false);
+                Poll::Pending
+            }
+        })
+        .await
+    }
 }
 
 /// Who wants to be polled.
@@ -59,20 +105,19 @@ impl Wake for WakeSlot {
     }
 }
 
-impl<F> Default for Slots<F> {
-    fn default() -> Self {
+impl<T, F: Future<Output = ()>, M: Fn(Inbox<T>) -> F> Slots<T, F, M> {
+    pub(super) fn new(make: M) -> Self {
         Self {
+            make,
             slots: Vec::new(),
             free: Vec::new(),
             ready: Arc::default(),
             turn: Vec::new(),
         }
     }
-}
 
-impl<F: Future<Output = ()>> Slots<F> {
-    /// It is polled in the next turn.
-    pub(super) fn begin(&mut self, id: u32, future: F) {
+    /// It is begun in the next turn.
+    pub(super) fn begin(&mut self, id: u32, work: T) {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
@@ -82,9 +127,11 @@ impl<F: Future<Output = ()>> Slots<F> {
                     queued: AtomicBool::new(false),
                     ready: self.ready.clone(),
                 });
+                let inbox = Inbox::new();
                 self.slots.push(Slot {
                     id,
-                    future: Box::pin(None),
+                    future: Box::pin((self.make)(Inbox(inbox.0.clone()))),
+                    inbox,
                     waker: wake.clone().into(),
                     wake,
                 });
@@ -93,25 +140,20 @@ impl<F: Future<Output = ()>> Slots<F> {
         };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.id = id;
-            slot.future.as_mut().set(Some(future));
+            slot.inbox.put(work);
             slot.waker.wake_by_ref();
         }
     }
 
-    /// Drops the future of this identifier, if it is still running.
+    /// Drops the work with this identifier, if it is not done.
     pub(super) fn cancel(&mut self, id: u32) {
         let found = self
             .slots
             .iter()
-            .position(|slot| slot.id == id && slot.future.is_some());
-        if let Some(index) = found {
-            self.end(index);
-        }
-    }
-
-    fn end(&mut self, index: usize) {
-        if let Some(slot) = self.slots.get_mut(index) {
-            slot.future.as_mut().set(None);
+            .position(|slot| slot.id == id && slot.inbox.is_busy());
+        if let Some((index, slot)) = found.and_then(|index| Some((index, self.slots.get_mut(index)?))) {
+            slot.inbox = Inbox::new();
+            slot.future.set((self.make)(Inbox(slot.inbox.0.clone())));
             self.free.push(index);
         }
     }
@@ -132,25 +174,124 @@ impl<F: Future<Output = ()>> Slots<F> {
             slot.wake
                 .queued
                 .store(false, std::sync::atomic::Ordering::Release);
-            let mut own = Context::from_waker(&slot.waker);
-            let over = slot
-                .future
-                .as_mut()
-                .as_pin_mut()
-                .is_some_and(|future| future.poll(&mut own).is_ready());
-            if over {
-                self.end(index);
+            if !slot.inbox.is_busy() {
+                continue;
+            }
+            let over = slot.future.as_mut().poll(&mut Context::from_waker(&slot.waker));
+            if over.is_ready() || !slot.inbox.is_busy() {
+                self.free.push(index);
             }
         }
         self.turn = turn;
         if self.free.len() == self.slots.len() && self.slots.len() > FREE_MAX {
-            self.slots.clear();
-            self.free.clear();
+            self.clear();
         }
     }
 
     pub(super) fn clear(&mut self) {
         self.slots.clear();
         self.free.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::channel::oneshot::{Receiver, Sender, channel};
+    use std::cell::RefCell;
+
+    type Work = (u32, Receiver<()>);
+
+    /// Notes what was done, and what was dropped.
+    struct Noted<'a>(u32, &'a RefCell<Vec<String>>, bool);
+
+    impl Drop for Noted<'_> {
+        fn drop(&mut self) {
+            let what = if self.2 { "done" } else { "dropped" };
+            self.1.borrow_mut().push(format!("{} {what}", self.0));
+        }
+    }
+
+    fn work(id: u32) -> (Sender<()>, Work) {
+        let (sender, receiver) = channel();
+        (sender, (id, receiver))
+    }
+
+    #[test]
+    fn places_are_used_again_and_cancelled_work_is_dropped_at_once() {
+        let notes = RefCell::new(Vec::new());
+        let mut slots = Slots::new(|inbox: Inbox<Work>| {
+            let notes = &notes;
+            async move {
+                loop {
+                    let (id, over) = inbox.next().await;
+                    let mut noted = Noted(id, notes, false);
+                    _ = over.await;
+                    noted.2 = true;
+                }
+            }
+        });
+        let cx = Context::from_waker(Waker::noop());
+        let mut going: Vec<_> = (0..3)
+            .map(|id| {
+                let (sender, work) = work(id);
+                slots.begin(id, work);
+                sender
+            })
+            .collect();
+        slots.poll(&cx);
+        slots.cancel(1);
+        slots.cancel(1);
+        assert_eq!(*notes.borrow(), ["1 dropped"]);
+        _ = going.remove(0).send(());
+        slots.poll(&cx);
+        assert_eq!(*notes.borrow(), ["1 dropped", "0 done"]);
+        // A wake that comes late does nothing, and nothing finds the identifier that is done.
+        for slot in &slots.slots {
+            slot.waker.wake_by_ref();
+        }
+        slots.poll(&cx);
+        slots.cancel(0);
+        assert_eq!(slots.free.len(), 2);
+        for id in 3..6 {
+            let (sender, work) = work(id);
+            slots.begin(id, work);
+            going.push(sender);
+        }
+        assert_eq!((slots.slots.len(), slots.free.len()), (4, 0));
+        slots.poll(&cx);
+        for sender in going.drain(1..) {
+            _ = sender.send(());
+        }
+        slots.poll(&cx);
+        let mut done = notes.borrow().clone();
+        done.sort();
+        assert_eq!(
+            done,
+            ["0 done", "1 dropped", "2 done", "3 done", "4 done", "5 done"]
+        );
+        assert_eq!(slots.free.len(), 4);
+    }
+
+    #[test]
+    fn work_that_is_cancelled_before_it_was_begun_is_never_begun() {
+        let begun = Cell::new(0);
+        let mut slots = Slots::new(|inbox: Inbox<u32>| {
+            let begun = &begun;
+            async move {
+                loop {
+                    inbox.next().await;
+                    begun.set(begun.get() + 1);
+                }
+            }
+        });
+        let cx = Context::from_waker(Waker::noop());
+        slots.begin(1, 1);
+        slots.cancel(1);
+        slots.poll(&cx);
+        assert_eq!(begun.get(), 0);
+        slots.begin(3, 3);
+        slots.poll(&cx);
+        assert_eq!((begun.get(), slots.slots.len()), (1, 1));
     }
 }
