@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use linkerd2_proxy_api::{http_route, outbound};
 use support::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const WEB: &str = "10.0.0.1:80";
 const WEB_PATH: &str = "web.ns.svc.cluster.local:80";
@@ -197,6 +198,55 @@ async fn a_backend_that_is_not_there_fails_as_its_policy_says() {
     );
 }
 
+/// A circuit that opens after three failures, for so long.
+fn with_breaker(policy: &mut outbound::OutboundPolicy, backoff: Duration) {
+    let span = Some(prost_types::Duration::try_from(backoff).unwrap());
+    let kind = policy.protocol.as_mut().unwrap().kind.as_mut().unwrap();
+    let outbound::proxy_protocol::Kind::Detect(detect) = kind else {
+        unreachable!("policies detect")
+    };
+    detect.http1.as_mut().unwrap().failure_accrual = Some(outbound::FailureAccrual {
+        ejection: None,
+        kind: Some(outbound::failure_accrual::Kind::ConsecutiveFailures(
+            outbound::failure_accrual::ConsecutiveFailures {
+                max_failures: 3,
+                backoff: Some(outbound::ExponentialBackoff {
+                    min_backoff: span,
+                    max_backoff: span,
+                    jitter_ratio: 0.0,
+                    ..Default::default()
+                }),
+            },
+        )),
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_break_off_their_requests_dont_open_an_endpoints_circuit() {
+    let control = ControlPlane::start().await;
+    let good = app("127.0.0.2", "good").await;
+    let client = Pod::start(
+        &control,
+        "client",
+        "127.0.0.3",
+        &[("OUTBOUND_HTTP_FAILFAST_TIMEOUT", "100ms")],
+    );
+    control.change(|world| {
+        service(world, WEB, WEB_PATH, vec![unmeshed(good)]);
+        with_breaker(world.policies.get_mut(WEB).unwrap(), Duration::from_secs(3_600));
+    });
+    for _ in 0..6 {
+        let mut socket = client.connect(WEB).await;
+        let broken =
+            b"POST / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nmore\r\n";
+        socket.write_all(broken).await.unwrap();
+        let mut answer = String::new();
+        let _ = socket.read_to_string(&mut answer).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer:?}");
+    }
+    assert_eq!(client.get(WEB, "/").await.status(), 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_keeps_failing_is_left_alone_until_it_recovers() {
     let control = ControlPlane::start().await;
@@ -208,40 +258,16 @@ async fn an_endpoint_that_keeps_failing_is_left_alone_until_it_recovers() {
         "127.0.0.3",
         &[("OUTBOUND_HTTP_FAILFAST_TIMEOUT", "100ms")],
     );
-    let accrual = |backoff| {
-        let span = Some(prost_types::Duration::try_from(backoff).unwrap());
-        Some(outbound::FailureAccrual {
-            ejection: None,
-            kind: Some(outbound::failure_accrual::Kind::ConsecutiveFailures(
-                outbound::failure_accrual::ConsecutiveFailures {
-                    max_failures: 3,
-                    backoff: Some(outbound::ExponentialBackoff {
-                        min_backoff: span,
-                        max_backoff: span,
-                        jitter_ratio: 0.0,
-                        ..Default::default()
-                    }),
-                },
-            )),
-        })
-    };
-    let with = |policy: &mut outbound::OutboundPolicy, backoff| {
-        let kind = policy.protocol.as_mut().unwrap().kind.as_mut().unwrap();
-        let outbound::proxy_protocol::Kind::Detect(detect) = kind else {
-            unreachable!("policies detect")
-        };
-        detect.http1.as_mut().unwrap().failure_accrual = accrual(backoff);
-    };
     control.change(|world| {
         service(world, WEB, WEB_PATH, vec![unmeshed(bad)]);
-        with(world.policies.get_mut(WEB).unwrap(), Duration::from_secs(3_600));
+        with_breaker(world.policies.get_mut(WEB).unwrap(), Duration::from_secs(3_600));
         service(
             world,
             "10.0.0.2:80",
             "bad.ns.svc.cluster.local:80",
             vec![unmeshed(bad)],
         );
-        with(
+        with_breaker(
             world.policies.get_mut("10.0.0.2:80").unwrap(),
             Duration::from_millis(50),
         );

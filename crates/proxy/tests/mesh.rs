@@ -434,6 +434,8 @@ async fn what_could_be_smuggled_is_refused() {
         "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
         "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        // Seen only when the head has been passed on.
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nmore\r\n",
     ] {
         let mut socket = server.connect_inbound(app).await;
         socket.write_all(head.as_bytes()).await.unwrap();

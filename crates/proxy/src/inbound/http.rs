@@ -15,7 +15,7 @@ use crate::body::{Body, grpc_status};
 use crate::http_rules as rules;
 use crate::live::Live;
 use crate::metrics::{Counter, Labels};
-use crate::outbound::http::{Done, ResponseBody};
+use crate::outbound::http::{BODY_BROKEN, Done, ResponseBody};
 use crate::outbound::peer::{ConnectError, H1Sender, H2Sender, Peer};
 use crate::outbound::replay::Replay;
 use crate::outbound::retry::{Attempts, Fate};
@@ -360,15 +360,15 @@ async fn forward(
     let mut attempts = Attempts::new(1, 0);
     let started_at = Instant::now();
     metrics.requests.inc();
-    let failed = |why: Why| {
-        metrics.response(StatusCode::BAD_GATEWAY, Grpc::No, false, started_at.elapsed());
+    let failed = |status: StatusCode, why: Why| {
+        metrics.response(status, Grpc::No, false, started_at.elapsed());
         Err(why)
     };
     let mut fresh = false;
     let (mut response, busy, h1) = loop {
         let sender = match sender(worker, app, kind, host.as_ref().filter(|_| !fresh), started_at).await {
             Ok(sender) => sender,
-            Err(why) => return failed(why),
+            Err(why) => return failed(StatusCode::BAD_GATEWAY, why),
         };
         let last = attempts.begin();
         // Nearly all are sent once: their headers are not copied for a second time that may come.
@@ -403,6 +403,9 @@ async fn forward(
             }
             Err(error) => error,
         };
+        if request.is_broken() {
+            return failed(StatusCode::BAD_REQUEST, Why::Malformed(BODY_BROKEN));
+        }
         if kind != Kind::H1 {
             request.give_back(&mut sending);
         }
@@ -413,7 +416,7 @@ async fn forward(
         };
         tracing::debug!(%error, "The application failed a request");
         if !attempts.again(fate, &request, app, &worker.metrics, Instant::now()) {
-            return failed(Why::of_sending(&error));
+            return failed(StatusCode::BAD_GATEWAY, Why::of_sending(&error));
         }
         fresh = true;
     };

@@ -158,6 +158,9 @@ pub(crate) async fn serve(
     Box::pin(serve_http(conn, version, &config.outbound.http, &drain, handle)).await
 }
 
+/// What is said of a request whose body can't be read to its end.
+pub(crate) const BODY_BROKEN: &str = "the request's body is malformed or broke off";
+
 /// On an answer: its HTTP/1 request went on as HTTP/1.
 #[derive(Clone, Copy, Debug)]
 struct Uncarried;
@@ -531,6 +534,12 @@ async fn send(
         let mut response = match answer {
             Ok(response) => response,
             Err(error) => {
+                if request.is_broken() {
+                    // The endpoint is not to blame.
+                    sending.attempt = None;
+                    sending.ended(StatusCode::BAD_REQUEST, Grpc::No, false);
+                    return Err(Why::Malformed(BODY_BROKEN));
+                }
                 if lent {
                     request.give_back(&mut sent);
                 }
@@ -555,7 +564,8 @@ async fn send(
         if let Some(told) = &mut told {
             told.answered(status, response.headers());
         }
-        let (mut first, mut code) = (None, grpc_status(response.headers()));
+        let said = grpc_status(response.headers());
+        let (mut first, mut code) = (None, said);
         if retries.asks_for_codes() && is_grpc && code.is_none() && !response.body().is_end_stream() {
             let (frame, told) = peek(&mut response).await;
             (first, code) = (Some(frame), told);
@@ -592,7 +602,7 @@ async fn send(
         let end = ResponseEnd {
             metrics,
             status,
-            grpc: grpc_status(response.headers()),
+            grpc: said,
             is_grpc,
             started_at,
             told,

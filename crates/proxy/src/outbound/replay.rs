@@ -79,6 +79,8 @@ struct Recording {
     over: bool,
     /// How many readers there were. Only the last one reads.
     readers: u32,
+    /// It ended before its end.
+    broken: bool,
     progress: Option<Rc<Progress>>,
 }
 
@@ -120,9 +122,13 @@ impl Reader {
             return Poll::Ready(Some(Ok(piece.clone().frame())));
         }
         let polled = Pin::new(&mut recording.rest).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            recording.keep(frame);
-            self.at += 1;
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                recording.keep(frame);
+                self.at += 1;
+            }
+            Poll::Ready(Some(Err(_))) => recording.broken = true,
+            Poll::Ready(None) | Poll::Pending => {}
         }
         if let (Some(progress), Poll::Ready(frame)) = (&recording.progress, &polled) {
             progress.moved();
@@ -173,6 +179,7 @@ impl Replay {
                 room,
                 over: false,
                 readers: 0,
+                broken: false,
                 progress,
             };
             (Rc::new(RefCell::new(recording)), size)
@@ -205,6 +212,12 @@ impl Replay {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.body.is_none()
+    }
+
+    /// Did its body break off or turn out to be none? That is the client's fault, whatever the server makes of it.
+    pub(crate) fn is_broken(&self) -> bool {
+        let body = self.body.as_ref();
+        body.is_some_and(|(recording, _)| recording.borrow().broken)
     }
 
     /// Can it be sent from its beginning?
