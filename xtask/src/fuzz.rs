@@ -146,7 +146,7 @@ fn build(fuzz: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
     let mut build = Command::new(super::cargo());
     build
         .current_dir(fuzz)
-        .args(["build", "--release", "--locked", "--target", &triple])
+        .args(["build", "--release", "--target", &triple])
         .args(["--message-format=json-render-diagnostics"])
         .env("RUSTFLAGS", flags);
     for name in names {

@@ -110,17 +110,35 @@ pub fn transport_header(input: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
+
+    fn files(dir: &str) -> Vec<PathBuf> {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+        let files = std::fs::read_dir(fuzz.join(dir)).unwrap();
+        let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        files.sort();
+        files
+    }
 
     #[test]
     fn the_corpus_of_each_reader_holds() {
-        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
         for (name, reader) in READERS {
-            let inputs: Vec<_> = std::fs::read_dir(corpus.join(name)).unwrap().collect();
+            let inputs = files(&format!("corpus/{name}"));
             assert!(!inputs.is_empty(), "{name}");
             for input in inputs {
-                reader(&std::fs::read(input.unwrap().path()).unwrap());
+                reader(&std::fs::read(input).unwrap());
             }
         }
+    }
+
+    #[test]
+    fn each_reader_is_a_target() {
+        let targets = files("fuzz_targets");
+        let targets = targets
+            .iter()
+            .map(|file| file.file_stem().unwrap().to_str().unwrap());
+        assert!(targets.eq(READERS.iter().map(|(name, _)| *name)));
     }
 }
