@@ -28,12 +28,16 @@ pub(super) struct Custom {
 impl Schema {
     /// Reads an `openAPIV3Schema`. The causes' fields begin with `openAPIV3Schema`.
     pub fn from_crd(schema: &Value) -> Result<Self, Vec<Cause>> {
+        Self::from_crd_at(schema, &Path::new("openAPIV3Schema"))
+    }
+
+    /// The causes' fields begin with where the schema is.
+    pub(super) fn from_crd_at(schema: &Value, at: &Path) -> Result<Self, Vec<Cause>> {
         let mut reader = Reader {
             tree: Tree::new(),
             patterns: BTreeMap::new(),
             causes: Vec::new(),
         };
-        let at = Path::new("openAPIV3Schema");
         match schema.get("type").and_then(Value::as_str) {
             Some("object") => {}
             Some(other) => reader.causes.push(Cause::invalid(
@@ -46,8 +50,8 @@ impl Schema {
                 "must not be empty at the root",
             )),
         }
-        reader.junctors(schema, &at, 0);
-        let root = reader.node(schema, &at, 0);
+        reader.junctors(schema, at, 0);
+        let root = reader.node(schema, at, 0);
         reader.resource_fields(root);
         if !reader.causes.is_empty() {
             return Err(reader.causes);
@@ -55,10 +59,10 @@ impl Schema {
         let custom = Custom {
             schema: schema.clone(),
             patterns: reader.patterns,
-            rules: Rules::compile(schema, &at)?,
+            rules: Rules::compile(schema, at)?,
         };
         let mut causes = Vec::new();
-        custom.check_defaults(schema, &at, &mut causes);
+        custom.check_defaults(schema, at, &mut causes);
         if !causes.is_empty() {
             return Err(causes);
         }

@@ -1058,14 +1058,9 @@ impl Checks {
                     &at.field("openAPIV3Schema"),
                     "schemas are required",
                 ));
-            } else if (!alike || index == 0)
-                && let Err(causes) = Schema::from_crd(schema(version))
-            {
-                let prefixed = |cause: Cause| Cause {
-                    field: within.field(&cause.field).to_string(),
-                    ..cause
-                };
-                self.causes.extend(causes.into_iter().map(prefixed));
+            } else if !alike || index == 0 {
+                let schema = Schema::from_crd_at(schema(version), &within.field("openAPIV3Schema"));
+                self.causes.extend(schema.err().into_iter().flatten());
             }
         }
         if let Some(old) = old {

@@ -12,10 +12,11 @@ const PODS: &str = "/api/v1/namespaces/{ns}/pods";
 const SERVICES: &str = "/api/v1/namespaces/{ns}/services";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/{ns}/deployments";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/{ns}/deployments/web";
-const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-const CRD: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/things.twin.example.com";
-const THINGS: &str = "/apis/twin.example.com/v1/namespaces/{ns}/things";
-const THING: &str = "/apis/twin.example.com/v1/namespaces/{ns}/things/a";
+pub(crate) const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+pub(crate) const CRD: &str =
+    "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/things.twin.example.com";
+pub(crate) const THINGS: &str = "/apis/twin.example.com/v1/namespaces/{ns}/things";
+pub(crate) const THING: &str = "/apis/twin.example.com/v1/namespaces/{ns}/things/a";
 /// What makes the end of a watch.
 const ENDED: [&str; 5] = [
     "/type",
@@ -25,7 +26,7 @@ const ENDED: [&str; 5] = [
     "/object/reason",
 ];
 /// What makes a refusal.
-const WHY: [&str; 3] = ["/reason", "/message", "/details"];
+pub(crate) const WHY: [&str; 3] = ["/reason", "/message", "/details"];
 
 pub(crate) fn cases() -> Vec<Case> {
     [
@@ -38,6 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
         validation(),
         definitions(),
         versions(),
+        crate::rules::cases(),
         admission(),
         permissions(),
         tokens(),
@@ -50,7 +52,7 @@ pub(crate) fn cases() -> Vec<Case> {
     .collect()
 }
 
-fn case(area: &'static str, claim: &'static str, steps: impl Into<Vec<Step>>) -> Case {
+pub(crate) fn case(area: &'static str, claim: &'static str, steps: impl Into<Vec<Step>>) -> Case {
     Case {
         area,
         claim,
@@ -589,7 +591,7 @@ fn validation() -> Vec<Case> {
     ]
 }
 
-fn definition(schema: Value) -> Value {
+pub(crate) fn definition(schema: Value) -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "things.twin.example.com"},
@@ -606,7 +608,7 @@ fn definition(schema: Value) -> Value {
     })
 }
 
-fn thing(spec: Value) -> Value {
+pub(crate) fn thing(spec: Value) -> Value {
     json!({"apiVersion": "twin.example.com/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec})
 }
 
@@ -635,6 +637,10 @@ fn defined(steps: Vec<Step>) -> Vec<Step> {
             "status": {"type": "object", "properties": {"seen": {"type": "integer"}}},
         },
     });
+    defined_by(schema, steps)
+}
+
+pub(crate) fn defined_by(schema: Value, steps: Vec<Step>) -> Vec<Step> {
     let before = vec![
         // An earlier case's may still be going.
         get(CRD).until(|code, _| code == 404).quiet(),

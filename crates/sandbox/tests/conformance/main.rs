@@ -7,6 +7,7 @@
 
 mod cases;
 mod hooks;
+mod rules;
 mod script;
 
 use std::collections::BTreeMap;

@@ -45,13 +45,21 @@ pub(super) fn check(
     let mut checker = Checker {
         variables: vec![(OLD, old.clone()), (SELF, this.clone())],
         faults: Vec::new(),
+        late: Vec::new(),
+        may_mix: false,
         uses_old: false,
         regexes,
     };
     let ty = checker.check(expr);
     let Checker {
-        mut faults, uses_old, ..
+        mut faults,
+        late,
+        uses_old,
+        ..
     } = checker;
+    if faults.is_empty() {
+        faults = late;
+    }
     if faults.is_empty() {
         return Ok(Checked { ty, uses_old });
     }
@@ -63,6 +71,10 @@ struct Checker<'a> {
     /// The innermost is last.
     variables: Vec<(&'a str, Type)>,
     faults: Vec<Fault>,
+    /// Of literals, told only if all types are right.
+    late: Vec<Fault>,
+    /// Whether literals of lists and maps may hold what they like.
+    may_mix: bool,
     uses_old: bool,
     regexes: &'a mut BTreeMap<String, Regex>,
 }
@@ -98,7 +110,10 @@ impl<'a> Checker<'a> {
                 method,
                 args,
             } => {
+                let outside = self.may_mix;
+                self.may_mix |= function == "format";
                 let types = args.iter().map(|arg| self.check(arg)).collect::<Vec<_>>();
+                self.may_mix = outside;
                 self.literals(function, args);
                 self.call(expr.at, function, *method, &types)
             }
@@ -239,7 +254,8 @@ impl<'a> Checker<'a> {
             _ => None,
         };
         if let Some((at, what)) = bad {
-            self.fault(at, format!("invalid {what} argument"));
+            let message = format!("invalid {what} argument");
+            self.late.push(Fault { at, message });
         }
     }
 
@@ -255,11 +271,18 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Lists and maps are of one type, or of something that is known later.
+    /// Literals of lists and maps are of one type, or of something that is known later.
     fn join(&mut self, all: &mut Option<Type>, found: Type, at: usize) {
         match all {
             None => *all = Some(found),
-            Some(known) => self.expect(&known.clone(), &found, at),
+            Some(known) if known.takes(&found) => {}
+            Some(known) => {
+                if !self.may_mix {
+                    let message = format!("expected type '{known}' but found '{found}'");
+                    self.late.push(Fault { at, message });
+                }
+                *all = Some(Type::Dyn);
+            }
         }
     }
 

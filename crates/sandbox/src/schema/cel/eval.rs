@@ -404,17 +404,10 @@ fn numbers(one: &Val<'_>, other: &Val<'_>) -> Option<Option<Ordering>> {
         Val::Uint(number) => Some(i128::from(*number)),
         _ => None,
     };
-    let mixed = |whole: i128, double: f64| {
-        let fraction = double.fract().partial_cmp(&0.0)?;
-        Some(whole.cmp(&(double.trunc() as i128)).then(fraction.reverse()))
-    };
-    match (one, other) {
-        (Val::Double(one), Val::Double(other)) => Some(one.partial_cmp(other)),
-        (Val::Double(one), other) => {
-            let order = mixed(whole(other)?, *one);
-            Some(order.map(Ordering::reverse))
-        }
-        (one, Val::Double(other)) => Some(mixed(whole(one)?, *other)),
-        (one, other) => Some(Some(whole(one)?.cmp(&whole(other)?))),
-    }
+    Some(match (one, other) {
+        (Val::Double(one), Val::Double(other)) => one.partial_cmp(other),
+        (Val::Double(one), other) => one.partial_cmp(&(whole(other)? as f64)),
+        (one, Val::Double(other)) => (whole(one)? as f64).partial_cmp(other),
+        (one, other) => Some(whole(one)?.cmp(&whole(other)?)),
+    })
 }

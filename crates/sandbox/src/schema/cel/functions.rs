@@ -255,7 +255,7 @@ impl<'a> Evaluator<'a, '_> {
                 out.push('[');
                 for (index, item) in list.iter().enumerate() {
                     out.push_str(if index > 0 { ", " } else { "" });
-                    self.show(&item.map_err(Stop::Fault)?, out)?;
+                    self.show_inside(&item.map_err(Stop::Fault)?, out)?;
                 }
                 out.push(']');
             }
@@ -264,14 +264,37 @@ impl<'a> Evaluator<'a, '_> {
                 out.push('{');
                 for (index, (key, value)) in map.entries().into_iter().enumerate() {
                     out.push_str(if index > 0 { ", " } else { "" });
-                    self.show(&key.into(), out)?;
-                    out.push_str(": ");
-                    self.show(&value.map_err(Stop::Fault)?, out)?;
+                    self.show_inside(&key.into(), out)?;
+                    out.push(':');
+                    self.show_inside(&value.map_err(Stop::Fault)?, out)?;
                 }
                 out.push('}');
             }
             V::Optional(_) | V::Quantity(_) | V::Url(_) => return no_overload(),
         }
+        Ok(())
+    }
+
+    /// As `%s` writes what is in a list or a map: so that CEL could read it again.
+    fn show_inside(&mut self, value: &V<'a>, out: &mut String) -> Result<(), Stop> {
+        if let V::Double(number) = value {
+            self.charge(10)?;
+            out.push_str(&format!("{number:.6}"));
+            return Ok(());
+        }
+        let (before, after) = match value {
+            V::Duration(_) => ("duration(\"", "\")"),
+            V::Timestamp(_) => ("timestamp(\"", "\")"),
+            V::String(text) => {
+                self.charge_bytes(text.len())?;
+                out.push_str(&quoted(text));
+                return Ok(());
+            }
+            _ => ("", ""),
+        };
+        out.push_str(before);
+        self.show(value, out)?;
+        out.push_str(after);
         Ok(())
     }
 
@@ -628,7 +651,6 @@ impl<'a> Evaluator<'a, '_> {
                 (Some('s'), value) => self.show(value, &mut out)?,
                 (Some('d'), V::Int(_) | V::Uint(_)) => self.show(&value, &mut out)?,
                 (Some('f'), V::Double(number)) => out.push_str(&format!("{number:.precision$}")),
-                (Some('e'), V::Double(number)) => out.push_str(&exponent(*number, precision)),
                 (Some('x'), V::Int(number)) => out.push_str(&based(*number, |n| format!("{n:x}"))),
                 (Some('X'), V::Int(number)) => out.push_str(&based(*number, |n| format!("{n:X}"))),
                 (Some('o'), V::Int(number)) => out.push_str(&based(*number, |n| format!("{n:o}"))),
@@ -711,20 +733,6 @@ fn quoted(text: &str) -> String {
 fn based(number: i64, write: impl Fn(u64) -> String) -> String {
     let sign = if number < 0 { "-" } else { "" };
     format!("{sign}{}", write(number.unsigned_abs()))
-}
-
-/// With two digits of exponent and its sign, as C writes it.
-fn exponent(number: f64, precision: usize) -> String {
-    let text = format!("{number:.precision$e}");
-    match text.split_once('e') {
-        Some((digits, exponent)) => {
-            let (sign, exponent) = exponent
-                .strip_prefix('-')
-                .map_or(('+', exponent), |rest| ('-', rest));
-            format!("{digits}e{sign}{exponent:0>2}")
-        }
-        None => text,
-    }
 }
 
 fn timestamp<'a>(time: Option<Timestamp>) -> Outcome<'a> {

@@ -704,7 +704,7 @@ impl Parser {
             ("all", 3) => (All, 2, false),
             ("exists", 2) => (Exists, 1, false),
             ("exists", 3) => (Exists, 2, false),
-            ("exists_one" | "existsOne", 2) => (ExistsOne, 1, false),
+            ("exists_one", 2) => (ExistsOne, 1, false),
             ("existsOne", 3) => (ExistsOne, 2, false),
             ("filter", 2) => (Filter, 1, false),
             ("map", 2) => (List, 1, false),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::eval::Stop;
 use super::types::{Place, Type, escape};
@@ -166,7 +166,7 @@ impl Rule {
         let mut refuse = |name: &str, detail: String| {
             faults
                 .compilation
-                .push(Cause::invalid(&at.field(name), rule, &detail));
+                .push(Cause::invalid_shown(&at.field(name), &shown(rule), &detail));
             None
         };
         let Some(ty) = ty else {
@@ -281,6 +281,29 @@ impl Rule {
         }
         field
     }
+}
+
+/// A rule as Go writes it.
+fn shown(rule: &Value) -> String {
+    let fields = [
+        ("Rule", json!(text(rule, "rule"))),
+        ("Message", json!(text(rule, "message"))),
+        ("MessageExpression", json!(text(rule, "messageExpression"))),
+        ("Reason", rule.get("reason").cloned().unwrap_or_default()),
+        ("FieldPath", json!(text(rule, "fieldPath"))),
+        (
+            "OptionalOldSelf",
+            rule.get("optionalOldSelf").cloned().unwrap_or_default(),
+        ),
+    ];
+    let fields = fields
+        .map(|(name, value)| format!("\"{name}\":{value}"))
+        .join(",");
+    let escaped = fields
+        .replace('&', "\\u0026")
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e");
+    format!("{{{escaped}}}")
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> &'a str {

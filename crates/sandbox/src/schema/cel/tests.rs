@@ -8,42 +8,18 @@ use serde_json::json;
 use super::types::Place;
 use super::*;
 
+/// What the table's expressions are about; the conformance test shows the same to Kubernetes.
+fn example(part: &str) -> serde_json::Value {
+    let example: serde_json::Value = serde_json::from_str(include_str!("example.json")).expect("it is JSON");
+    example[part].clone()
+}
+
 fn schema() -> serde_json::Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "size": {"type": "integer"},
-            "ratio": {"type": "number"},
-            "name": {"type": "string"},
-            "on": {"type": "boolean"},
-            "port": {"x-kubernetes-int-or-string": true},
-            "namespace": {"type": "string"},
-            "dash-ed.name": {"type": "string"},
-            "since": {"type": "string", "format": "date-time"},
-            "wait": {"type": "string", "format": "duration"},
-            "data": {"type": "string", "format": "byte"},
-            "absent": {"type": "string"},
-            "list": {"type": "array", "items": {"type": "integer"}},
-            "texts": {"type": "array", "items": {"type": "string"}},
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-            "parts": {"type": "array", "items": {"type": "object", "properties": {
-                "name": {"type": "string"}, "n": {"type": "integer"},
-            }}},
-            "deep": {"type": "object", "properties": {"er": {"type": "object", "properties": {"x": {"type": "integer"}}}}},
-            "raw": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
-            "hidden": {"x-kubernetes-preserve-unknown-fields": true},
-        },
-    })
+    example("schema")
 }
 
 fn object() -> serde_json::Value {
-    json!({
-        "apiVersion": "v1", "kind": "Thing", "metadata": {"name": "a", "labels": {"x": "y"}},
-        "size": 3, "ratio": 1, "name": "héllo", "on": true, "port": "http", "namespace": "ns",
-        "dash-ed.name": "d", "since": "2024-02-29T12:30:45.5Z", "wait": "1h30m", "data": "aGk=",
-        "list": [3, 1, 2], "texts": ["b", "a"], "labels": {"a/b": "1", "c": "2"},
-        "parts": [{"name": "x", "n": 1}, {"name": "y"}], "deep": {}, "raw": {"any": 1}, "hidden": 1,
-    })
+    example("object")
 }
 
 fn ty() -> Type {
@@ -67,13 +43,6 @@ fn outcome(text: &str) -> String {
 }
 
 #[track_caller]
-fn hold(expressions: &[&str]) {
-    for expression in expressions {
-        assert_eq!(outcome(expression), "true", "{expression}");
-    }
-}
-
-#[track_caller]
 fn fail(expressions: &[(&str, &str)]) {
     for (expression, why) in expressions {
         assert_eq!(outcome(expression), *why, "{expression}");
@@ -81,28 +50,15 @@ fn fail(expressions: &[(&str, &str)]) {
 }
 
 #[test]
+fn the_table_holds() {
+    let lines = include_str!("true.txt").lines().filter(|line| !line.is_empty());
+    for expression in lines.chain(["// comments\n true"]) {
+        assert_eq!(outcome(expression), "true", "{expression}");
+    }
+}
+
+#[test]
 fn literals_and_operators() {
-    hold(&[
-        "true && !false",
-        "0x10 == 16 && 16u == 0x10u && 1.5e1 == 15.0 && .5 == 0.5",
-        "-9223372036854775808 < 0 && - 1 == -1 && --1 == 1",
-        "1 + 2 * 3 - 4 / 2 % 3 == 5",
-        "'a' + \"b\" == r'ab' && '''x'y''' == \"x'y\"",
-        r"'\x41\u0042\103\n' == 'ABC' + '\n' && r'\n' != '\n' && b'\xff' != b'\xfe'",
-        "b'hi' == bytes('hi') && self.data == b'hi' && string(self.data) == 'hi'",
-        "1 < 2 && 2.5 > 1 && 1u <= 1 && 9007199254740993 > 9007199254740992.0",
-        "'a' < 'b' && false < true && duration('1s') < duration('1m')",
-        "(self.size > 2 ? 'big' : 'small') == 'big'",
-        "true || 1 / 0 == 1",
-        "1 / 0 == 1 || true",
-        "!(false && 1 / 0 == 1) && !(1 / 0 == 1 && false)",
-        "[1, 2] + [3] == [1, 2, 3] && [] == [] && [1, 2][1] == 2",
-        "{'a': 1, 'b': 2} == {'b': 2, 'a': 1} && {'a': 1}.a == 1 && {1: 'x'}[1] == 'x'",
-        "2 in [1, 2] && 'a' in {'a': 1} && !(3 in [1])",
-        "dyn(1) == 1.0 && dyn('1') != dyn(1) && null == dyn(null)",
-        "// comments\n true",
-        "5 % -3 == 2 && -5 / 3 == -1",
-    ]);
     fail(&[
         ("1 / 0", "division by zero"),
         ("1 % 0", "modulus by zero"),
@@ -119,17 +75,6 @@ fn literals_and_operators() {
 
 #[test]
 fn fields_are_those_that_the_schema_declares() {
-    hold(&[
-        "self.name.size() == 5 && self.kind == 'Thing' && self.metadata.name == 'a'",
-        "self.ratio == 1.0 && type(self.ratio) == double && type(self.size) == int",
-        "self.__namespace__ == 'ns' && self.dash__dash__ed__dot__name == 'd'",
-        "has(self.name) && !has(self.absent) && has(self.deep) && !has(self.deep.er)",
-        "type(self.port) == string && self.port != 80",
-        "self.labels['a/b'] == '1' && self.labels.c == '2' && has(self.labels.c) && !has(self.labels.d)",
-        "self.since.getFullYear() == 2024 && self.wait == duration('90m')",
-        "self == oldSelf && self.parts == oldSelf.parts && self.parts[0] != self.parts[1]",
-        "has(self.raw)",
-    ]);
     fail(&[
         ("self.absent", "no such key: absent"),
         ("self.deep.er.x", "no such key: er"),
@@ -151,21 +96,6 @@ fn fields_are_those_that_the_schema_declares() {
 
 #[test]
 fn macros() {
-    hold(&[
-        "self.list.all(x, x > 0) && !self.list.all(x, x > 1)",
-        "self.list.exists(x, x == 2) && ![].exists(x, true) && [].all(x, false)",
-        "self.list.exists_one(x, x > 2) && self.list.existsOne(x, x < 2)",
-        "self.list.filter(x, x > 1) == [3, 2] && self.list.map(x, x * 2) == [6, 2, 4]",
-        "self.list.map(x, x > 1, x + 1) == [4, 3]",
-        "self.labels.all(k, self.labels[k].size() == 1) && self.labels.map(k, k) == ['a/b', 'c']",
-        "self.list.exists(x, 1 / (x - 3) == 0 || x == 2)",
-        "!self.list.all(x, 1 / (x - 3) > 0 && x != 2)",
-        "self.parts.all(p, self.list.exists(x, !has(p.n) || x == p.n))",
-        "[1, 2].all(x, [3].all(x, x == 3) && x < 3)",
-        "self.labels.all(k, v, v in ['1', '2']) && ['a', 'b'].exists(i, v, i == 1 && v == 'b')",
-        "[5, 6].transformList(i, v, v - i) == [5, 5] && [5, 6].transformList(i, v, i > 0, v) == [6]",
-        "self.labels.transformMap(k, v, k == 'c', v + '!') == {'c': '2!'}",
-    ]);
     fail(&[
         (
             "self.list.all(x, x)",
@@ -187,18 +117,6 @@ fn macros() {
 
 #[test]
 fn conversions_times_and_durations() {
-    hold(&[
-        "int('42') == 42 && int(4.9) == 4 && int(-4.9) == -4 && uint(7) == 7u && double('1.5') == 1.5",
-        "string(12) == '12' && string(1.5) == '1.5' && string(true) == 'true' && string(duration('90s')) == '90s'",
-        "bool('true') && !bool('0') && type(1u) == uint && type('') == string && type(null) == null_type && type(int) == type",
-        "timestamp('2024-02-29T12:30:45.5Z') == self.since && string(self.since) == '2024-02-29T12:30:45.5Z'",
-        "self.since.getMonth() == 1 && self.since.getDate() == 29 && self.since.getDayOfMonth() == 28",
-        "self.since.getDayOfWeek() == 4 && self.since.getDayOfYear() == 59 && self.since.getMilliseconds() == 500",
-        "self.since.getHours() == 12 && self.since.getHours('+02:00') == 14 && self.since.getHours('-01:30') == 11",
-        "self.since + self.wait == timestamp('2024-02-29T14:00:45.5Z') && self.since - self.since == duration('0')",
-        "duration('1h') + duration('30m') == self.wait && self.wait.getMinutes() == 90 && duration('-1.5h').getHours() == -1",
-        "int(timestamp('1970-01-01T00:01:00Z')) == 60 && timestamp(60) == timestamp('1970-01-01T00:01:00Z')",
-    ]);
     fail(&[
         ("int('x')", "type conversion error from 'x' to 'int'"),
         ("int(1e19)", "integer overflow"),
@@ -218,22 +136,6 @@ fn conversions_times_and_durations() {
 
 #[test]
 fn texts() {
-    hold(&[
-        "'hello'.startsWith('he') && 'hello'.endsWith('lo') && 'hello'.contains('ell')",
-        "'hello'.matches('^h.*o$') && matches('abc', 'b') && !'abc'.matches('^b')",
-        "'HÉllo'.lowerAscii() == 'hÉllo' && 'hé'.upperAscii() == 'Hé' && ' a '.trim() == 'a'",
-        "'a,b,c'.split(',') == ['a', 'b', 'c'] && 'a,b,c'.split(',', 2) == ['a', 'b,c'] && 'ab'.split('') == ['a', 'b']",
-        "'a,b'.split(',', 0) == [] && 'a,b'.split(',', -1) == ['a', 'b'] && ['a', 'b'].join('-') == 'a-b' && [].join() == ''",
-        "'aXbX'.replace('X', '') == 'ab' && 'aXbX'.replace('X', 'y', 1) == 'aybX'",
-        "'héllo'.substring(1, 3) == 'él' && 'héllo'.substring(3) == 'lo' && 'abc'.substring(3) == ''",
-        "'héllo'.indexOf('l') == 2 && 'héllo'.indexOf('l', 3) == 3 && 'abc'.indexOf('x') == -1 && 'abc'.indexOf('', 9) == 3",
-        "'héllo'.lastIndexOf('l') == 3 && 'héllo'.lastIndexOf('l', 2) == 2 && 'ab'.lastIndexOf('') == 2 && 'ab'.lastIndexOf('a', 9) == -1",
-        "'héllo'.charAt(1) == 'é' && 'a'.charAt(1) == '' && size('héllo') == 5 && 'héllo'.size() == 5",
-        "'a1b22'.find('[0-9]+') == '1' && 'a1b22'.findAll('[0-9]+') == ['1', '22'] && 'a1b22'.findAll('[0-9]', 1) == ['1']",
-        "'%s has %d, %.2f and %x%%'.format(['a', dyn(3), dyn(1.5), dyn(255)]) == 'a has 3, 1.50 and ff%'",
-        "'%s %s'.format([dyn([dyn(1), 'x']), {'k': true}]) == '[1, x] {k: true}' && '%e'.format([1234.5]) == '1.234500e+03'",
-        r#"strings.quote('a"b') == '"a\\"b"'"#,
-    ]);
     fail(&[
         ("'a'.substring(2)", "index out of range: 2"),
         ("'abc'.substring(2, 1)", "index out of range: 2"),
@@ -249,14 +151,6 @@ fn texts() {
 
 #[test]
 fn lists_and_sets() {
-    hold(&[
-        "!self.list.isSorted() && [1, 2, 2].isSorted() && self.list.sum() == 6 && [1.5, 2.5].sum() == 4.0",
-        "self.list.min() == 1 && self.list.max() == 3 && self.texts.min() == 'a' && [].sum() == 0",
-        "self.list.indexOf(1) == 1 && [1, 2, 1].lastIndexOf(1) == 2 && [1].indexOf(2) == -1",
-        "self.list.slice(1, 3) == [1, 2] && [1, 1, 2].distinct() == [1, 2] && self.list.reverse() == [2, 1, 3]",
-        "self.list.sort() == [1, 2, 3] && [[1], [2, 3]].flatten() == [1, 2, 3] && lists.range(3) == [0, 1, 2]",
-        "sets.contains([1, 2], [2]) && sets.equivalent([1, 2], [2, 1, 1]) && sets.intersects([1], [1, 2]) && !sets.intersects([1], [2])",
-    ]);
     fail(&[
         ("[].min()", "min called on empty list"),
         ("[1].slice(1, 3)", "cannot slice(1, 3), list is length 1"),
@@ -269,34 +163,7 @@ fn lists_and_sets() {
 
 #[test]
 fn optional_values() {
-    hold(&[
-        "self.?name.orValue('none') == 'héllo' && self.?absent.orValue('none') == 'none'",
-        "!self.?deep.?er.?x.hasValue() && self.?deep.er.x.orValue(7) == 7",
-        "self.labels[?'c'].value() == '2' && self.list[?9].orValue(0) == 0",
-        "optional.of(1).or(optional.of(2)).value() == 1 && !optional.ofNonZeroValue('').hasValue()",
-        "self.?size.optMap(x, x + 1).value() == 4 && !self.?absent.optMap(x, x + '!').hasValue()",
-        "self.?size.optFlatMap(x, optional.of(x)) == optional.of(3)",
-        "[?self.?absent, 'a'] == ['a'] && {?'k': self.?absent} == {} && has(self.?deep.er) == false",
-    ]);
     fail(&[("optional.none().value()", "optional.none() dereference")]);
-}
-
-#[test]
-fn libraries_of_kubernetes() {
-    hold(&[
-        "isURL('https://example.com:80/a?b=c') && !isURL('example.com') && isURL('/abs/path') && !isURL('../rel')",
-        "url('https://User@Example.com:80/a%20b?k=v&k=w%20x').getHostname() == 'Example.com'",
-        "url('https://[::1]:80/').getHost() == '[::1]:80' && url('https://[::1]:80/').getHostname() == '::1' && url('https://a:81').getPort() == '81'",
-        "url('https://a/b%20c?k=v').getEscapedPath() == '/b%20c' && url('HTTPS://a/').getScheme() == 'https'",
-        "url('/a?k=v&k=w%20x').getQuery() == {'k': ['v', 'w x']}",
-        "isQuantity('1.5Gi') && !isQuantity('1.5Gx') && quantity('1Gi').isGreaterThan(quantity('1G'))",
-        "quantity('200M').add(quantity('50M')) == quantity('0.25G') && quantity('1k').sub(1).asInteger() == 999",
-        "quantity('50k').compareTo(quantity('50000')) == 0 && sign(quantity('-1')) == -1 && !quantity('50m').isInteger()",
-        "isIP('::1') && !isIP('1.2.3') && !isIP('::ffff:1.2.3.4') && ip('10.0.0.1').family() == 4 && ip.isCanonical('::1')",
-        "ip('127.0.0.1').isLoopback() && ip('fe80::1').isLinkLocalUnicast() && ip('8.8.8.8').isGlobalUnicast()",
-        "isCIDR('10.0.0.0/8') && cidr('10.0.0.0/8').containsIP('10.1.2.3') && cidr('10.0.0.0/8').containsCIDR('10.1.0.0/16')",
-        "cidr('10.1.2.3/8').masked() == cidr('10.0.0.0/8') && cidr('10.0.0.0/8').prefixLength() == 8 && string(cidr('::/0').ip()) == '::'",
-    ]);
 }
 
 #[test]
