@@ -173,16 +173,28 @@ export interface Explanation {
 /** A cluster that does not say what it is called. */
 export const UNNAMED = "this cluster";
 
-async function get<T>(path: string, patience = 10_000): Promise<T> {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(patience) });
+async function read<T>(answer: Response): Promise<T> {
   const body = await answer.json();
   if (!answer.ok) throw new Error(typeof body?.error === "string" ? body.error : answer.statusText);
   return body as T;
 }
 
+async function get<T>(path: string, patience = 10_000): Promise<T> {
+  return read<T>(await fetch(path, { signal: AbortSignal.timeout(patience) }));
+}
+
+let last: { tag: string; clusters: Cluster[] } | undefined;
+
+/** The same array as before as long as nothing is new. */
 export async function clusters(): Promise<Cluster[]> {
-  const all = await get<Cluster[]>("/api/clusters");
-  return all.map((cluster) => ({ ...cluster, name: cluster.name || UNNAMED }));
+  // Named by us, so that it is we who are told that nothing is new, and not the browser's cache.
+  const headers: HeadersInit = last ? { "if-none-match": last.tag } : {};
+  const answer = await fetch("/api/clusters", { headers, signal: AbortSignal.timeout(10_000) });
+  if (last && answer.status === 304) return last.clusters;
+  const all = (await read<Cluster[]>(answer)).map((cluster) => ({ ...cluster, name: cluster.name || UNNAMED }));
+  const tag = answer.headers.get("etag");
+  last = tag ? { tag, clusters: all } : undefined;
+  return all;
 }
 
 export function series(cluster: Cluster, namespace: string, name: string, seconds: number): Promise<Series> {

@@ -119,7 +119,7 @@ pub struct Status {
 pub struct Portrait {
     /// What the collector was told that its cluster is called; may be empty.
     pub cluster: String,
-    /// Unix time in seconds.
+    /// When proxies were last looked at; Unix time in seconds.
     pub at: f64,
     /// What rates and quantiles are taken over.
     pub window_seconds: u64,
@@ -403,7 +403,7 @@ pub struct Onward {
 pub struct Cluster {
     pub name: String,
     pub is_here: bool,
-    /// Since its collector answered last; absent if it never did.
+    /// Since its collector answered last, in whole seconds, and 0 while it does; absent if it never did.
     pub age_seconds: Option<f64>,
     /// Why it doesn't answer now.
     pub error: Option<String>,

@@ -22,7 +22,7 @@ use crate::peers::chain;
 use crate::pods::{Pod, PodName, Pods};
 use crate::query::Known;
 use crate::reading::Reading;
-use crate::window::Window;
+use crate::window::{At, Window};
 use crate::wire::Ask;
 
 /// How often and how long.
@@ -39,8 +39,9 @@ impl Pace {
     }
 }
 
-/// A portrait is painted anew after this long; so many viewers cost hardly more than one.
-const PORTRAIT_AGE_MAX: Duration = Duration::from_millis(500);
+/// A portrait is painted anew at most this often, and only when there is news; so many viewers cost hardly more than
+/// one, and whoever has the last one need not be sent the same again.
+const PORTRAIT_AGE_MIN: Duration = Duration::from_millis(500);
 
 /// A process that doesn't answer in this time is not read in this round.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -76,6 +77,10 @@ pub(crate) struct Collector<R> {
     pods: watch::Receiver<Option<Pods>>,
     objects: watch::Receiver<Objects>,
     portrait: Option<(Instant, Value)>,
+    /// When processes were last looked at, whatever came of it: what a portrait shows is as of then.
+    looked: (At, Timestamp),
+    /// Whether that was after the portrait.
+    has_looked: bool,
     read: R,
     window: Window,
     metrics: Metrics,
@@ -110,6 +115,8 @@ impl<R: Read> Collector<R> {
             pods,
             objects,
             portrait: None,
+            looked: (At::ZERO, Timestamp::now()),
+            has_looked: false,
             read,
             window: Window::new(pace.span),
             metrics,
@@ -170,6 +177,11 @@ impl<R: Read> Collector<R> {
         Some(looks.buffer_unordered(READING_MAX).boxed())
     }
 
+    fn saw(&mut self) {
+        self.looked = (self.began.elapsed(), Timestamp::now());
+        self.has_looked = true;
+    }
+
     fn take(&mut self, look: Look) {
         let source = (look.pod.name().clone(), look.port);
         let outcome = match look.read {
@@ -191,11 +203,13 @@ impl<R: Read> Collector<R> {
         let help = "Looks at processes' metrics, by what came of them.";
         self.metrics
             .add("viz_looks_total", help, &[("outcome", outcome)], 1.0);
+        self.saw();
     }
 
     fn end(&mut self) {
         self.window.forget(self.began.elapsed());
         self.first_round = None;
+        self.saw();
         let gauges = [
             ("viz_sources", "Processes to read.", self.sources),
             (
@@ -216,10 +230,17 @@ impl<R: Read> Collector<R> {
 
     fn answer(&mut self, ask: &Ask) -> Value {
         if *ask == Ask::Portrait {
-            let fresh = |(at, _): &&(Instant, Value)| at.elapsed() < PORTRAIT_AGE_MAX;
-            if let Some((_, portrait)) = self.portrait.as_ref().filter(fresh) {
+            // A watch whose sender is gone has no news.
+            let has_news = self.has_looked
+                || self.pods.has_changed().unwrap_or(false)
+                || self.objects.has_changed().unwrap_or(false);
+            let is_good = |(at, _): &&(Instant, Value)| !has_news || at.elapsed() < PORTRAIT_AGE_MIN;
+            if let Some((_, portrait)) = self.portrait.as_ref().filter(is_good) {
                 return portrait.clone();
             }
+            self.has_looked = false;
+            self.pods.mark_unchanged();
+            self.objects.mark_unchanged();
             let portrait = self.look_up(ask);
             self.portrait = Some((Instant::now(), portrait.clone()));
             return portrait;
@@ -251,11 +272,9 @@ impl<R: Read> Collector<R> {
             } => json!(known.onward(&(namespace.clone(), name.clone()), *window)),
             Ask::Status => json!(self.status()),
             Ask::Portrait => {
-                let mut portrait = known.portrait(
-                    &self.objects.borrow(),
-                    self.pace.glance(),
-                    seconds(Timestamp::now()),
-                );
+                let (now, at) = self.looked;
+                let known = Known { now, ..known };
+                let mut portrait = known.portrait(&self.objects.borrow(), self.pace.glance(), seconds(at));
                 portrait.cluster.clone_from(&self.cluster);
                 portrait.status = self.status();
                 json!(portrait)
@@ -282,7 +301,7 @@ impl<R: Read> Collector<R> {
                 .map(|((pod, port), why)| (format!("{pod}:{port}"), why.clone()))
                 .collect(),
             window_bytes: self.window.bytes(),
-            seconds: self.began.elapsed().min(self.pace.span).as_secs(),
+            seconds: self.looked.0.min(self.pace.span).as_secs(),
         }
     }
 }
@@ -386,6 +405,46 @@ mod tests {
         assert_eq!((&*row.name, row.meshed.as_deref()), ("web", Some("1/1")));
         assert!(row.rps.is_some_and(|rps| (rps - 10.0).abs() < 0.5), "{row:?}");
         assert_eq!(row.success, Some(1.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_portrait_is_the_same_until_there_is_news() {
+        let (list, pods) = watch::channel(Some(Pods::new()));
+        let (_objects, objects) = watch::channel(crate::objects::Objects::default());
+        let pace = Pace {
+            every: Duration::from_secs(10),
+            span: Duration::from_secs(3600),
+        };
+        let read = |_: SocketAddr| async { Ok(String::new()) };
+        let guard = Readiness::default().guard("first round");
+        let watched = (pods, objects);
+        let collector = Collector::new(pace, "west".into(), watched, read, Metrics::default(), guard);
+        let (ask, questions) = mpsc::channel(1);
+        let _running = tokio::spawn(collector.run(questions));
+        let portrait = async |after| {
+            tokio::time::sleep(Duration::from_secs(after)).await;
+            let (answer, answered) = oneshot::channel();
+            let asked = Asked {
+                ask: Ask::Portrait,
+                answer,
+            };
+            ask.send(asked).await.expect("the collector runs");
+            answered.await.expect("it answers")
+        };
+        let first = portrait(1).await;
+        assert_eq!(portrait(8).await, first, "no round began since");
+        let second = portrait(2).await;
+        assert_ne!(second, first, "a round later");
+        assert_eq!(portrait(1).await, second);
+        let object = json!({"metadata": {"namespace": "x", "name": "new"}, "status": {"phase": "Running"}});
+        let pod = Arc::new(Pod::of(&serde_json::from_value(object).expect("a pod")));
+        list.send_replace(Some(Pods::from([(pod.name().clone(), pod)])));
+        let third = portrait(1).await;
+        assert_eq!(third["workloads"][0]["name"], "new");
+        assert_eq!(
+            third["at"], second["at"],
+            "its figures are those of the last look"
+        );
     }
 
     #[tokio::test(start_paused = true)]

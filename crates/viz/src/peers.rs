@@ -45,7 +45,11 @@ impl Peer {
         Cluster {
             name: name.to_owned(),
             is_here: false,
-            age_seconds: self.answered.as_ref().map(|(at, _)| at.elapsed().as_secs_f64()),
+            age_seconds: self.answered.as_ref().map(|(at, _)| match &self.error {
+                // What is answered again and again has no age, so that the same is said of it as long as it is.
+                None => 0.0,
+                Some(_) => at.elapsed().as_secs() as f64,
+            }),
             error: self.error.clone(),
             portrait: self.answered.as_ref().map(|(_, portrait)| portrait.clone()),
         }

@@ -16,11 +16,15 @@
 //! Collectors, at [`crate::PEER_PORT`], ask for `/api/portrait`, `/api/series` and `/api/onward` only. Policy lets in nobody but the
 //! gateway, and of those who came through it only accounts of collectors are answered.
 //!
+//! An answer carries an `ETag`; asked again with `If-None-Match`, it is 304 while nothing is new. A portrait changes when
+//! proxies were looked at, or objects changed, and not with the time.
+//!
 //! Only reads. A page of another origin that a browser was tricked into sending here is refused by its `Host` or
 //! `Origin`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,7 +136,7 @@ impl Asking {
             }
         };
         match answer {
-            Ok(value) => reply(StatusCode::OK, &value),
+            Ok(value) => unless_known(headers, &value),
             Err((status, why)) => reply(status, &json!({"error": why})),
         }
     }
@@ -298,8 +302,35 @@ fn is_loopback(host: &str) -> bool {
     matches!(name, "localhost" | "127.0.0.1" | "[::1]")
 }
 
+/// An answer with a tag, by which whoever asks again says what it has already and need not be sent.
+fn unless_known(asked: &HeaderMap, value: &Value) -> Response<Full<Bytes>> {
+    let text = format!("{value}\n");
+    let mut hasher = DefaultHasher::new();
+    hasher.write(text.as_bytes());
+    let tag = format!("\"{:016x}\"", hasher.finish());
+    let is_known = asked
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .any(|known| known.as_bytes() == tag.as_bytes());
+    let mut response = if is_known {
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        with_text(StatusCode::OK, text)
+    };
+    if let Ok(tag) = HeaderValue::try_from(tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
 pub(crate) fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    with_text(status, format!("{body}\n"))
+}
+
+fn with_text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     response
         .headers_mut()
@@ -365,6 +396,20 @@ mod tests {
             let outcome = admitted(&headers(&pairs), Audience::Collectors);
             assert_eq!(outcome.is_ok(), is_admitted, "{said:?}");
         }
+    }
+
+    #[test]
+    fn what_somebody_has_already_is_not_sent_again() {
+        let first = unless_known(&HeaderMap::new(), &json!({"rps": 1}));
+        assert_eq!(first.status(), StatusCode::OK);
+        let mut asked = HeaderMap::new();
+        asked.insert(header::IF_NONE_MATCH, first.headers()[header::ETAG].clone());
+        let same = unless_known(&asked, &json!({"rps": 1}));
+        assert_eq!(same.status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(same.headers()[header::ETAG], first.headers()[header::ETAG]);
+        assert_eq!(hyper::body::Body::size_hint(same.body()).exact(), Some(0));
+        let news = unless_known(&asked, &json!({"rps": 2}));
+        assert_eq!(news.status(), StatusCode::OK);
     }
 
     #[tokio::test]
