@@ -204,7 +204,7 @@ impl Gateway {
         if let Some(forwarded) = &self.forwarded {
             request.headers_mut().append(FORWARDED, forwarded.clone());
         }
-        if worker.shared.taps.are_open() {
+        if worker.shared.taps.want(request.headers()) {
             request.extensions_mut().insert(accepted.watched());
         }
         if request.version() < Version::HTTP_2

@@ -84,6 +84,15 @@ impl Context {
     }
 }
 
+/// Whether a request with such headers has a span.
+pub(crate) fn is_sampled(headers: &HeaderMap) -> bool {
+    sampled(headers).is_some()
+}
+
+fn sampled(headers: &HeaderMap) -> Option<Context> {
+    Context::of(headers).filter(|context| context.flags & SAMPLED != 0)
+}
+
 /// Lower-case digits only, as the standard wants them.
 fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let digit = |byte: u8| match byte {
@@ -138,7 +147,7 @@ pub(crate) struct Open {
 impl Open {
     /// None if the request's trace is not sampled, or there is none.
     pub(crate) fn of(seen: &Seen<'_>) -> Option<Self> {
-        let context = Context::of(seen.headers).filter(|context| context.flags & SAMPLED != 0)?;
+        let context = sampled(seen.headers)?;
         let [method, authority, path] =
             [seen.method.as_str(), seen.authority, seen.path].map(|text| cut(text, PATH_BYTES_MAX));
         let (direction, labels) = match seen.direction {

@@ -341,7 +341,7 @@ async fn forward(
     if upgrade.is_none() {
         rules::strip_hop_by_hop(request.headers_mut());
     }
-    let mut told = match worker.shared.taps.are_open() {
+    let mut told = match worker.shared.taps.want(request.headers()) {
         true => tell(connection, &request, &metrics),
         false => None,
     };
@@ -461,12 +461,17 @@ fn tell(
     metrics: &HttpMetrics,
 ) -> Option<Box<tap::Told>> {
     let accepted = &connection.accepted;
-    connection.worker.shared.taps.tell(&tap::Seen {
+    let taps = &connection.worker.shared.taps;
+    taps.tell(&tap::Seen {
         direction: tap::Direction::Inbound,
         source: &accepted.watched(),
         destination: accepted.target,
         destination_labels: BTreeMap::new(),
-        route_labels: metrics.route(),
+        route_labels: if taps.are_watched() {
+            metrics.route()
+        } else {
+            BTreeMap::new()
+        },
         method: request.method(),
         scheme: request.uri().scheme_str().unwrap_or("http"),
         authority: rules::authority_of(request),

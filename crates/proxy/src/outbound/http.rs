@@ -109,7 +109,7 @@ pub(crate) async fn serve(
             if rules::ends_here(&mut request) {
                 return Ok(reached(version, Some("outbound")));
             }
-            if worker.shared.taps.are_open() {
+            if worker.shared.taps.want(request.headers()) {
                 let labels = BTreeMap::from([("tls".to_owned(), "no_identity".to_owned())]);
                 request.extensions_mut().insert(tap::Client {
                     addr: client_addr,
@@ -620,9 +620,14 @@ fn tell(
     peer: &Peer,
     route: &HttpRoute,
 ) -> Option<Box<tap::Told>> {
-    // There only if somebody watched when the request came.
+    // There only if somebody wanted to know when the request came.
     let source = request.extension::<tap::Client>()?;
-    let mut labels = peer.endpoint.labels.clone();
+    let is_watched = worker.shared.taps.are_watched();
+    let mut labels = if is_watched {
+        peer.endpoint.labels.clone()
+    } else {
+        BTreeMap::new()
+    };
     let tls = match &peer.endpoint.tls {
         EndpointTls::Mutual { id, .. } => {
             labels.insert("server_id".to_owned(), id.as_str().to_owned());
@@ -636,14 +641,15 @@ fn tell(
         ("kind", &route.source.kind),
         ("name", &route.source.name),
     ];
+    let route = route.iter().filter(|_| is_watched);
     worker.shared.taps.tell(&tap::Seen {
         direction: tap::Direction::Outbound,
         source,
         destination: peer.endpoint.addr,
         destination_labels: labels,
         route_labels: route
-            .map(|(key, value)| (key.to_owned(), value.to_string()))
-            .into(),
+            .map(|(key, value)| ((*key).to_owned(), value.to_string()))
+            .collect(),
         method: sent.method(),
         scheme: sent.uri().scheme_str().unwrap_or("http"),
         authority: rules::authority_of(sent),

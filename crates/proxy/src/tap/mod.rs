@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use pattern::{Pattern, TooComplex};
 
-use crate::span::{Open, Spans};
+use crate::span::{self, Open, Spans};
 
 /// Who may watch at the same time.
 const TAPS_MAX: usize = 8;
@@ -134,10 +134,16 @@ impl Default for Taps {
 }
 
 impl Taps {
-    /// The only thing that happens to a request that nobody watches.
+    /// Whether anybody wants to know of a request with such headers. All that happens to one of which nobody does.
     #[inline]
-    pub(crate) fn are_open(&self) -> bool {
-        self.0.watched.load(Relaxed) || self.0.spans.get().is_some()
+    pub(crate) fn want(&self, headers: &HeaderMap) -> bool {
+        self.are_watched() || (self.0.spans.get().is_some() && span::is_sampled(headers))
+    }
+
+    /// Whether anybody watches, who may ask for any label. A span needs only who the other side proved to be.
+    #[inline]
+    pub(crate) fn are_watched(&self) -> bool {
+        self.0.watched.load(Relaxed)
     }
 
     /// From now on, spans go there.
@@ -194,7 +200,7 @@ impl Taps {
 
     /// Begins to tell of a request, if anybody wants to know.
     pub(crate) fn tell(&self, seen: &Seen<'_>) -> Option<Box<Told>> {
-        let to = if self.0.watched.load(Relaxed) {
+        let to = if self.are_watched() {
             self.matching(seen)
         } else {
             Vec::new()
@@ -208,7 +214,11 @@ impl Taps {
             self.keep(|tap| !tap.is_spent());
         }
         let told = Told {
-            about: about(seen),
+            about: if to.is_empty() {
+                TapEvent::default()
+            } else {
+                about(seen)
+            },
             id: event::StreamId {
                 base: self.0.base,
                 stream: self.0.streams.fetch_add(1, Relaxed),
@@ -261,6 +271,7 @@ fn about(seen: &Seen<'_>) -> TapEvent {
 /// A request that somebody is told of. Dropped, it was given up.
 #[derive(Debug)]
 pub(crate) struct Told {
+    /// For those who watch.
     about: TapEvent,
     id: event::StreamId,
     to: Vec<Arc<Tap>>,
@@ -424,9 +435,9 @@ mod tests {
     #[test]
     fn a_request_is_told_from_its_head_to_its_end() {
         let taps = Taps::default();
-        assert!(!taps.are_open());
+        assert!(!taps.are_watched());
         let mut watch = taps.open(&asked(10)).expect("there is room");
-        assert!(taps.are_open());
+        assert!(taps.are_watched());
         let mut told = tell(&taps, "/a").expect("somebody watches");
         told.answered(StatusCode::OK, &HeaderMap::new());
         told.passed(5);
@@ -445,7 +456,7 @@ mod tests {
         assert_eq!((end.response_bytes, end.eos), (5, Some(Eos::from_grpc_status(0))));
         assert_eq!(next(&mut watch), None, "it is told once");
         drop(watch);
-        assert!(!taps.are_open());
+        assert!(!taps.are_watched());
         assert!(tell(&taps, "/b").is_none());
     }
 
@@ -470,13 +481,31 @@ mod tests {
     }
 
     #[test]
+    fn for_spans_only_requests_of_sampled_traces_are_looked_at() {
+        let headers = |flags: &str| {
+            let mut headers = HeaderMap::new();
+            let context = format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}");
+            headers.insert("traceparent", context.parse().expect("a header"));
+            headers
+        };
+        let taps = Taps::default();
+        assert!(!taps.want(&headers("01")), "nobody wants spans");
+        let (spans, _waiting) = Spans::new();
+        taps.trace(Arc::new(spans));
+        let wanted = [headers("01"), headers("00"), HeaderMap::new()].map(|headers| taps.want(&headers));
+        assert_eq!(wanted, [true, false, false]);
+        let _watch = taps.open(&asked(1)).expect("there is room");
+        assert!(taps.want(&HeaderMap::new()), "somebody watches all");
+    }
+
+    #[test]
     fn everything_is_bounded() {
         let taps = Taps::default();
         assert_eq!(taps.open(&asked(0)).err(), Some(Refused::NoLimit));
         let mut watch = taps.open(&asked(2)).expect("there is room");
         let told: Vec<bool> = (0..4).map(|_| tell(&taps, "/").is_some()).collect();
         assert_eq!(told, [true, true, false, false], "a limit is a limit");
-        assert!(!taps.are_open());
+        assert!(!taps.are_watched());
         while next(&mut watch).is_some() {}
         let ended = watch.events.try_recv();
         assert_eq!(ended.err(), Some(mpsc::error::TryRecvError::Disconnected));
