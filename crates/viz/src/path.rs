@@ -2,6 +2,7 @@
 //!
 //! No request is traced. Each proxy measures how long answers take, with everything behind it; the difference between
 //! two proxies on the way is what lies between them. So the legs of a path add up to what the one who asks measures.
+//! What is refused takes no time worth telling, so it is left out of the means and counted by itself.
 //! These are means, because only sums and counts can be taken apart; and a proxy in the middle doesn't know for whom
 //! it asks, so where a gateway is shared its part is the mean of all who come through it.
 
@@ -32,6 +33,10 @@ pub(crate) struct Departing {
     /// What the Service is called there.
     remote: Option<Key>,
     sent: Measured,
+    /// Sent and refused, a second; not counted in what was sent.
+    refused_rps: f64,
+    /// Whether their time is counted in what was sent, because nobody told them apart.
+    is_refusal_timed: bool,
     /// As the proxies of those who answer measured it, in this cluster.
     arrived: Option<Measured>,
 }
@@ -41,6 +46,15 @@ impl Departing {
     pub(crate) fn remote(&self) -> Option<(String, Key)> {
         Some((self.cluster.clone(), self.remote.clone()?))
     }
+}
+
+/// What was sent on a way.
+#[derive(Default)]
+struct Sent {
+    taken: Rates,
+    refused: Rates,
+    /// Who took it.
+    to: BTreeSet<String>,
 }
 
 /// What tells paths apart.
@@ -73,7 +87,7 @@ impl Known<'_> {
         let is_asked = |namespace: &str, name: &str| {
             to.is_none_or(|to| to.0 == namespace && (to.1 == name || backends.contains(name)))
         };
-        let mut ways: BTreeMap<Way, (Rates, BTreeSet<String>)> = BTreeMap::new();
+        let mut ways: BTreeMap<Way, Sent> = BTreeMap::new();
         for (pod, flow, rates) in self.window.rates(self.now, length) {
             let Flow::Outbound(flow) = flow else { continue };
             let is_wanted =
@@ -91,14 +105,27 @@ impl Known<'_> {
                 service: (flow.namespace.clone(), flow.service.clone()),
                 cluster: flow.cluster.clone().unwrap_or_default(),
             };
-            let (sum, to) = ways.entry(way).or_default();
-            *sum += &rates;
-            to.insert(destination(flow));
+            let sent = ways.entry(way).or_default();
+            if flow.is_refused {
+                sent.refused += &rates;
+            } else {
+                sent.taken += &rates;
+                sent.to.insert(destination(flow));
+            }
         }
         let mut paths: Vec<Departing> = ways
             .into_iter()
-            .filter_map(|(way, (sum, to))| {
-                let sent = Measured::of(&way.from, &sum)?;
+            .filter_map(|(way, Sent { taken, refused, to })| {
+                let refused_rps = refused.requests();
+                let is_refusal_timed = refused_rps > 0.0 && refused.mean_ms().is_none();
+                let sent = match Measured::of(&way.from, &taken).filter(|sent| sent.rps > 0.0) {
+                    Some(sent) => sent,
+                    None if refused_rps > 0.0 => Measured {
+                        at: way.from.clone(),
+                        ..Measured::default()
+                    },
+                    None => return None,
+                };
                 let arrived = match &*way.cluster {
                     "" => self.arrived(&to, &way.account, length),
                     _ => None,
@@ -115,11 +142,14 @@ impl Known<'_> {
                         .filter(|_| !way.cluster.is_empty()),
                     cluster: way.cluster,
                     sent,
+                    refused_rps,
+                    is_refusal_timed,
                     arrived,
                 })
             })
             .collect();
-        paths.sort_by(|one, other| other.sent.rps.total_cmp(&one.sent.rps));
+        let tried = |path: &Departing| path.sent.rps + path.refused_rps;
+        paths.sort_by(|one, other| tried(other).total_cmp(&tried(one)));
         paths.truncate(PATHS_MAX);
         paths
     }
@@ -132,6 +162,7 @@ impl Known<'_> {
                 && pod.is_gateway
                 && flow.namespace == *namespace
                 && flow.service == *name
+                && !flow.is_refused
             {
                 sum += &rates;
                 to.insert(destination(flow));
@@ -155,7 +186,7 @@ impl Known<'_> {
             let is_from =
                 account(client).is_some_and(|(name, namespace)| format!("{name}.{namespace}") == from);
             let workload = id_of_pod(pod);
-            if is_from && workloads.contains(&workload) && rates.requests() > 0.0 {
+            if is_from && !flow.is_refused && workloads.contains(&workload) && rates.requests() > 0.0 {
                 sum += &rates;
                 at.insert(workload);
             }
@@ -181,9 +212,22 @@ impl Measured {
 
 /// A path, with what the cluster that answers says of the rest, or why it says nothing.
 pub(crate) fn join(path: Departing, onward: Option<Result<Onward, String>>) -> Path {
+    if path.sent.rps == 0.0 {
+        return Path {
+            from: path.from,
+            service: path.service,
+            cluster: path.cluster,
+            refused_rps: path.refused_rps,
+            unknown: "every request was refused".into(),
+            ..Path::default()
+        };
+    }
     let mut stations = vec![(path.sent.clone(), String::new())];
     let mut unknown = String::new();
     match onward {
+        _ if path.is_refusal_timed => {
+            unknown = "gRPC calls were refused, and their time is counted with the others'".into();
+        }
         None => match path.arrived {
             Some(arrived) => stations.push((arrived, String::new())),
             None if !path.cluster.is_empty() => {
@@ -238,6 +282,7 @@ pub(crate) fn join(path: Departing, onward: Option<Result<Onward, String>>) -> P
         service: path.service,
         cluster: path.cluster,
         rps: path.sent.rps,
+        refused_rps: path.refused_rps,
         mean_ms: path.sent.mean_ms,
         legs,
         unknown,
@@ -420,6 +465,43 @@ mod tests {
         let path = join(bot(), Some(Ok(onward)));
         assert!(path.legs.iter().all(|leg| leg.mean_ms >= 0.0), "{path:?}");
         assert!((sum(&path) - path.mean_ms).abs() < 1e-9);
+    }
+
+    /// What vote-bot sends to web and is refused, as its proxy and web's tell it, with labels of the refusal.
+    fn refused(refusal: &str, refused: Counted<'_>, taken: Option<Counted<'_>>) -> Path {
+        let (bot, web) = (pod("emojivoto", "vote-bot"), pod("emojivoto", "web"));
+        let out = "direction=\"outbound\",tls=\"true\",server_id=\"w\",dst_namespace=\"emojivoto\",\
+                   dst_service=\"web-svc\",dst_deployment=\"web\"";
+        let within = "direction=\"inbound\",tls=\"true\",target_port=\"80\",\
+                      client_id=\"vote-bot.emojivoto.serviceaccount.identity.linkerd.x\"";
+        let turned_away = format!("{out},{refusal}");
+        let mut sent = vec![(&*turned_away, refused.1, refused.2)];
+        sent.extend(taken.map(|(_, n, ms)| (out, n, ms)));
+        let arrived: Vec<Counted<'_>> = taken
+            .map(|(_, n, ms)| (within, n, ms * 0.8))
+            .into_iter()
+            .collect();
+        let window = window(&[(&bot, &*sent), (&web, &*arrived)]);
+        let pods = Pods::new();
+        let paths = known(&window, &pods).departing(&Objects::default(), None, None, Duration::from_secs(10));
+        assert_eq!(paths.len(), 1, "{paths:?}");
+        join(paths[0].clone(), None)
+    }
+
+    #[test]
+    fn what_is_refused_is_counted_and_takes_no_time() {
+        let path = refused("status_code=\"403\"", ("", 990, 495.0), Some(("", 10, 200.0)));
+        assert_eq!(
+            legs(&path),
+            ["vote-bot -> web Network 4.00", "web ->  Application 16.00"]
+        );
+        assert_eq!((path.rps, path.refused_rps, &*path.unknown), (1.0, 99.0, ""));
+        let path = refused("status_code=\"403\"", ("", 100, 50.0), None);
+        assert_eq!((path.rps, path.refused_rps, path.mean_ms), (0.0, 10.0, 0.0));
+        assert_eq!(
+            (path.legs.len(), &*path.unknown),
+            (0, "every request was refused")
+        );
     }
 
     #[test]

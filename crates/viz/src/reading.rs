@@ -33,6 +33,8 @@ pub(crate) struct Inbound {
     pub(crate) client: Peer,
     /// `server/route` of the policy that let a request in; absent for connections.
     pub(crate) route: Option<String>,
+    /// Answered 403: how long that took says nothing of how long answers take.
+    pub(crate) is_refused: bool,
 }
 
 /// From the pod to an endpoint.
@@ -46,6 +48,8 @@ pub(crate) struct Outbound {
     pub(crate) owner: Option<(Kind, String)>,
     /// The linked cluster whose gateway this goes to.
     pub(crate) cluster: Option<String>,
+    /// As of what comes in; also what gRPC calls permission denied, whose times are counted with the others'.
+    pub(crate) is_refused: bool,
 }
 
 /// Who is at the other end of a connection, as far as the proxy knows.
@@ -194,6 +198,10 @@ impl Reading {
     }
 }
 
+/// What a request is answered that policy doesn't let in: as HTTP, and as gRPC says it.
+const FORBIDDEN: &str = "403";
+const PERMISSION_DENIED: &str = "7";
+
 struct TooLong;
 
 fn flow(sample: &Sample<'_>) -> Result<Option<Flow>, TooLong> {
@@ -206,6 +214,8 @@ fn flow(sample: &Sample<'_>) -> Result<Option<Flow>, TooLong> {
     }
     let text = |label: &str| name(labels, label).unwrap_or_default();
     let is_connection = sample.name.starts_with("tcp_");
+    let says = |label: &str, value: &str| labels.get(label).is_some_and(|said| said == value);
+    let is_refused = says("status_code", FORBIDDEN) || says("grpc_status", PERMISSION_DENIED);
     let peer = |identity: &str| match &*text("tls") {
         "true" => Peer::Identity(text(identity)),
         "opaque" => Peer::Opaque,
@@ -218,6 +228,7 @@ fn flow(sample: &Sample<'_>) -> Result<Option<Flow>, TooLong> {
             Some(Flow::Inbound(Inbound {
                 client: peer("client_id"),
                 route: (!is_connection).then(|| format!("{}/{}", text("srv_name"), text("route_name"))),
+                is_refused,
             }))
         }
         "outbound" if foreign_side("dst") => {
@@ -232,6 +243,7 @@ fn flow(sample: &Sample<'_>) -> Result<Option<Flow>, TooLong> {
                 pod: text("dst_pod"),
                 owner,
                 cluster: name(labels, "dst_target_cluster"),
+                is_refused,
             })))
         }
         _ => None,
@@ -292,6 +304,7 @@ tcp_open_connections{direction="inbound",target_port="4191",peer="src",tls="no_i
             Flow::Inbound(Inbound {
                 client: client.clone(),
                 route,
+                is_refused: false,
             })
         };
         let mut requests = Totals::default();

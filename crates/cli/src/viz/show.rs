@@ -241,8 +241,22 @@ pub(super) fn paths(paths: &[Path], wide: bool) -> String {
             "" => String::new(),
             why => format!("not all is known: {why}\n"),
         };
+        let refused = if path.refused_rps > 0.0 {
+            format!("; {:.1} more a second are refused", path.refused_rps)
+        } else {
+            String::new()
+        };
+        if path.legs.is_empty() {
+            return format!(
+                "{} asks {}{cluster} {:.1} times a second: {}\n",
+                short(&path.from),
+                path.service,
+                path.refused_rps,
+                path.unknown
+            );
+        }
         format!(
-            "{} asks {}{cluster} {:.1} times a second and waits {:.2} ms on average\n{}{unknown}",
+            "{} asks {}{cluster} {:.1} times a second and waits {:.2} ms on average{refused}\n{}{unknown}",
             short(&path.from),
             path.service,
             path.rps,
@@ -457,6 +471,7 @@ mod tests {
             service: "emojivoto/web-svc-east".into(),
             cluster: "east".into(),
             rps: 9.0,
+            refused_rps: 0.0,
             mean_ms: 20.0,
             legs: vec![
                 leg("deployment/emojivoto/vote-bot", gateway, "east", Over::Wan, 12.5),
@@ -472,6 +487,17 @@ mod tests {
              vote-bot          linkerd-gateway   east      wan       12.50ms     62%\n\
              linkerd-gateway   web               east      network    0.50ms      2%\n\
              web               (application)     east      pod        7.00ms     35%\n"
+        );
+        let refused = Path {
+            from: "deployment/x/bot".into(),
+            service: "x/web".into(),
+            refused_rps: 3.0,
+            unknown: "every request was refused".into(),
+            ..Path::default()
+        };
+        assert_eq!(
+            paths(&[refused], false),
+            "bot asks x/web 3.0 times a second: every request was refused\n"
         );
     }
 
