@@ -214,6 +214,27 @@
   - name: HAWSER_PROXY_MARK
     value: {{ $proxy.mark | int64 | toString | quote }}
   {{- end }}
+  {{- with $proxy.tracing }}
+  {{- if .enabled }}
+  {{- $account := .collector.meshIdentity }}
+  {{- if and .collector.endpoint (not (regexMatch "^.+:[0-9]+$" .collector.endpoint)) }}
+  {{- fail (printf "proxy.tracing.collector.endpoint is %q; it must be a name and a port" .collector.endpoint) }}
+  {{- end }}
+  - name: LINKERD2_PROXY_TRACE_COLLECTOR_SVC_ADDR
+    value: {{ required "proxy.tracing.collector.endpoint is missing" .collector.endpoint | quote }}
+  - name: LINKERD2_PROXY_TRACE_COLLECTOR_SVC_NAME
+    value: {{ required "proxy.tracing.collector.meshIdentity.serviceAccountName is missing" $account.serviceAccountName }}.{{ required "proxy.tracing.collector.meshIdentity.namespace is missing" $account.namespace }}.{{ $identities }}
+  - { name: LINKERD2_PROXY_TRACE_PROTOCOL, value: opentelemetry }
+  - name: LINKERD2_PROXY_TRACE_SERVICE_NAME
+    value: {{ .traceServiceName | quote }}
+  {{- $labels := list }}
+  {{- range $name, $value := .labels }}{{ $labels = append $labels (printf "%s=%s" $name $value) }}{{ end }}
+  {{- with join "," $labels }}
+  - name: OTEL_RESOURCE_ATTRIBUTES
+    value: {{ quote . }}
+  {{- end }}
+  {{- end }}
+  {{- end }}
   {{- with $proxy.additionalEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

@@ -448,10 +448,22 @@ fn every_switch_has_the_same_effect() {
         _ => None,
     });
     let mut values = values.expect("values");
+    merge(
+        &mut values,
+        &json!({"proxy": {"tracing": {"collector": collector()}}}),
+    );
     check(&values);
     // What makes another of them meaningless.
     values["cniEnabled"] = json!(false);
     check(&values);
+}
+
+/// One that takes spans.
+fn collector() -> Value {
+    json!({
+        "endpoint": "collector.traces:4317",
+        "meshIdentity": {"serviceAccountName": "collector", "namespace": "traces"},
+    })
 }
 
 fn lists_and_maps_have_the_same_effect() {
@@ -463,7 +475,14 @@ fn lists_and_maps_have_the_same_effect() {
         "podLabels": {"team": "a"},
         "policyController": {"probeNetworks": ["10.1.0.0/16", "10.2.0.0/16"]},
         "gatewayExports": {"values": ["true"]},
-        "proxy": {"additionalEnv": [{"name": "A", "value": "b"}], "resources": {"cpu": {"limit": "2"}}},
+        "proxy": {
+            "additionalEnv": [{"name": "A", "value": "b"}],
+            "resources": {"cpu": {"limit": "2"}},
+            "tracing": {
+                "enabled": true, "collector": collector(), "traceServiceName": "proxy",
+                "labels": {"team": "a"},
+            },
+        },
     }));
 }
 
@@ -640,6 +659,34 @@ fn values_that_one_refuses_the_other_refuses() {
         for refused in [
             installed("multicluster", &[], &values),
             template_of("hawser-multicluster", "linkerd-multicluster", &values),
+        ] {
+            let said = refused.expect_err("it is refused");
+            assert!(said.contains(complaint), "{said}");
+        }
+    }
+    for (change, complaint) in [
+        (
+            json!({"endpoint": ""}),
+            "proxy.tracing.collector.endpoint is missing",
+        ),
+        (
+            json!({"endpoint": "collector.traces"}),
+            "it must be a name and a port",
+        ),
+        (
+            json!({"meshIdentity": {"namespace": ""}}),
+            "proxy.tracing.collector.meshIdentity.namespace is missing",
+        ),
+    ] {
+        let mut values = credentials();
+        let tracing = json!({"enabled": true, "collector": collector()});
+        merge(&mut values, &json!({"proxy": {"tracing": tracing}}));
+        merge(&mut values["proxy"]["tracing"]["collector"], &change);
+        let file = file_of(&values);
+        let path = file.path().display().to_string();
+        for refused in [
+            run(HAWSER, &["install", "--ignore-cluster", "--values", &path], ""),
+            template(&values),
         ] {
             let said = refused.expect_err("it is refused");
             assert!(said.contains(complaint), "{said}");

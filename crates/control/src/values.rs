@@ -169,6 +169,7 @@ values! {
         resources: Resources = Resources::default(),
         shutdown_grace_period: String = String::new(),
         startup_probe: StartupProbe = StartupProbe::default(),
+        tracing: Tracing = Tracing::default(),
         uid: i64 = 2102,
         wait_before_exit_seconds: u32 = 0,
     }
@@ -178,6 +179,32 @@ values! {
         control: u16 = 4190,
         inbound: u16 = 4143,
         outbound: u16 = 4140,
+    }
+
+    /// Where proxies tell of the requests of sampled traces.
+    pub struct Tracing {
+        enabled: bool = false,
+        trace_service_name: String = "linkerd-proxy".into(),
+        /// What else is said of a proxy, by the names that OpenTelemetry has for it.
+        labels: BTreeMap<String, String> = BTreeMap::from([
+            ("k8s.namespace.name".into(), "$(_pod_ns)".into()),
+            ("k8s.node.name".into(), "$(_pod_nodeName)".into()),
+            ("k8s.pod.name".into(), "$(_pod_name)".into()),
+            ("k8s.pod.uid".into(), "$(_pod_uid)".into()),
+        ]),
+        collector: TraceCollector = TraceCollector::default(),
+    }
+
+    /// Speaks OTLP over gRPC, in the mesh.
+    pub struct TraceCollector {
+        /// `collector.observability.svc.cluster.local:4317`
+        endpoint: String = String::new(),
+        mesh_identity: MeshIdentity = MeshIdentity::default(),
+    }
+
+    pub struct MeshIdentity {
+        service_account_name: String = String::new(),
+        namespace: String = String::new(),
     }
 
     pub struct StartupProbe {
@@ -255,6 +282,36 @@ impl Resources {
             .map(|(name, part)| (name.to_owned(), Value::Object(part)))
             .collect();
         (!set.is_empty()).then_some(Value::Object(set))
+    }
+}
+
+impl Tracing {
+    /// Why no proxy would start with it.
+    pub fn fault(&self) -> Option<String> {
+        let TraceCollector {
+            endpoint,
+            mesh_identity,
+        } = &self.collector;
+        let path = "proxy.tracing.collector";
+        if !self.enabled {
+            return None;
+        }
+        for (name, value) in [
+            ("endpoint", endpoint),
+            (
+                "meshIdentity.serviceAccountName",
+                &mesh_identity.service_account_name,
+            ),
+            ("meshIdentity.namespace", &mesh_identity.namespace),
+        ] {
+            if value.is_empty() {
+                return Some(format!("{path}.{name} is missing"));
+            }
+        }
+        let has_port = endpoint
+            .rsplit_once(':')
+            .is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
+        (!has_port).then(|| format!("{path}.endpoint is {endpoint:?}; it must be a name and a port"))
     }
 }
 
@@ -595,12 +652,31 @@ mod tests {
             "/proxy/ports/inbound",
             "/proxy/resources/ephemeral-storage/limit",
             "/proxy/defaultInboundPolicy",
+            "/proxy/tracing/traceServiceName",
+            "/proxy/tracing/collector/meshIdentity/serviceAccountName",
             "/proxyInit/ignoreInboundPorts",
             "/proxyInit/kubeAPIServerPorts",
             "/policyController/probeNetworks",
         ] {
             assert!(values.pointer(pointer).is_some(), "{pointer}");
         }
+    }
+
+    #[test]
+    fn tracing_that_keeps_proxies_from_starting_is_refused() {
+        let mut tracing = Tracing::default();
+        assert_eq!(tracing.fault(), None, "it is off");
+        tracing.enabled = true;
+        let missing = |what: &str| Some(format!("proxy.tracing.collector.{what} is missing"));
+        assert_eq!(tracing.fault(), missing("endpoint"));
+        tracing.collector.endpoint = "collector.traces".into();
+        assert_eq!(tracing.fault(), missing("meshIdentity.serviceAccountName"));
+        let account = &mut tracing.collector.mesh_identity;
+        (account.service_account_name, account.namespace) = ("collector".into(), "traces".into());
+        let fault = tracing.fault().unwrap_or_default();
+        assert!(fault.contains("it must be a name and a port"), "{fault}");
+        tracing.collector.endpoint.push_str(":4317");
+        assert_eq!(tracing.fault(), None);
     }
 
     #[test]

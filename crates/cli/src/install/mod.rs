@@ -151,6 +151,11 @@ pub(crate) fn settle(settings: &Settings, mut overrides: Value) -> Result<manife
     for name in unknown {
         eprintln!("note: the value {name} is not used");
     }
+    if let Some(fault) = values.proxy.tracing.fault() {
+        let attempt =
+            "--set proxy.tracing.collector.endpoint=NAME:4317 and its meshIdentity, as docs/viz.md has it";
+        return Err(Problem::new("cannot use the values", fault, attempt));
+    }
     Ok(manifests::Mesh {
         overrides,
         ..manifests::Mesh::new(values, &settings.namespace)

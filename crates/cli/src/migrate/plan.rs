@@ -414,7 +414,7 @@ impl Seen<'_> {
                     Verdict::Changed,
                     "not needed: TrafficSplits are read by the control plane",
                 ),
-                "jaeger" => (Verdict::Unsupported, "proxies send no traces"),
+                "jaeger" => (Verdict::Unsupported, "set proxy.tracing instead: docs/viz.md"),
                 _ => (Verdict::Unsupported, "unknown here"),
             };
             finding(

@@ -28,6 +28,7 @@ mod recovery;
 mod rotation;
 mod runner;
 mod sandbox;
+mod spans;
 mod split;
 mod traces;
 mod upgrade;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         bad_input::TESTS,
         dashboard::TESTS,
         viz::TESTS,
+        spans::TESTS,
         sandbox::TESTS,
         workshop::TESTS,
         flat::TESTS,

@@ -292,7 +292,7 @@ impl World {
     }
 }
 
-fn idle(name: &str) -> Value {
+pub(crate) fn idle(name: &str) -> Value {
     serde_json::json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": name, "namespace": VISITORS},

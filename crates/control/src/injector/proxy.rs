@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::inject::{Component, Injection, object};
 use crate::keys;
 use crate::ports::Ports;
-use crate::values::Values;
+use crate::values::{MeshIdentity, Values};
 
 const TOKEN_VOLUME: &str = "linkerd-identity-token";
 const END_ENTITY_VOLUME: &str = "linkerd-identity-end-entity";
@@ -505,9 +505,33 @@ impl Sidecar<'_> {
         if proxy.mark != 0 {
             env.set("HAWSER_PROXY_MARK", proxy.mark);
         }
+        if proxy.tracing.enabled {
+            self.tracing(&mut env);
+        }
         let mut env = env.0;
         env.extend(proxy.additional_env.iter().cloned());
         env
+    }
+
+    /// Where spans go, to whom, and what is said of this proxy there.
+    fn tracing(&self, env: &mut Env) {
+        let tracing = &self.values.proxy.tracing;
+        let (ns, trust_domain) = (self.injection.control_plane_namespace, self.values.trust_domain());
+        let collector = &tracing.collector;
+        let MeshIdentity {
+            service_account_name,
+            namespace,
+        } = &collector.mesh_identity;
+        env.set("LINKERD2_PROXY_TRACE_COLLECTOR_SVC_ADDR", &collector.endpoint);
+        env.set(
+            "LINKERD2_PROXY_TRACE_COLLECTOR_SVC_NAME",
+            format!("{service_account_name}.{namespace}.serviceaccount.identity.{ns}.{trust_domain}"),
+        );
+        env.set("LINKERD2_PROXY_TRACE_PROTOCOL", "opentelemetry");
+        env.set("LINKERD2_PROXY_TRACE_SERVICE_NAME", &tracing.trace_service_name);
+        let labels = tracing.labels.iter();
+        let labels: Vec<String> = labels.map(|(name, value)| format!("{name}={value}")).collect();
+        env.unless_empty("OTEL_RESOURCE_ATTRIBUTES", &labels.join(","));
     }
 
     /// Where identity, destination and policy are, and who they are.

@@ -159,6 +159,38 @@ fn requests_are_watched_by_tap_only_and_not_where_it_is_forbidden() {
 }
 
 #[test]
+fn proxies_are_told_where_spans_go_if_anywhere() {
+    let mut values = values();
+    let told = |values: &Values| {
+        let injected = inject_with(values, &pod(json!({"linkerd.io/inject": "enabled"})), &[]);
+        env(&injected.expect("a proxy"))
+    };
+    assert_eq!(told(&values).get("TRACE_COLLECTOR_SVC_ADDR"), None);
+    let tracing = &mut values.proxy.tracing;
+    tracing.enabled = true;
+    tracing.labels = BTreeMap::from([
+        ("a".into(), "b".into()),
+        ("k8s.pod.name".into(), "$(_pod_name)".into()),
+    ]);
+    tracing.collector.endpoint = "collector.traces:4317".into();
+    let account = &mut tracing.collector.mesh_identity;
+    (account.service_account_name, account.namespace) = ("jaeger".into(), "traces".into());
+    let told = told(&values);
+    for (name, value) in [
+        ("TRACE_COLLECTOR_SVC_ADDR", "collector.traces:4317"),
+        (
+            "TRACE_COLLECTOR_SVC_NAME",
+            "jaeger.traces.serviceaccount.identity.linkerd.cluster.local",
+        ),
+        ("TRACE_PROTOCOL", "opentelemetry"),
+        ("TRACE_SERVICE_NAME", "linkerd-proxy"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=b,k8s.pod.name=$(_pod_name)"),
+    ] {
+        assert_eq!(told.get(name).map(String::as_str), Some(value), "{name}");
+    }
+}
+
+#[test]
 fn pods_that_cannot_have_a_proxy_are_left_alone() {
     let refused = |change: fn(&mut Value)| {
         let mut pod = pod(json!({"linkerd.io/inject": "enabled"}));
