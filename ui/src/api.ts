@@ -129,6 +129,22 @@ export interface Series {
   lines: { service: string; cluster: string; points: Golden[] }[];
 }
 
+export interface PodStat extends Golden {
+  name: string;
+  is_meshed: boolean;
+  version: string;
+  expires_at: number | null;
+}
+
+/** A workload over time, and its pods. */
+export interface Closeup {
+  end: number;
+  step_seconds: number;
+  inbound: Golden[];
+  outbound: Golden[];
+  pods: PodStat[];
+}
+
 export interface Leg {
   from: string;
   /** Empty for the application. */
@@ -144,6 +160,7 @@ export interface Path {
   service: string;
   cluster: string;
   rps: number;
+  refused_rps: number;
   mean_ms: number;
   legs: Leg[];
   unknown: string;
@@ -180,16 +197,16 @@ async function read<T>(answer: Response): Promise<T> {
 }
 
 async function get<T>(path: string, patience = 10_000): Promise<T> {
-  return read<T>(await fetch(path, { signal: AbortSignal.timeout(patience) }));
+  return read<T>(await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(patience) }));
 }
 
 let last: { tag: string; clusters: Cluster[] } | undefined;
 
 /** The same array as before as long as nothing is new. */
 export async function clusters(): Promise<Cluster[]> {
-  // Named by us, so that it is we who are told that nothing is new, and not the browser's cache.
+  // Kept by us, so that it is we who are told that nothing is new, and no cache writes every answer to a disk.
   const headers: HeadersInit = last ? { "if-none-match": last.tag } : {};
-  const answer = await fetch("/api/clusters", { headers, signal: AbortSignal.timeout(10_000) });
+  const answer = await fetch("/api/clusters", { headers, cache: "no-store", signal: AbortSignal.timeout(10_000) });
   if (last && answer.status === 304) return last.clusters;
   const all = (await read<Cluster[]>(answer)).map((cluster) => ({ ...cluster, name: cluster.name || UNNAMED }));
   const tag = answer.headers.get("etag");
@@ -201,6 +218,12 @@ export function series(cluster: Cluster, namespace: string, name: string, second
   const query = new URLSearchParams({ namespace, name, window: `${seconds}s` });
   if (!cluster.is_here) query.set("cluster", cluster.name);
   return get<Series>(`/api/series?${query}`);
+}
+
+export function closeup(cluster: Cluster, kind: string, namespace: string, name: string, seconds: number): Promise<Closeup> {
+  const query = new URLSearchParams({ kind, namespace, name, window: `${seconds}s` });
+  if (!cluster.is_here) query.set("cluster", cluster.name);
+  return get<Closeup>(`/api/workload?${query}`);
 }
 
 /** Of this cluster only: what leads to it from another is that cluster's to tell. */

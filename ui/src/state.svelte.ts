@@ -2,6 +2,8 @@
 import { type Cluster, clusters } from "./api";
 
 const PERIOD = 1_000;
+/** With more lines than this every other time is enough: nobody reads so many figures a second. */
+const CROWD = 60;
 
 class Known {
   /** Replaced as a whole by each answer; to watch every field of it would cost more than to draw it. */
@@ -31,7 +33,12 @@ async function ask(): Promise<void> {
 
 export function start(): () => void {
   void ask();
-  const asks = setInterval(ask, PERIOD);
+  let turn = 0;
+  const asks = setInterval(() => {
+    turn += 1;
+    const lines = known.clusters.reduce((sum, cluster) => sum + (cluster.portrait?.edges.length ?? 0), 0);
+    if (lines <= CROWD || turn % 2 === 0) void ask();
+  }, PERIOD);
   const ticks = setInterval(() => (known.now = Date.now()), 1_000);
   document.addEventListener("visibilitychange", ask);
   return () => {

@@ -341,7 +341,9 @@ pub struct Path {
     pub service: String,
     /// The linked cluster that answers; empty for this one.
     pub cluster: String,
+    /// Without those that were refused.
     pub rps: f64,
+    pub refused_rps: f64,
     /// As who asks measures it: the sum of the legs.
     pub mean_ms: f64,
     pub legs: Vec<Leg>,
@@ -419,6 +421,35 @@ pub struct Series {
     pub end: f64,
     pub step_seconds: f64,
     pub lines: Vec<Line>,
+}
+
+/// A workload over time, and its pods, as their own proxies tell.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Closeup {
+    /// Of the last point; Unix time in seconds.
+    pub end: f64,
+    pub step_seconds: f64,
+    /// What it was asked.
+    pub inbound: Vec<Golden>,
+    /// What it asked others.
+    pub outbound: Vec<Golden>,
+    pub pods: Vec<PodStat>,
+}
+
+/// One pod now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodStat {
+    pub name: String,
+    pub is_meshed: bool,
+    /// Of its proxy, as its image or the injector says; may be empty.
+    pub version: String,
+    /// When its proxy's certificate expires; Unix time in seconds. Absent if it was not read.
+    pub expires_at: Option<f64>,
+    /// What comes in.
+    #[serde(flatten)]
+    pub golden: Golden,
 }
 
 /// One backend of it.

@@ -279,6 +279,17 @@ impl<R: Read> Collector<R> {
                 portrait.status = self.status();
                 json!(portrait)
             }
+            Ask::Workload {
+                kind,
+                namespace,
+                name,
+                window,
+                ..
+            } => {
+                let length = (*window).min(self.pace.span);
+                let now = seconds(Timestamp::now());
+                json!(known.closeup((*kind, namespace, name), length, self.pace.every, now))
+            }
             Ask::Series {
                 namespace,
                 name,

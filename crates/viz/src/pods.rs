@@ -37,6 +37,8 @@ pub struct Pod {
     pub(crate) is_system: bool,
     /// Where its proxy's metrics are; absent without a proxy.
     pub(crate) proxy: Option<u16>,
+    /// Of its proxy; empty if nobody says.
+    pub(crate) version: String,
     /// Where a link's controller tells about the gateway that it probes, and identity about its issuer.
     pub(crate) prober: Option<u16>,
 }
@@ -65,11 +67,11 @@ impl Pod {
             let port = ports.find(|port| port.name.as_deref().is_some_and(wanted))?;
             u16::try_from(port.container_port).ok()
         };
-        let proxy = containers()
-            .find(|container| container.name == PROXY_CONTAINER)
-            .map(|container| {
-                port(container, |name| name == PROXY_ADMIN_PORT_NAME).unwrap_or(PROXY_ADMIN_PORT)
-            });
+        let sidecar = containers().find(|container| container.name == PROXY_CONTAINER);
+        let proxy = sidecar.map(|container| {
+            port(container, |name| name == PROXY_ADMIN_PORT_NAME).unwrap_or(PROXY_ADMIN_PORT)
+        });
+        let version = sidecar.and_then(|container| tag(container.image.as_deref()?));
         let component = object.labels().get(keys::COMPONENT).map(String::as_str);
         let part = object.labels().get(CONTROL_PLANE_COMPONENT).map(String::as_str);
         let is_prober = part == Some("identity")
@@ -97,6 +99,7 @@ impl Pod {
             is_gateway: annotation(keys::ENABLE_GATEWAY) == Some("true"),
             is_system: part.is_some() || object.labels().contains_key(keys::EXTENSION),
             proxy,
+            version: version.unwrap_or_default().to_owned(),
             prober,
         }
     }
@@ -119,6 +122,13 @@ impl Pod {
     pub fn is_running(&self) -> bool {
         self.is_running
     }
+}
+
+/// What an image's name says of its version.
+fn tag(image: &str) -> Option<&str> {
+    let named = image.split('@').next()?;
+    let (_, last) = named.rsplit_once('/').unwrap_or(("", named));
+    last.split_once(':').map(|(_, tag)| tag)
 }
 
 /// A ReplicaSet that a Deployment made is named after it and the template's hash, which the pod carries too; so
@@ -155,7 +165,7 @@ mod tests {
             "spec": {
                 "serviceAccountName": "web",
                 "containers": [
-                    {"name": "linkerd-proxy", "ports": [{"name": "linkerd-admin", "containerPort": 4192}]},
+                    {"name": "linkerd-proxy", "image": "registry:5000/hawser/proxy:v0.9@sha256:0", "ports": [{"name": "linkerd-admin", "containerPort": 4192}]},
                     {"name": "web", "ports": [{"name": "http-admin", "containerPort": 80}]},
                 ],
             },
@@ -173,6 +183,7 @@ mod tests {
                 ip: Some([10, 0, 0, 1].into()),
                 is_running: true,
                 proxy: Some(4192),
+                version: "v0.9".into(),
                 ..Pod::default()
             }
         );

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::api::{Certificate, Denied, Golden, Line, Portrait, Remote, Series, Service, Traffic, Workload};
+use crate::api::{
+    Certificate, Closeup, Denied, Golden, Line, PodStat, Portrait, Remote, Series, Service, Traffic, Workload,
+};
 use crate::kinds::Kind;
 use crate::objects::{Key, Objects};
-use crate::pods::Pod;
+use crate::pods::{Pod, PodName};
 use crate::query::{Known, account};
 use crate::reading::{Flow, Outbound, Peer};
 use crate::window::Rates;
@@ -35,6 +37,12 @@ fn of_pod(pod: &Pod) -> (String, String, String) {
 pub(crate) fn id_of_pod(pod: &Pod) -> String {
     let (kind, namespace, name) = of_pod(pod);
     id(&kind, &namespace, &name)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Direction {
+    Inbound,
+    Outbound,
 }
 
 /// What makes two flows the same edge.
@@ -208,23 +216,95 @@ impl Known<'_> {
             .map(|backend| &*backend.service)
             .chain([&**name])
             .collect();
+        let (step, lines) = self.past(length, every, |_, flow| match flow {
+            Flow::Outbound(flow) if flow.namespace == *namespace && names.contains(&*flow.service) => {
+                Some((&*flow.service, flow.cluster.as_deref().unwrap_or_default()))
+            }
+            _ => None,
+        });
+        let line = |((service, cluster), points): ((&str, &str), Vec<Golden>)| Line {
+            service: service.to_owned(),
+            cluster: cluster.to_owned(),
+            points,
+        };
+        Series {
+            end: now,
+            step_seconds: step.as_secs_f64(),
+            lines: lines.into_iter().map(line).collect(),
+        }
+    }
+
+    /// A workload's last `length` in steps, and its pods now.
+    pub(crate) fn closeup(
+        &self,
+        (kind, namespace, name): (Kind, &str, &str),
+        length: Duration,
+        every: Duration,
+        now: f64,
+    ) -> Closeup {
+        let wanted = id(kind.singular(), namespace, name);
+        let is_wanted = |pod: &Pod| pod.name.namespace == namespace && id_of_pod(pod) == wanted;
+        let (step, mut lines) = self.past(length, every, |pod, flow| match flow {
+            Flow::Probes(_) => None,
+            _ if !is_wanted(pod) => None,
+            Flow::Inbound(_) => Some(Direction::Inbound),
+            Flow::Outbound(_) => Some(Direction::Outbound),
+        });
+        let mut pods: BTreeMap<&PodName, (PodStat, Rates)> = BTreeMap::new();
+        for pod in self.pods.values().filter(|pod| pod.is_running && is_wanted(pod)) {
+            let stat = PodStat {
+                name: pod.name.name.clone(),
+                is_meshed: pod.proxy.is_some(),
+                version: pod.version.clone(),
+                ..PodStat::default()
+            };
+            pods.insert(&pod.name, (stat, Rates::default()));
+        }
+        let lately = (every * 4).max(Duration::from_secs(10));
+        let inbound = self.window.rates_by(self.now, lately, |pod, flow| {
+            (matches!(flow, Flow::Inbound(_)) && is_wanted(pod)).then_some(&pod.name)
+        });
+        for (name, rates) in inbound {
+            if let Some((_, sum)) = pods.get_mut(name) {
+                *sum += &rates;
+            }
+        }
+        for (pod, expiry) in self.window.expiries(self.now) {
+            if let Some((stat, _)) = pods.get_mut(&pod.name) {
+                stat.expires_at = stat.expires_at.or(expiry.own_at);
+            }
+        }
+        let pods = pods.into_values().map(|(stat, rates)| PodStat {
+            golden: rates.golden(),
+            ..stat
+        });
+        let mut points = |direction| lines.remove(&direction).unwrap_or_default();
+        Closeup {
+            end: now,
+            step_seconds: step.as_secs_f64(),
+            inbound: points(Direction::Inbound),
+            outbound: points(Direction::Outbound),
+            pods: pods.collect(),
+        }
+    }
+
+    /// The last `length` in steps: one line for each key that a flow is given.
+    fn past<'a, K: Ord>(
+        &'a self,
+        length: Duration,
+        every: Duration,
+        key: impl Fn(&'a Pod, &'a Flow) -> Option<K> + Copy + 'a,
+    ) -> (Duration, BTreeMap<K, Vec<Golden>>) {
         let step = (length / POINTS_MAX).max(every).max(Duration::from_secs(1));
         // Two looks at least, or there is no rate.
         let over = step.max(every * 5 / 2);
         let count = (length.as_secs_f64() / step.as_secs_f64()) as u32;
-        let wanted = |flow: &Flow| match flow {
-            Flow::Outbound(flow) => flow.namespace == *namespace && names.contains(&*flow.service),
-            _ => false,
-        };
-        let mut lines: BTreeMap<(String, String), Vec<Golden>> = BTreeMap::new();
+        let mut lines: BTreeMap<K, Vec<Golden>> = BTreeMap::new();
         for point in 0..count {
             let at = self.now.saturating_sub(step * (count - 1 - point));
-            let mut sums: BTreeMap<(String, String), Rates> = BTreeMap::new();
-            for (_, flow, rates) in self.window.rates_where(at, over, wanted) {
-                if let Flow::Outbound(flow) = flow {
-                    let line = (flow.service.clone(), flow.cluster.clone().unwrap_or_default());
-                    *sums.entry(line).or_default() += &rates;
-                }
+            let mut sums: BTreeMap<K, Rates> = BTreeMap::new();
+            for (key, rates) in self.window.rates_by(at, over, key) {
+                *sums.entry(key).or_default() += &rates;
             }
             for (line, rates) in sums {
                 let points = lines.entry(line).or_default();
@@ -236,19 +316,10 @@ impl Known<'_> {
                 });
             }
         }
-        let line = |((service, cluster), mut points): ((String, String), Vec<Golden>)| {
+        for points in lines.values_mut() {
             points.resize(count as usize, Golden::default());
-            Line {
-                service,
-                cluster,
-                points,
-            }
-        };
-        Series {
-            end: now,
-            step_seconds: step.as_secs_f64(),
-            lines: lines.into_iter().map(line).collect(),
         }
+        (step, lines)
     }
 }
 
@@ -449,6 +520,52 @@ mod tests {
             pods,
             now: Duration::from_secs(60),
         }
+    }
+
+    #[test]
+    fn a_workload_has_a_past_in_both_directions_and_pods() {
+        let (window, mut pods, _) = west();
+        let name = PodName {
+            namespace: "emojivoto".into(),
+            name: "vote-bot-1".into(),
+        };
+        let versioned = Pod {
+            version: "v1".into(),
+            ..(*pods[&name]).clone()
+        };
+        pods.insert(name, Arc::new(versioned));
+        let known = Known {
+            window: &window,
+            pods: &pods,
+            now: Duration::from_secs(60),
+        };
+        let minute = Duration::from_secs(60);
+        let closeup = |name| {
+            let workload = (Kind::Deployment, "emojivoto", name);
+            known.closeup(workload, minute, Duration::from_secs(10), 1_000.0)
+        };
+        let bot = closeup("vote-bot");
+        assert_eq!((bot.end, bot.step_seconds, bot.inbound.len()), (1_000.0, 10.0, 0));
+        let last = bot
+            .outbound
+            .last()
+            .and_then(|point| point.rps)
+            .unwrap_or_default();
+        assert!(bot.outbound.len() == 6 && (last - 10.0).abs() < 0.1, "{bot:?}");
+        let pods: Vec<_> = bot
+            .pods
+            .iter()
+            .map(|pod| (&*pod.name, pod.is_meshed, &*pod.version, pod.expires_at))
+            .collect();
+        assert_eq!(pods, [("vote-bot-1", true, "v1", Some(5_000.0))]);
+        assert_eq!(
+            closeup("nobody"),
+            Closeup {
+                end: 1_000.0,
+                step_seconds: 10.0,
+                ..Closeup::default()
+            }
+        );
     }
 
     #[test]

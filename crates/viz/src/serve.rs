@@ -9,11 +9,12 @@
 //! | `/api/clusters` | [`Cluster`]s: this one first, then those that are linked to it |
 //! | `/api/portrait` | [`crate::api::Portrait`] of this cluster |
 //! | `/api/series?namespace=&name=[&cluster=][&window=]` | [`crate::api::Series`] of a Service, here or in a linked cluster |
+//! | `/api/workload?kind=&namespace=&name=[&cluster=][&window=]` | [`crate::api::Closeup`] of a workload, here or in a linked cluster |
 //! | `/api/paths?[kind=][&name=][&namespace=][&to_name=&to_namespace=][&window=]` | [`crate::api::Path`]s: where the time goes |
 //! | `/api/explain?namespace=&name=[&cluster=][&from_kind=&from_name=&from_namespace=]` | not here: see [`crate::front`] |
 //! | `/api/stat`, `/api/routes`, `/api/edges`, `/api/gateways`, `/api/status` | what the command line asks: see [`Ask`] |
 //!
-//! Collectors, at [`crate::PEER_PORT`], ask for `/api/portrait`, `/api/series` and `/api/onward` only. Policy lets in nobody but the
+//! Collectors, at [`crate::PEER_PORT`], ask for `/api/portrait`, `/api/series`, `/api/workload` and `/api/onward` only. Policy lets in nobody but the
 //! gateway, and of those who came through it only accounts of collectors are answered.
 //!
 //! An answer carries an `ETag`; asked again with `If-None-Match`, it is 304 while nothing is new. A portrait changes when
@@ -156,7 +157,10 @@ impl Asking {
             why => (StatusCode::BAD_REQUEST, why.to_string()),
         })?;
         match ask {
-            Ask::Portrait | Ask::Onward { .. } | Ask::Series { cluster: None, .. } => self.ask(ask).await,
+            Ask::Portrait
+            | Ask::Onward { .. }
+            | Ask::Series { cluster: None, .. }
+            | Ask::Workload { cluster: None, .. } => self.ask(ask).await,
             _ if audience == Audience::Collectors => {
                 Err((StatusCode::FORBIDDEN, "linked clusters may not ask this".into()))
             }
@@ -168,6 +172,22 @@ impl Asking {
             } => {
                 let ask = Ask::Series {
                     cluster: None,
+                    namespace,
+                    name,
+                    window,
+                };
+                self.ask_peer(&cluster, ask).await
+            }
+            Ask::Workload {
+                cluster: Some(cluster),
+                kind,
+                namespace,
+                name,
+                window,
+            } => {
+                let ask = Ask::Workload {
+                    cluster: None,
+                    kind,
                     namespace,
                     name,
                     window,

@@ -117,29 +117,31 @@ impl Window {
 
     /// Every flow with what it did in the last `length` before `now`.
     pub(crate) fn rates(&self, now: At, length: Duration) -> impl Iterator<Item = (&Pod, &Flow, Rates)> {
-        self.rates_where(now, length, |_| true)
+        let all = self.rates_by(now, length, |pod, flow| Some((pod, flow)));
+        all.map(|((pod, flow), rates)| (pod, flow, rates))
     }
 
-    /// The same of some flows only, which costs that much less.
-    pub(crate) fn rates_where<'a>(
+    /// The same of those flows only that are given a key, which costs that much less.
+    pub(crate) fn rates_by<'a, K>(
         &'a self,
         now: At,
         length: Duration,
-        wanted: impl Fn(&Flow) -> bool + Copy + 'a,
-    ) -> impl Iterator<Item = (&'a Pod, &'a Flow, Rates)> {
+        key: impl Fn(&'a Pod, &'a Flow) -> Option<K> + Copy + 'a,
+    ) -> impl Iterator<Item = (K, Rates)> {
         self.histories.values().flat_map(move |history| {
             let seen = history.seen(now, length);
             let fresh = history
                 .looks
                 .back()
                 .is_some_and(|last| now.saturating_sub(*last) <= STALE);
-            let flows = history.flows.iter().filter(move |(flow, _)| wanted(flow));
-            flows.map(move |(flow, tracked)| {
+            let keyed = history.flows.iter();
+            let keyed = keyed.filter_map(move |(flow, tracked)| Some((key(&history.pod, flow)?, tracked)));
+            keyed.map(move |(key, tracked)| {
                 let mut rates = seen.as_ref().map_or_else(Rates::default, |(looks, scale)| {
                     Rates::of(&tracked.tape.sum(looks), *scale)
                 });
                 rates.open = if fresh { tracked.last.open } else { 0 };
-                (&*history.pod, flow, rates)
+                (key, rates)
             })
         })
     }

@@ -41,6 +41,14 @@ pub enum Ask {
     Status,
     /// The whole cluster.
     Portrait,
+    /// A workload over time, and its pods, here or in a linked cluster.
+    Workload {
+        cluster: Option<String>,
+        kind: Kind,
+        namespace: String,
+        name: String,
+        window: Duration,
+    },
     /// A Service over time, as callers in one cluster see it: this one, or a linked one.
     Series {
         cluster: Option<String>,
@@ -53,7 +61,7 @@ pub enum Ask {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadQuestion {
     #[error(
-        "there is nothing at {0}: try /api/stat, /api/routes, /api/edges, /api/gateways, /api/status, /api/clusters, /api/portrait, /api/series or /api/paths"
+        "there is nothing at {0}: try /api/stat, /api/routes, /api/edges, /api/gateways, /api/status, /api/clusters, /api/portrait, /api/series, /api/workload or /api/paths"
     )]
     Path(String),
     #[error("{0} is missing")]
@@ -101,6 +109,23 @@ impl Ask {
                     ("name".into(), name.clone()),
                 ];
                 ("series", cluster.chain(service).collect(), window)
+            }
+            Self::Workload {
+                cluster,
+                kind,
+                namespace,
+                name,
+                window,
+            } => {
+                let cluster = cluster
+                    .iter()
+                    .map(|cluster| ("cluster".to_owned(), cluster.clone()));
+                let workload = [
+                    ("kind".into(), kind.singular().to_owned()),
+                    ("namespace".into(), namespace.clone()),
+                    ("name".into(), name.clone()),
+                ];
+                ("workload", cluster.chain(workload).collect(), window)
             }
             Self::Routes {
                 objects: about,
@@ -185,6 +210,13 @@ impl Ask {
             "/api/portrait" => Ok(Self::Portrait),
             "/api/series" => Ok(Self::Series {
                 cluster: value("cluster")?,
+                namespace: required("namespace")?,
+                name: required("name")?,
+                window,
+            }),
+            "/api/workload" => Ok(Self::Workload {
+                cluster: value("cluster")?,
+                kind: required("kind")?.parse()?,
                 namespace: required("namespace")?,
                 name: required("name")?,
                 window,
@@ -319,6 +351,19 @@ mod tests {
                 "[a-z0-9-]{1,9}",
                 window()
             )
+                .prop_map(|(cluster, namespace, name, window)| Ask::Workload {
+                    cluster,
+                    kind: Kind::StatefulSet,
+                    namespace,
+                    name,
+                    window
+                }),
+            (
+                proptest::option::of("[a-z0-9.-]{1,9}"),
+                "[a-z]{1,9}",
+                "[a-z0-9-]{1,9}",
+                window()
+            )
                 .prop_map(|(cluster, namespace, name, window)| Ask::Series {
                     cluster,
                     namespace,
@@ -337,7 +382,7 @@ mod tests {
         }
 
         #[test]
-        fn any_question_is_read_without_panic(path in "/api/(stat|edges|series|paths|onward)", query in "[a-z_=&/1 %]{0,60}") {
+        fn any_question_is_read_without_panic(path in "/api/(stat|edges|series|workload|paths|onward)", query in "[a-z_=&/1 %]{0,60}") {
             let _ = Ask::of(&path, &query);
         }
     }

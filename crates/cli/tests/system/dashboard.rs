@@ -16,6 +16,11 @@ pub(crate) const TESTS: &[Test] = &[
         the_dashboard_shows_both_clusters_and_a_failover_as_it_happens,
     ),
     linked(
+        "a_workload_has_a_page_with_its_past_who_it_speaks_to_and_its_pods",
+        &["chromium"],
+        a_workload_has_a_page_with_its_past_who_it_speaks_to_and_its_pods,
+    ),
+    linked(
         "a_crowd_with_foul_names_that_is_partly_hidden_is_shown_at_little_cost",
         &["chromium"],
         a_crowd_with_foul_names_that_is_partly_hidden_is_shown_at_little_cost,
@@ -156,6 +161,85 @@ fn the_dashboard_shows_both_clusters_and_a_failover_as_it_happens(world: &World)
             }
         });
     }
+    assert_eq!(page.complaints(), [""; 0]);
+}
+
+fn a_workload_has_a_page_with_its_past_who_it_speaks_to_and_its_pods(world: &World) {
+    weighs(world, "web-svc", [true, false]);
+    let mut page = Page::open(&format!("{}/#/topology", url(world)), 1280, 720);
+    let way = "#/workload/west/deployment/emojivoto/web";
+    let press = "[...document.querySelectorAll('.node')].find((one) => one.getAttribute('aria-label').startsWith('web in west'))\
+                 ?.dispatchEvent(new MouseEvent('click', { bubbles: true }))";
+    eventually("the topology leads there", SOON, || {
+        if page.texts(".detail").is_empty() {
+            page.evaluate(press);
+        }
+        let links = page.evaluate(
+            "[...document.querySelectorAll('.detail a')].map((one) => one.getAttribute('href')).join(' ')",
+        );
+        match links.as_str() {
+            Some(links) if links.split(' ').any(|link| link == way) => Ok(()),
+            _ => Err(format!("{links} {:?}", page.texts(".node .title"))),
+        }
+    });
+    page.evaluate(
+        "[...document.querySelectorAll('.detail a')].find((one) => one.href.includes('#/workload/')).click()",
+    );
+    eventually("its charts are drawn in both directions", SOON, || {
+        let keys = page.texts(".chart .key");
+        let both = ["asked of it", "asked by it"];
+        if keys.len() == 8 && both.iter().all(|one| keys.iter().any(|key| key.contains(one))) {
+            Ok(())
+        } else {
+            Err(format!("{keys:?}"))
+        }
+    });
+    let row = |page: &mut Page, table: &str, words: &[&str]| {
+        eventually(table, SOON, || {
+            let rows = page.texts(&format!("table.{table} tbody tr"));
+            let is_it = |row: &&String| words.iter().all(|word| row.contains(word));
+            rows.iter()
+                .find(is_it)
+                .map(drop)
+                .ok_or_else(|| format!("{rows:?} lack {words:?}"))
+        });
+    };
+    row(
+        &mut page,
+        "callers",
+        &["vote-bot", "web-svc", " %", "default.emojivoto"],
+    );
+    for (service, account) in [
+        ("voting-svc", "voting.emojivoto"),
+        ("emoji-svc", "emoji.emojivoto"),
+    ] {
+        row(&mut page, "callees", &[service, account, "ms"]);
+    }
+    row(
+        &mut page,
+        "pods",
+        &["web-", concat!("v", env!("CARGO_PKG_VERSION")), "expires in"],
+    );
+    eventually("it says what would become of a request", SOON, || {
+        let ways = page.texts(".explain .ways li");
+        match ways.as_slice() {
+            [way] if way.contains("100 %") && way.contains("pod web-") => Ok(()),
+            _ => Err(format!("{ways:?} {:?}", page.texts(".explain .hint"))),
+        }
+    });
+    page.keep_picture("workload");
+    // Its other end, in the other cluster.
+    page.evaluate("location.hash = '#/workload/east/deployment/emojivoto/voting'");
+    row(&mut page, "pods", &["voting-", "expires in"]);
+    page.evaluate("location.hash = '#/workload/west/deployment/emojivoto/nobody'");
+    eventually("what there is not is said", SOON, || {
+        let said = page.texts(".empty").join(" ");
+        if said.contains("west has no deployment emojivoto/nobody") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    });
     assert_eq!(page.complaints(), [""; 0]);
 }
 
