@@ -480,7 +480,7 @@ fn lists_and_maps_have_the_same_effect() {
             "resources": {"cpu": {"limit": "2"}},
             "tracing": {
                 "enabled": true, "collector": collector(), "traceServiceName": "proxy",
-                "labels": {"team": "a"},
+                "labels": {"team": "a", "k8s.pod.uid": null},
             },
         },
     }));

@@ -584,11 +584,15 @@ fn unescape(text: &str) -> String {
     plain
 }
 
+/// Maps with defaults to which users add names of their own.
+const OWN_NAMES: [&str; 2] = ["nodeSelector", "proxy.tracing.labels"];
+
 /// Bends scalars to the type of the default (`--set proxy.cores="2"`, `controllerLogLevel: 5`), drops what no default
-/// knows and notes its path. Maps and lists whose default is empty hold the user's own names and pass unchanged.
+/// knows and notes its path. Maps and lists whose default is empty hold the user's own names and pass unchanged, and
+/// so do [`OWN_NAMES`].
 fn conform(default: &Value, value: Value, path: &str, unknown: &mut Vec<String>) -> Value {
     match (default, value) {
-        (Value::Object(known), Value::Object(map)) if !known.is_empty() && path != "nodeSelector" => {
+        (Value::Object(known), Value::Object(map)) if !known.is_empty() && !OWN_NAMES.contains(&path) => {
             let mut kept = Map::new();
             for (name, value) in map {
                 let path = if path.is_empty() {
