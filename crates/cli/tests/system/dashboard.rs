@@ -270,8 +270,8 @@ window.fetch = async (...about) => {
 "#;
 
 /// Of a core, by all processes of a browser without a graphics card, while it shows two hundred edges that move and
-/// whose every figure is another with every answer. Twice what it is on a machine that others use too.
-const AFFORDABLE: f64 = 0.08;
+/// whose every figure is another with every answer. Twice what it is beside compilers.
+const AFFORDABLE: f64 = 0.10;
 const WATCHED: Duration = Duration::from_secs(10);
 
 fn a_crowd_with_foul_names_that_is_partly_hidden_is_shown_at_little_cost(world: &World) {
