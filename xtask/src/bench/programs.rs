@@ -13,7 +13,7 @@ pub(super) const RELEASE: &str = "release";
 /// Where the programs of `mesh-path` and `idle` are.
 #[derive(Clone, Debug)]
 pub(super) struct Programs {
-    /// The data plane as users run it.
+    /// The data plane as its image has it, unless another profile is asked for.
     pub(super) proxy: PathBuf,
     /// `crates/proxy/benches/mesh_path.rs`: control plane, rules, origin and load.
     pub(super) bench: PathBuf,
@@ -62,25 +62,23 @@ impl Others {
 }
 
 pub(super) fn build(profile: &str) -> Result<Programs> {
-    let built = cargo(
-        profile,
-        &[
-            "-p",
-            "hawser-proxy",
-            "--bin",
-            "hawser-proxy",
-            "--bench",
-            "mesh_path",
-        ],
-    )?;
+    let wanted: &[_] = match profile {
+        RELEASE => &["--bench", "mesh_path"],
+        _ => &["--bin", "hawser-proxy", "--bench", "mesh_path"],
+    };
+    let built = cargo(profile, &[&["-p", "hawser-proxy"], wanted].concat())?;
     let find = |name: &str| {
         let found = built.iter().find(|(target, _)| target == name);
         found
             .map(|(_, path)| path.clone())
             .with_context(|| format!("cargo built no {name}"))
     };
+    let proxy = match profile {
+        RELEASE => crate::images::proxy(&std::env::current_dir()?)?,
+        _ => find("hawser-proxy")?,
+    };
     Ok(Programs {
-        proxy: find("hawser-proxy")?,
+        proxy,
         bench: find("mesh_path")?,
     })
 }

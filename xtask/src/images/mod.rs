@@ -10,7 +10,7 @@ mod tar;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -22,6 +22,9 @@ use tar::{Capabilities, Node, Tree, file};
 pub(crate) const USAGE: &str = "images [-o json] [--dev] [--only IMAGE]";
 
 const BIN: &str = "usr/local/bin";
+const PROXY: &str = "hawser-proxy";
+/// The profile of what is optimised as a whole.
+const DIST: &str = "dist";
 /// Every pod has one of these: what it weighs, every node fetches and every new pod waits for.
 const PROXY_SIZE_MAX: usize = 15 << 20;
 
@@ -207,8 +210,12 @@ pub(crate) fn run(workspace: &Path, arguments: &[String]) -> Result<()> {
         let image = make(recipe, &programs, arguments.dev, &mut archive);
         made.push(image.with_context(|| format!("image {}", recipe.name))?);
     }
-    let dir = programs.values().next().and_then(|path| path.parent());
-    let path = dir.context("cargo built nothing")?.join("images.tar");
+    // Above the directories of the profiles, one of which programs have in common.
+    let target = programs.values().next().and_then(|path| path.parent()?.parent());
+    let profile = if arguments.dev { "debug" } else { "release" };
+    let dir = target.context("cargo built nothing")?.join(profile);
+    std::fs::create_dir_all(&dir)?;
+    let path = dir.join("images.tar");
     std::fs::write(&path, archive.finish()?)?;
     let unpacked = oci::unpack(&std::fs::read(&path)?)?;
     for (recipe, made) in recipes.iter().zip(&made) {
@@ -243,40 +250,56 @@ fn parse(arguments: &[String]) -> Result<Arguments> {
     Ok(parsed)
 }
 
-/// The programs, linked with everything that they need, by name. With a target of its own, so that build scripts and
-/// macros stay ordinary.
+/// The programs of the images, by name. Of the proxy every pod has one: it is optimised as a whole, which takes minutes.
 fn build(workspace: &Path, recipes: &[&Recipe], dev: bool) -> Result<BTreeMap<String, PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let is_proxy = |package: &&str| *package == PROXY;
+    let packages = || recipes.iter().map(|recipe| recipe.package);
+    let (proxy, others) = if dev { ("dev", "dev") } else { (DIST, "release") };
+    let mut programs = BTreeMap::new();
+    for (profile, packages) in [
+        (
+            others,
+            packages()
+                .filter(|package| !is_proxy(package))
+                .collect::<Vec<_>>(),
+        ),
+        (proxy, packages().filter(is_proxy).collect()),
+    ] {
+        if !packages.is_empty() {
+            programs.extend(static_programs(workspace, profile, &packages)?);
+        }
+    }
+    Ok(programs)
+}
+
+/// The data plane as its image has it.
+pub(crate) fn proxy(workspace: &Path) -> Result<PathBuf> {
+    let mut programs = static_programs(workspace, DIST, &[PROXY])?;
+    programs.remove(PROXY).context("cargo built no hawser-proxy")
+}
+
+/// Programs of these packages, linked with everything that they need, by name. With a target of its own, so that build
+/// scripts and macros stay ordinary.
+fn static_programs(workspace: &Path, profile: &str, packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    let mut command = Command::new(crate::cargo());
     command
         .args([
             "build",
             "--message-format=json-render-diagnostics",
             "--bins",
+            "--profile",
+            profile,
             "--target",
         ])
         .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
         .current_dir(workspace)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .stderr(Stdio::inherit());
-    if !dev {
-        command.arg("--release");
-    }
-    let profile = if dev { "dev" } else { "release" };
-    for recipe in recipes {
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    for package in packages {
         // A package with a profile of its own doesn't take the profile's word for it.
-        let strip = format!("profile.{profile}.package.{}.strip=\"symbols\"", recipe.package);
-        command.args(["--package", recipe.package, "--config", &strip]);
+        let strip = format!("profile.{profile}.package.{package}.strip=\"symbols\"");
+        command.args(["--package", package, "--config", &strip]);
     }
-    let output = command.output().context("starting cargo")?;
-    ensure!(output.status.success(), "cargo build failed");
-    let messages = output.stdout.split(|byte| *byte == b'\n');
-    let executable = |line: &[u8]| {
-        let message: Value = serde_json::from_slice(line).ok()?;
-        let name = message["target"]["name"].as_str()?.to_owned();
-        Some((name, message["executable"].as_str()?.into()))
-    };
-    Ok(messages.filter_map(executable).collect())
+    Ok(crate::executables(&mut command)?.into_iter().collect())
 }
 
 fn make(
