@@ -29,8 +29,7 @@ pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
     let (now, most) = (spread(now), spread(most));
     let size = std::fs::metadata(&inside.programs.proxy)?.len() as f64 / f64::from(1 << 20);
     say(&format!(
-        "idle proxy with certificate: {} MiB resident, {} MiB at most while starting; program {size:.1} MiB with \
-         its debug information",
+        "idle proxy with certificate: {} MiB resident, {} MiB at most while starting; program {size:.1} MiB",
         now.text(1),
         most.text(1)
     ));
