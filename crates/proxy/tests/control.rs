@@ -225,12 +225,7 @@ fn with_breaker(policy: &mut outbound::OutboundPolicy, backoff: Duration) {
 async fn clients_that_break_off_their_requests_dont_open_an_endpoints_circuit() {
     let control = ControlPlane::start().await;
     let good = app("127.0.0.2", "good").await;
-    let client = Pod::start(
-        &control,
-        "client",
-        "127.0.0.3",
-        &[("OUTBOUND_HTTP_FAILFAST_TIMEOUT", "100ms")],
-    );
+    let client = Pod::hasty_client(&control);
     control.change(|world| {
         service(world, WEB, WEB_PATH, vec![unmeshed(good)]);
         with_breaker(world.policies.get_mut(WEB).unwrap(), Duration::from_secs(3_600));
@@ -252,12 +247,7 @@ async fn an_endpoint_that_keeps_failing_is_left_alone_until_it_recovers() {
     let control = ControlPlane::start().await;
     let good = app("127.0.0.2", "good").await;
     let (bad, health) = failing("127.0.0.2").await;
-    let client = Pod::start(
-        &control,
-        "client",
-        "127.0.0.3",
-        &[("OUTBOUND_HTTP_FAILFAST_TIMEOUT", "100ms")],
-    );
+    let client = Pod::hasty_client(&control);
     control.change(|world| {
         service(world, WEB, WEB_PATH, vec![unmeshed(bad)]);
         with_breaker(world.policies.get_mut(WEB).unwrap(), Duration::from_secs(3_600));

@@ -401,12 +401,7 @@ async fn a_dead_endpoint_among_live_ones_costs_no_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_listening_is_told_apart_from_nobody_known() {
     let control = ControlPlane::start().await;
-    let client = Pod::start(
-        &control,
-        "client",
-        "127.0.0.3",
-        &[("OUTBOUND_HTTP_FAILFAST_TIMEOUT", "100ms")],
-    );
+    let client = Pod::hasty_client(&control);
     let dead = "127.0.0.2:1".parse().unwrap();
     control.change(|world| {
         service(world, WEB, WEB_PATH, vec![unmeshed(dead)]);

@@ -288,7 +288,13 @@ impl<R: Read> Collector<R> {
             } => {
                 let length = (*window).min(self.pace.span);
                 let now = seconds(Timestamp::now());
-                json!(known.closeup((*kind, namespace, name), length, self.pace.every, now))
+                json!(known.closeup(
+                    (*kind, namespace, name),
+                    length,
+                    self.pace.every,
+                    self.pace.glance(),
+                    now
+                ))
             }
             Ask::Series {
                 namespace,

@@ -234,12 +234,13 @@ impl Known<'_> {
         }
     }
 
-    /// A workload's last `length` in steps, and its pods now.
+    /// A workload's last `length` in steps, and its pods now, as the last `glance` saw them.
     pub(crate) fn closeup(
         &self,
         (kind, namespace, name): (Kind, &str, &str),
         length: Duration,
         every: Duration,
+        glance: Duration,
         now: f64,
     ) -> Closeup {
         let wanted = id(kind.singular(), namespace, name);
@@ -260,8 +261,7 @@ impl Known<'_> {
             };
             pods.insert(&pod.name, (stat, Rates::default()));
         }
-        let lately = (every * 4).max(Duration::from_secs(10));
-        let inbound = self.window.rates_by(self.now, lately, |pod, flow| {
+        let inbound = self.window.rates_by(self.now, glance, |pod, flow| {
             (matches!(flow, Flow::Inbound(_)) && is_wanted(pod)).then_some(&pod.name)
         });
         for (name, rates) in inbound {
@@ -542,7 +542,13 @@ mod tests {
         let minute = Duration::from_secs(60);
         let closeup = |name| {
             let workload = (Kind::Deployment, "emojivoto", name);
-            known.closeup(workload, minute, Duration::from_secs(10), 1_000.0)
+            known.closeup(
+                workload,
+                minute,
+                Duration::from_secs(10),
+                Duration::from_secs(40),
+                1_000.0,
+            )
         };
         let bot = closeup("vote-bot");
         assert_eq!((bot.end, bot.step_seconds, bot.inbound.len()), (1_000.0, 10.0, 0));

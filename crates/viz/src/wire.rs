@@ -92,6 +92,17 @@ impl Ask {
             );
             pairs
         };
+        let one = |cluster: &Option<String>, kind: Option<Kind>, namespace: &String, name: &String| {
+            let said = [
+                ("cluster", cluster.clone()),
+                ("kind", kind.map(|kind| kind.singular().to_owned())),
+                ("namespace", Some(namespace.clone())),
+                ("name", Some(name.clone())),
+            ];
+            let said = said.into_iter();
+            said.filter_map(|(key, value)| Some((key.to_owned(), value?)))
+                .collect()
+        };
         let (place, mut pairs, window) = match self {
             Self::Status => return "/api/status".to_owned(),
             Self::Portrait => return "/api/portrait".to_owned(),
@@ -100,33 +111,14 @@ impl Ask {
                 namespace,
                 name,
                 window,
-            } => {
-                let cluster = cluster
-                    .iter()
-                    .map(|cluster| ("cluster".to_owned(), cluster.clone()));
-                let service = [
-                    ("namespace".into(), namespace.clone()),
-                    ("name".into(), name.clone()),
-                ];
-                ("series", cluster.chain(service).collect(), window)
-            }
+            } => ("series", one(cluster, None, namespace, name), window),
             Self::Workload {
                 cluster,
                 kind,
                 namespace,
                 name,
                 window,
-            } => {
-                let cluster = cluster
-                    .iter()
-                    .map(|cluster| ("cluster".to_owned(), cluster.clone()));
-                let workload = [
-                    ("kind".into(), kind.singular().to_owned()),
-                    ("namespace".into(), namespace.clone()),
-                    ("name".into(), name.clone()),
-                ];
-                ("workload", cluster.chain(workload).collect(), window)
-            }
+            } => ("workload", one(cluster, Some(*kind), namespace, name), window),
             Self::Routes {
                 objects: about,
                 window,
@@ -145,13 +137,7 @@ impl Ask {
                 namespace,
                 name,
                 window,
-            } => {
-                let service = vec![
-                    ("namespace".into(), namespace.clone()),
-                    ("name".into(), name.clone()),
-                ];
-                ("onward", service, window)
-            }
+            } => ("onward", one(&None, None, namespace, name), window),
             Self::Gateways { window } => ("gateways", vec![], window),
             Self::Edges {
                 objects: about,

@@ -222,7 +222,7 @@ pub fn hpack(input: &[u8]) {
     }
 }
 
-const OPTIONS: Options = Options {
+pub(super) const OPTIONS: Options = Options {
     stream_window: 1_000,
     connection_window: 1 << 20,
     frame_max: None,
@@ -263,16 +263,8 @@ fn link(side: Side) -> (Link, Vec<u32>) {
 
 /// How the connection ended, what has come, and what is written back.
 fn outcome<'a>(side: Side, pieces: impl Iterator<Item = &'a [u8]>) -> String {
-    let ((mut link, mut open), mut read) = (link(side), BytesMut::new());
-    let mut ended = None;
-    for piece in pieces {
-        read.extend_from_slice(piece);
-        ended = link.received(&mut read).err();
-        if ended.is_some() {
-            break;
-        }
-        assert!(read.len() < frame::HEADER + frame::SIZE_MIN, "less than a frame");
-    }
+    let (mut link, mut open) = link(side);
+    let ended = receive(&mut link, pieces);
     let written = check_frames(&link);
     let mut told = format!("{ended:?} {written:?}");
     let cx = Context::from_waker(Waker::noop());
@@ -289,6 +281,19 @@ fn outcome<'a>(side: Side, pieces: impl Iterator<Item = &'a [u8]>) -> String {
         assert!(body.len() <= OPTIONS.stream_window as usize, "its window");
     }
     told
+}
+
+/// Takes in the pieces, until the connection ends if it does.
+pub(super) fn receive<'a>(link: &mut Link, pieces: impl Iterator<Item = &'a [u8]>) -> Option<Reason> {
+    let mut read = BytesMut::new();
+    for piece in pieces {
+        read.extend_from_slice(piece);
+        if let Err(reason) = link.received(&mut read) {
+            return Some(reason);
+        }
+        assert!(read.len() < frame::HEADER + frame::SIZE_MIN, "less than a frame");
+    }
+    None
 }
 
 fn read_stream(link: &mut Link, id: u32, cx: &Context<'_>) -> (Vec<u8>, Option<HeaderMap>, Option<Fault>) {

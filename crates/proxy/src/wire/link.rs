@@ -1291,17 +1291,12 @@ mod tests {
 
     use super::*;
     use crate::damage::{cuts, damaged, pieces};
+    use crate::wire::fuzzing::{OPTIONS, receive};
 
     fn server() -> Link {
         let options = Options {
-            stream_window: 1_000,
-            connection_window: 1 << 20,
-            frame_max: None,
             streams_max: 2,
-            header_list_max: 4_000,
-            pending_resets_max: 3,
-            send_buffer_max: 1_000,
-            keepalive: None,
+            ..OPTIONS
         };
         let mut link = Link::new(Side::Server, options);
         link.out.clear();
@@ -1958,16 +1953,8 @@ mod tests {
     }
 
     fn outcome(pieces: &[&[u8]]) -> Outcome {
-        let (mut link, mut read) = (server(), BytesMut::new());
-        let mut ended = None;
-        for piece in pieces {
-            read.extend_from_slice(piece);
-            ended = link.received(&mut read).err();
-            if ended.is_some() {
-                break;
-            }
-            assert!(read.len() < frame::HEADER + frame::SIZE_MIN, "less than a frame");
-        }
+        let mut link = server();
+        let ended = receive(&mut link, pieces.iter().copied());
         assert!(link.streams.len() <= link.options.streams_max as usize);
         let held = |stream: &Stream| stream.data.iter().map(Bytes::len).sum::<usize>();
         assert!(

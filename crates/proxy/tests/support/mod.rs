@@ -607,6 +607,12 @@ impl Pod {
         )
     }
 
+    /// A client whose requests wait for an endpoint no longer than 100 ms.
+    pub fn hasty_client(control: &ControlPlane) -> Self {
+        let env = [("OUTBOUND_HTTP_FAILFAST_TIMEOUT", "100ms")];
+        Self::start(control, "client", "127.0.0.3", &env)
+    }
+
     /// For a process of its own: the control plane is elsewhere.
     pub fn start_with(
         (control_addr, anchors): (SocketAddr, &str),

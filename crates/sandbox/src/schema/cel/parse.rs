@@ -115,7 +115,11 @@ const SYMBOLS: &[&str] = &[
     "[", "]", "{", "}",
 ];
 
-const RESERVED: &[&str] = &[
+/// Words with a meaning of their own.
+pub(super) const KEYWORDS: &[&str] = &["true", "false", "null", "in"];
+
+/// Words that mean nothing yet, and can't be names.
+pub(super) const RESERVED: &[&str] = &[
     "as",
     "break",
     "const",
@@ -417,7 +421,7 @@ impl Parser {
 
     fn name(&mut self) -> Result<String, Fault> {
         match self.peek().clone() {
-            Token::Name(name) if !["true", "false", "null", "in"].contains(&name.as_str()) => {
+            Token::Name(name) if !KEYWORDS.contains(&name.as_str()) => {
                 self.next += 1;
                 Ok(name)
             }

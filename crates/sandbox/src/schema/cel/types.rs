@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::parse::{KEYWORDS, RESERVED};
+
 #[derive(Clone, Debug)]
 pub(super) enum Type {
     /// Anything; what it is shows when it is evaluated.
@@ -200,38 +202,14 @@ impl fmt::Display for Type {
     }
 }
 
-/// What CEL has other uses for, and a name that is one of these is written `__name__`.
-const RESERVED: &[&str] = &[
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
 /// The name of a property in CEL, if it can have one.
 pub(super) fn escape(name: &str) -> Option<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-/".contains(c);
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(allowed) {
         return None;
     }
-    if RESERVED.contains(&name) {
+    // What CEL has other uses for is written `__name__`.
+    if KEYWORDS.contains(&name) || RESERVED.contains(&name) {
         return Some(format!("__{name}__"));
     }
     let underscores = name.replace("__", "__underscores__");
