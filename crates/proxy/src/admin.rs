@@ -26,9 +26,9 @@ use crate::identity::Identity;
 use crate::inbound::{Detected, detect_tls};
 use crate::metrics::{Labels, Metrics, Shard};
 use crate::outbound::{canonical, detect_http};
-use crate::route;
 use crate::transport::{Conn, TcpMetrics};
 use crate::worker::{Http, LocalExecutor};
+use crate::{message, route};
 
 const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECTIONS_MAX: usize = 256;
@@ -143,14 +143,14 @@ fn permitted(
     if policy.invalid {
         return Err(StatusCode::INTERNAL_SERVER_ERROR);
     }
-    let host = crate::http_rules::host_of(request);
+    let request = message::Request::from(request);
+    let host = crate::http_rules::host_of(&request);
     let found = route::best(
         &policy.routes,
         |r| &r.matches,
         host,
-        request.method(),
-        request.uri(),
-        request.headers(),
+        &request.method,
+        &request.head,
     );
     let found = found.ok_or(StatusCode::NOT_FOUND)?;
     authorize(&found.authorizations, ip, client)

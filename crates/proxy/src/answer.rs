@@ -3,9 +3,10 @@
 //! Every refusal or failure is a [`Why`]; its status, gRPC code, metric label and wording follow from it here and
 //! nowhere else.
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
+use http::{HeaderValue, StatusCode, Version, header};
 
 use crate::body::{Body, OnEnd};
+use crate::message::{Head, Response};
 use crate::wire::{Fault, SendError};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,49 +146,50 @@ impl Why {
         request: &RequestKind,
         hop: Option<&str>,
     ) -> Response<Body<E>> {
-        let mut response = Response::new(Body::empty());
-        *response.version_mut() = version;
-        let headers = response.headers_mut();
+        let mut response = Response::new(version, Body::empty());
+        let head = &mut response.head;
         let message = hop.map(|hop| {
             let message = HeaderValue::try_from(format!("{hop}{}", self.message()));
             message.unwrap_or_else(|_| HeaderValue::from_static("unexpected error"))
         });
         if let Some(message) = &message {
-            headers.insert("l5d-proxy-error", message.clone());
+            head.insert("l5d-proxy-error", message);
             if self.closes() {
-                headers.insert("l5d-proxy-connection", HeaderValue::from_static("close"));
+                head.insert("l5d-proxy-connection", &HeaderValue::from_static("close"));
             }
         }
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        head.insert(header::CONTENT_LENGTH, &HeaderValue::from_static("0"));
         if request.grpc {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", self.grpc().into());
-            if let Some(message) = message {
-                headers.insert("grpc-message", message);
+            head.insert(
+                header::CONTENT_TYPE,
+                &HeaderValue::from_static("application/grpc"),
+            );
+            head.insert("grpc-status", &self.grpc().into());
+            if let Some(message) = &message {
+                head.insert("grpc-message", message);
             }
             return response;
         }
         if version < Version::HTTP_2 && self.closes() && !request.upgraded {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            head.insert(header::CONNECTION, &HeaderValue::from_static("close"));
         }
         if let Self::Redirected { location, .. } = self
             && let Ok(location) = HeaderValue::from_str(location)
         {
-            headers.insert(header::LOCATION, location);
+            head.insert(header::LOCATION, &location);
         }
-        *response.status_mut() = self.status();
+        response.status = self.status();
         response
     }
 }
 
 /// The answer to a client whose question ends here, naming us to those who may know.
 pub(crate) fn reached<E: OnEnd>(version: Version, us: Option<&str>) -> Response<Body<E>> {
-    let mut response = Response::new(Body::empty());
-    *response.version_mut() = version;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    let mut response = Response::new(version, Body::empty());
+    let head = &mut response.head;
+    head.insert(header::CONTENT_LENGTH, &HeaderValue::from_static("0"));
     if let Some(us) = us.and_then(|us| HeaderValue::from_str(us).ok()) {
-        headers.insert(crate::http_rules::ANSWERED_BY, us);
+        head.insert(crate::http_rules::ANSWERED_BY, &us);
     }
     response
 }
@@ -201,13 +203,13 @@ pub(crate) struct RequestKind {
 }
 
 impl RequestKind {
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let grpc = headers
+    pub(crate) fn of(head: &Head) -> Self {
+        let grpc = head
             .get(header::CONTENT_TYPE)
             .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
         Self {
             grpc,
-            upgraded: headers.contains_key(crate::http_rules::ORIG_PROTO),
+            upgraded: head.contains(crate::http_rules::ORIG_PROTO),
         }
     }
 }
@@ -215,6 +217,7 @@ impl RequestKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Value;
 
     /// Nobody is interested in the end.
     #[derive(Debug)]
@@ -222,6 +225,7 @@ mod tests {
 
     impl OnEnd for Unobserved {
         fn end(self, _: Option<u32>) {}
+        fn end_at_once(self) {}
         fn fail(self) {}
     }
 
@@ -231,9 +235,9 @@ mod tests {
         content_type: &str,
         hop: Option<&str>,
     ) -> Response<Body<Unobserved>> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, content_type.parse().unwrap());
-        why.response(version, &RequestKind::of(&headers), hop)
+        let mut head = Head::default();
+        head.insert(header::CONTENT_TYPE, &content_type.parse().unwrap());
+        why.response(version, &RequestKind::of(&head), hop)
     }
 
     #[test]
@@ -264,8 +268,8 @@ mod tests {
             (redirected, 302, "5", false),
         ] {
             let plain = answered(&why, Version::HTTP_11, "text/plain", Some(""));
-            let header = |name: &str| plain.headers().get(name).map(|value| value.to_str().unwrap());
-            assert_eq!(plain.status().as_u16(), status, "{why:?}");
+            let header = |name: &str| plain.head.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(plain.status.as_u16(), status, "{why:?}");
             assert_eq!(header("l5d-proxy-error"), Some(why.message()));
             assert_eq!(
                 header("l5d-proxy-connection"),
@@ -281,8 +285,8 @@ mod tests {
                 "application/grpc+proto",
                 Some("server: a: "),
             );
-            let header = |name: &str| rpc.headers().get(name).map(|value| value.to_str().unwrap());
-            assert_eq!(rpc.status(), 200, "{why:?}");
+            let header = |name: &str| rpc.head.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(rpc.status, 200, "{why:?}");
             assert_eq!(header("grpc-status"), Some(grpc), "{why:?}");
             assert_eq!(
                 header("grpc-message"),
@@ -296,8 +300,9 @@ mod tests {
     fn strangers_are_told_nothing_but_the_status() {
         let answer = answered(&Why::FailFast, Version::HTTP_2, "application/grpc", None);
         for name in ["l5d-proxy-error", "l5d-proxy-connection", "grpc-message"] {
-            assert!(!answer.headers().contains_key(name), "{name}");
+            assert!(!answer.head.contains(name), "{name}");
         }
-        assert_eq!(answer.headers()["grpc-status"], "4");
+        let status = answer.head.get("grpc-status");
+        assert_eq!(status.and_then(Value::to_str), Some("4"));
     }
 }

@@ -11,6 +11,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use crate::head::Serving;
 use crate::http_rules::GRPC_STATUS;
 use crate::late::Late;
+use crate::message::Head;
 use crate::wire::{Incoming, ReadError};
 
 /// What is told when a body has ended; dropping it without [`OnEnd::end`] means that the body was cut short.
@@ -19,6 +20,8 @@ pub(crate) trait OnEnd {
     fn passed(&mut self, _bytes: usize) {}
     /// `grpc_status` is what the trailers said.
     fn end(self, grpc_status: Option<u32>);
+    /// It ended with its head.
+    fn end_at_once(self);
     /// The stream broke.
     fn fail(self);
 }
@@ -31,6 +34,9 @@ pub(crate) enum BodyError {
     #[error("a body took too long")]
     Late(#[source] h2::Error),
 }
+
+/// Bodies up to this length are passed on in one piece if they are here.
+const WHOLE_MAX: usize = 16 << 10;
 
 /// A frame that was looked at before the rest; `None` is the end.
 pub(crate) type First = Option<Result<Frame<Bytes>, ReadError>>;
@@ -47,7 +53,8 @@ pub(crate) struct Body<E: OnEnd> {
     inner: Option<Incoming>,
     first: Option<Box<First>>,
     limit: Option<Box<Limit>>,
-    on_end: Option<E>,
+    /// Boxed, since most bodies are short and have none: answers are moved several times.
+    on_end: Option<Box<E>>,
     /// The HTTP/1 connection is busy with it.
     serving: Option<Serving>,
 }
@@ -63,13 +70,23 @@ impl<E: OnEnd> Body<E> {
         }
     }
 
-    /// Observed to its end; a body without content ends now.
-    pub(crate) fn observed(inner: Incoming, first: Option<First>, on_end: E) -> Self {
-        let on_end = if first.is_none() && inner.is_end_stream() {
-            on_end.end(None);
-            None
-        } else {
-            Some(on_end)
+    /// Observed to its end. A short body that is here ends now, and so does one without content.
+    pub(crate) fn observed(mut inner: Incoming, first: Option<First>, mut on_end: E) -> Self {
+        let whole = match first {
+            None if inner.is_end_stream() => Some(Bytes::new()),
+            None => inner.take_short(WHOLE_MAX),
+            Some(_) => None,
+        };
+        let on_end = match whole {
+            Some(content) => {
+                if !content.is_empty() {
+                    on_end.passed(content.len());
+                    inner = Incoming::whole(content);
+                }
+                on_end.end_at_once();
+                None
+            }
+            None => Some(Box::new(on_end)),
         };
         Self {
             inner: Some(inner),
@@ -86,6 +103,15 @@ impl<E: OnEnd> Body<E> {
             self.limit = Some(Box::new(Limit { late, grpc }));
         }
         self
+    }
+
+    /// All of the content, if it is here and nobody waits to be told of it.
+    pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
+        match &mut self.inner {
+            None => Some(Bytes::new()),
+            Some(inner) if self.on_end.is_none() && self.first.is_none() => inner.take_short(WHOLE_MAX),
+            Some(_) => None,
+        }
     }
 
     pub(crate) fn serving(mut self, serving: Serving) -> Self {
@@ -187,6 +213,12 @@ impl<E: OnEnd> Body<E> {
     }
 }
 
+/// What an answer's head says of a call that has no trailers.
+pub(crate) fn grpc_status_of(head: &Head) -> Option<u32> {
+    head.get(GRPC_STATUS)?.to_str()?.parse().ok()
+}
+
+/// What trailers say of a call.
 pub(crate) fn grpc_status(headers: &http::HeaderMap) -> Option<u32> {
     // Most messages have none: comparing the few names there are costs less than hashing this one.
     let (_, status) = headers.iter().find(|(name, _)| *name == GRPC_STATUS)?;

@@ -23,7 +23,7 @@ use crate::snapshot::{
     self, Distribution, Endpoint, EndpointTls, Hint, Inbound, InboundProtocol, PolicyAnswer, Profile,
     Protocol, Target, TcpPolicy,
 };
-use crate::{http_rules, route};
+use crate::{http_rules, message, route};
 
 /// How long a proxy looks for HTTP doesn't matter to what it decides.
 const ANY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -179,14 +179,14 @@ fn way(joined: &snapshot::Outbound, request: &Request<()>) -> Result<Way, NoWay>
         Protocol::Http1(_) => Speech::Http1,
         Protocol::Http2(_) => Speech::Http2,
     };
-    let routes = routes_of(joined, request.version()).ok_or(NoWay::Refused)?;
+    let request = message::Request::from(request);
+    let routes = routes_of(joined, request.version).ok_or(NoWay::Refused)?;
     let taken = route::best(
         routes,
         |route| &route.matches,
-        http_rules::host_of(request),
-        request.method(),
-        request.uri(),
-        request.headers(),
+        http_rules::host_of(&request),
+        &request.method,
+        &request.head,
     );
     let taken = taken.ok_or(NoWay::NoRoute)?;
     Ok(Way {
@@ -265,7 +265,7 @@ pub fn admit(
         None => authorize(&policy.authorizations, address, client)
             .map(|by| by.source.clone())
             .map_err(|why| Refused::Denied { route: None, why }),
-        Some(request) => match route_of(&policy, request) {
+        Some(request) => match route_of(&policy, &message::Request::from(request)) {
             None => Err(Refused::NoRoute),
             Some(route) => authorize(&route.authorizations, address, client)
                 .map(|by| by.source.clone())

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use hawser_core::authz::Client;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, header};
+use http::{HeaderName, HeaderValue, Version, header};
 
 use crate::answer::{RequestKind, Why};
 use crate::config::within;
 use crate::http_rules as rules;
 use crate::inbound::http::Connection;
 use crate::inbound::{Accepted, Refusal, drain_of, name_of, source_metrics, tcp as inbound_tcp};
+use crate::message::{Head, Request, Response};
 use crate::metrics::Labels;
 use crate::outbound::http::{ResponseBody, exchange};
 use crate::outbound::{KnownTarget, tcp as outbound_tcp};
@@ -162,15 +163,15 @@ struct Gateway {
 
 impl Gateway {
     async fn handle(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, h2::Error> {
-        let kind = RequestKind::of(request.headers());
-        let received = request.version();
+        let kind = RequestKind::of(&request.head);
+        let received = request.version;
         if let Err(what) = rules::check(&request) {
             return self
                 .connection
                 .answer(&Why::Malformed(what), received, &kind, false);
         }
         let carried = rules::from_http2(&mut request);
-        let version = request.version();
+        let version = request.version;
         match self.forward(request).await {
             Ok(mut response) => {
                 if carried {
@@ -184,12 +185,12 @@ impl Gateway {
 
     async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, Why> {
         let Connection { worker, accepted, .. } = &*self.connection;
-        request.headers_mut().remove(rules::CLIENT_ID);
+        request.head.remove(rules::CLIENT_ID);
         self.connection.permit(&request)?.requests.inc();
         let Client::Authenticated(client) = &accepted.client else {
             return Err(Why::Denied);
         };
-        if client.as_str() == &*self.own_id || passed_before(request.headers(), &self.own_id) {
+        if client.as_str() == &*self.own_id || passed_before(&request.head, &self.own_id) {
             return Err(Why::Loop);
         }
         let entered = enter(self.known.as_ref()).await;
@@ -199,21 +200,21 @@ impl Gateway {
                 _ => Why::GatewayDomain,
             })?;
         if rules::ends_here(&mut request) {
-            return Ok(self.connection.reached("gateway", request.version(), false));
+            return Ok(self.connection.reached("gateway", request.version, false));
         }
         if let Some(forwarded) = &self.forwarded {
-            request.headers_mut().append(FORWARDED, forwarded.clone());
+            request.head.append(FORWARDED, forwarded);
         }
-        if worker.shared.taps.want(request.headers()) {
-            request.extensions_mut().insert(accepted.watched());
+        if worker.shared.taps.want(&request.head) {
+            request.extensions.insert(accepted.watched());
         }
-        if request.version() < Version::HTTP_2
+        if request.version < Version::HTTP_2
             && let Some(host) = &self.host
         {
-            request.headers_mut().insert(header::HOST, host.clone());
+            request.head.insert(header::HOST, host);
         }
         let revoked = rules::wants_upgrade(&request).then(|| {
-            let revoked = self.connection.clone().revoked(rules::head_of(&request));
+            let revoked = self.connection.clone().revoked(request.bare());
             let withdrawn = withdrawn(known.clone());
             async move {
                 tokio::select! {
@@ -236,8 +237,8 @@ impl Gateway {
 }
 
 /// Is there a `by=<us>` in any element of any `forwarded` header, in any of its legal forms (RFC 7239)?
-fn passed_before(headers: &HeaderMap, own_id: &str) -> bool {
-    headers.get_all(FORWARDED).iter().any(|value| {
+fn passed_before(head: &Head, own_id: &str) -> bool {
+    head.get_all(FORWARDED.as_str()).any(|value| {
         let text = value.to_str().unwrap_or_default();
         split_unquoted(text).any(|pair| {
             pair.split_once('=').is_some_and(|(name, value)| {
@@ -288,9 +289,9 @@ mod tests {
             ("for=\"x;by=gw.mesh.example\"", false),
             ("by=gw.mesh.example.evil", false),
         ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(FORWARDED, HeaderValue::from_static(value));
-            assert_eq!(passed_before(&headers, own), looped, "{value}");
+            let mut head = Head::default();
+            head.insert(FORWARDED, &HeaderValue::from_static(value));
+            assert_eq!(passed_before(&head, own), looped, "{value}");
         }
     }
 }

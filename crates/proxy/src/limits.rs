@@ -7,10 +7,11 @@ use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderName, StatusCode};
 use linkerd2_proxy_api::{http_route, outbound};
 
 use crate::config::duration;
+use crate::message::Head;
 use crate::snapshot::span;
 
 /// Of a request's body, this much is kept so that it can be sent again.
@@ -205,13 +206,13 @@ impl Limits {
     }
 
     /// What holds for one request. Headers that ask for something else are taken out if they are heard.
-    pub(crate) fn of_request(&self, headers: &mut HeaderMap) -> Cow<'_, Self> {
+    pub(crate) fn of_request(&self, head: &mut Head) -> Cow<'_, Self> {
         if !self.by_header {
             return Cow::Borrowed(self);
         }
         let mut take = |name: HeaderName| {
-            let value = headers.remove(name)?;
-            value.to_str().ok().map(str::to_owned)
+            let value = head.remove(name)?;
+            value.to_str().map(str::to_owned)
         };
         let span = |text: Option<String>| text.and_then(|text| duration(&text).ok());
         let statuses = take(RETRY_HTTP).map(|text| statuses(&text));
@@ -271,14 +272,16 @@ fn codes(text: &str) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Field;
 
     fn asked(limits: &Limits, headers: &[(&'static str, &str)]) -> (Limits, Vec<String>) {
-        let mut map = HeaderMap::new();
+        let mut head = Head::default();
         for (name, value) in headers {
-            map.insert(*name, value.parse().unwrap());
+            head.insert(name, &value.parse().unwrap());
         }
-        let limits = limits.of_request(&mut map).into_owned();
-        (limits, map.keys().map(ToString::to_string).collect())
+        let limits = limits.of_request(&mut head).into_owned();
+        let name = |field: Field<'_>| String::from_utf8_lossy(field.name).into();
+        (limits, head.iter().map(name).collect())
     }
 
     #[test]

@@ -12,6 +12,7 @@ use linkerd2_proxy_api::{grpc_route, outbound};
 use regex::Regex;
 
 use crate::limits::Limits;
+use crate::message::Head;
 use crate::snapshot::{Backend, Distribution, Filtered, backend, distribution, from_metadata, source};
 
 #[derive(Clone, Debug)]
@@ -97,15 +98,15 @@ pub(crate) struct HeaderChange {
 }
 
 impl HeaderChange {
-    pub(crate) fn apply(&self, headers: &mut http::HeaderMap) {
+    pub(crate) fn apply(&self, head: &mut Head) {
         for (name, value) in &self.set {
-            headers.insert(name, value.clone());
+            head.insert(name, value);
         }
         for (name, value) in &self.add {
-            headers.append(name, value.clone());
+            head.append(name, value);
         }
         for name in &self.remove {
-            headers.remove(name);
+            head.remove(name);
         }
     }
 
@@ -362,13 +363,7 @@ impl Matches {
     }
 
     /// How well this request fits, if it does.
-    pub(crate) fn quality(
-        &self,
-        host: &str,
-        method: &Method,
-        uri: &http::Uri,
-        headers: &http::HeaderMap,
-    ) -> Option<Quality> {
+    pub(crate) fn quality(&self, host: &str, method: &Method, head: &Head) -> Option<Quality> {
         if self.hosts.is_empty() && self.any_of.is_empty() {
             return Some(Quality::default());
         }
@@ -385,7 +380,7 @@ impl Matches {
         }
         self.any_of
             .iter()
-            .filter_map(|m| m.quality(by_host, method, uri, headers))
+            .filter_map(|m| m.quality(by_host, method, head))
             .max()
     }
 }
@@ -396,12 +391,11 @@ pub(crate) fn best<'a, T>(
     matches: impl Fn(&T) -> &Matches,
     host: &str,
     method: &Method,
-    uri: &http::Uri,
-    headers: &http::HeaderMap,
+    head: &Head,
 ) -> Option<&'a T> {
     let mut best: Option<(Quality, &T)> = None;
     for route in routes {
-        if let Some(quality) = matches(route).quality(host, method, uri, headers)
+        if let Some(quality) = matches(route).quality(host, method, head)
             && best.is_none_or(|(other, _)| quality > other)
         {
             best = Some((quality, route));
@@ -434,25 +428,19 @@ impl Host {
 }
 
 impl Match {
-    fn quality(
-        &self,
-        base: Quality,
-        method: &Method,
-        uri: &http::Uri,
-        headers: &http::HeaderMap,
-    ) -> Option<Quality> {
+    fn quality(&self, base: Quality, method: &Method, head: &Head) -> Option<Quality> {
         if self.method.as_ref().is_some_and(|wanted| wanted != method) {
             return None;
         }
-        let path = self.path.length(uri.path())?;
+        let path = self.path.length(head.path())?;
         let header = |(name, text): &(HeaderName, Text)| {
-            headers.get_all(name).iter().any(|v| text.matches(v.as_bytes()))
+            head.get_all(name.as_str()).any(|v| text.matches(v.as_bytes()))
         };
         if !self.headers.iter().all(header) {
             return None;
         }
         let query = |(name, text): &(String, Text)| {
-            uri.query()
+            head.query()
                 .is_some_and(|query| form(query).any(|(n, v)| n == *name && text.matches(v.as_bytes())))
         };
         if !self.query.iter().all(query) {
@@ -595,8 +583,8 @@ mod tests {
     }
 
     fn chosen(routes: &[Matches], host: &str, uri: &str) -> Option<usize> {
-        let uri = uri.parse().unwrap();
-        let best = best(routes, |r| r, host, &Method::GET, &uri, &http::HeaderMap::new())?;
+        let head = Head::from(&uri.parse::<http::Uri>().unwrap());
+        let best = best(routes, |r| r, host, &Method::GET, &head)?;
         routes.iter().position(|route| std::ptr::eq(route, best))
     }
 

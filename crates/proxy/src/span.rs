@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use linkerd2_proxy_api::tap::{Eos, eos};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::TraceConfig;
 use crate::control_client::Channel;
+use crate::message::{Head, Value};
 use crate::metrics::{Labels, Shard};
 use crate::otlp::{
     self, CLIENT, ERROR, ExportRequest, KeyValue, Resource, ResourceSpans, SERVER, Scope, ScopeSpans,
@@ -46,8 +47,8 @@ const SAMPLED: u8 = 1;
 
 impl Context {
     /// None also for a header that is not as it must be: then the trace is somebody else's to begin anew.
-    fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut all = headers.get_all("traceparent").iter();
+    fn of(headers: &Head) -> Option<Self> {
+        let mut all = headers.get_all("traceparent");
         let (Some(only), None) = (all.next(), all.next()) else {
             return None;
         };
@@ -68,8 +69,8 @@ impl Context {
         if !dashes || !is_whole || trace == [0; 16] || parent == [0; 8] {
             return None;
         }
-        let state = headers.get_all("tracestate").iter();
-        let state: Vec<&str> = state.filter_map(|value| value.to_str().ok()).collect();
+        let state = headers.get_all("tracestate");
+        let state: Vec<&str> = state.filter_map(Value::to_str).collect();
         let state = state.join(",");
         Some(Self {
             trace,
@@ -85,11 +86,11 @@ impl Context {
 }
 
 /// Whether a request with such headers has a span.
-pub(crate) fn is_sampled(headers: &HeaderMap) -> bool {
+pub(crate) fn is_sampled(headers: &Head) -> bool {
     sampled(headers).is_some()
 }
 
-fn sampled(headers: &HeaderMap) -> Option<Context> {
+fn sampled(headers: &Head) -> Option<Context> {
     Context::of(headers).filter(|context| context.flags & SAMPLED != 0)
 }
 
@@ -315,19 +316,19 @@ mod tests {
     use crate::tap::Client;
 
     fn of(values: &[&str]) -> Option<Context> {
-        let mut headers = HeaderMap::new();
+        let mut headers = Head::default();
         for value in values {
-            headers.append("traceparent", value.parse().expect("a header"));
+            headers.append("traceparent", &value.parse().expect("a header"));
         }
-        headers.insert("tracestate", "a=1".parse().expect("a header"));
+        headers.insert("tracestate", &"a=1".parse().expect("a header"));
         Context::of(&headers)
     }
 
     #[test]
     fn what_a_request_makes_long_is_cut() {
-        let mut headers = HeaderMap::new();
+        let mut headers = Head::default();
         let context = format!("00-{TRACE}-b7ad6b7169203331-01");
-        headers.insert("traceparent", context.parse().expect("a header"));
+        headers.insert("traceparent", &context.parse().expect("a header"));
         let long = "long".repeat(PATH_BYTES_MAX);
         let open = Open::of(&Seen {
             direction: Direction::Inbound,

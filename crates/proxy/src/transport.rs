@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -200,6 +200,22 @@ impl Conn {
         let n = self.read_buf(&mut ahead).await;
         self.ahead = ahead;
         n
+    }
+
+    /// Has the peer said nothing that wasn't read, not even goodbye? If it has, some of that may be lost. Costs no system
+    /// call unless the kernel has news.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        if let Io::Tcp(socket) = &self.io {
+            // Nobody is to be woken, which saves a lock.
+            let read = socket.try_read(&mut byte);
+            let nothing = read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+            return nothing && self.ahead.is_empty() && self.alive().is_ok();
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        Pin::new(self)
+            .poll_read(&mut cx, &mut ReadBuf::new(&mut byte))
+            .is_pending()
     }
 
     fn note<T>(&mut self, result: &io::Result<T>) {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +27,7 @@ use crate::config::{Config, HttpServer};
 use crate::discover::Discovery;
 use crate::head::{Heads, Watched};
 use crate::identity::Identity;
+use crate::message::{Request, Response};
 use crate::metrics::Shard;
 use crate::tap::Taps;
 use crate::transport::{Conn, OriginalDst};
@@ -295,15 +296,15 @@ where
             let heads = Arc::new(Heads::default());
             let io = TokioIo::new(Watched::new(conn, heads.clone(), options.head_timeout));
             let (watched, draining) = (heads.clone(), drain.clone());
-            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
                 let (serving, draining) = (watched.begin(), draining.clone());
                 let connect = request.method() == Method::CONNECT;
-                let request = request.map(Incoming::Library);
+                let request = Request::from(request.map(Incoming::Library));
                 let response = match watched.fault() {
                     None => Ok(handle(request)),
                     Some(fault) => {
                         let why = Why::Malformed(fault);
-                        Err(why.response(request.version(), &RequestKind::default(), None))
+                        Err(why.response(request.version, &RequestKind::default(), None))
                     }
                 };
                 async move {
@@ -311,14 +312,15 @@ where
                         Ok(response) => response.await?,
                         Err(refused) => refused,
                     };
-                    let status = response.status();
+                    let status = response.status;
                     if status == StatusCode::SWITCHING_PROTOCOLS || (connect && status.is_success()) {
                         serving.upgraded();
                     } else if draining.is_cancelled() {
                         let close = HeaderValue::from_static("close");
-                        response.headers_mut().insert(header::CONNECTION, close);
+                        response.head.insert(header::CONNECTION, &close);
                     }
-                    Ok::<_, h2::Error>(response.map(|body| body.serving(serving)))
+                    let response = response.map(|body| body.serving(serving));
+                    Ok::<_, h2::Error>(http::Response::from(response))
                 }
             });
             let conn = http1::Builder::new()
@@ -350,8 +352,9 @@ where
         }
         // Windows that follow the round-trip time are the library's.
         Http::Two => {
-            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-                handle(request.map(Incoming::Library))
+            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let response = handle(request.map(Incoming::Library).into());
+                async move { Ok::<_, h2::Error>(http::Response::from(response.await?)) }
             });
             let mut builder = http2::Builder::new(LocalExecutor);
             builder

@@ -8,12 +8,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hawser_core::authz::{Client, Source, authorize};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
+use hyper::upgrade::OnUpgrade;
 
 use crate::answer::{RequestKind, Why, reached};
-use crate::body::{Body, grpc_status};
+use crate::body::{Body, grpc_status_of};
 use crate::http_rules as rules;
 use crate::live::Live;
+use crate::message::{Request, Response, Value};
 use crate::metrics::{Counter, Labels};
 use crate::outbound::http::{BODY_BROKEN, Done, ResponseBody};
 use crate::outbound::peer::{ConnectError, H1Sender, H2Sender, Peer};
@@ -198,7 +200,7 @@ impl Connection {
         let mut resolved = self.resolved.borrow_mut();
         let known = resolved
             .iter()
-            .find(|r| r.route == *route && r.by == *by && r.server == policy.server);
+            .find(|r| same(&r.route, route) && same(&r.by, by) && same(&r.server, &policy.server));
         if let Some(known) = known {
             known.allowed.inc();
             return known.http.clone();
@@ -224,14 +226,21 @@ impl Connection {
     }
 }
 
+/// Nearly always they are copies of each other, and need not be compared letter by letter.
+fn same(one: &Source, other: &Source) -> bool {
+    let copies = Arc::ptr_eq(&one.name, &other.name)
+        && Arc::ptr_eq(&one.kind, &other.kind)
+        && Arc::ptr_eq(&one.group, &other.group);
+    copies || one == other
+}
+
 pub(crate) fn route_of<'a, B>(policy: &'a Inbound, request: &Request<B>) -> Option<&'a InboundRoute> {
     route::best(
         &policy.routes,
         |r| &r.matches,
         rules::host_of(request),
-        request.method(),
-        request.uri(),
-        request.headers(),
+        &request.method,
+        &request.head,
     )
 }
 
@@ -268,15 +277,15 @@ async fn handle(
     app: &Rc<Peer>,
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, h2::Error> {
-    let kind = RequestKind::of(request.headers());
-    let received = request.version();
+    let kind = RequestKind::of(&request.head);
+    let received = request.version;
     if let Err(what) = rules::check(&request) {
         return connection.answer(&Why::Malformed(what), received, &kind, false);
     }
     let carried = rules::from_http2(&mut request);
-    let version = request.version();
+    let version = request.version;
     // Nobody but us says who the client is.
-    rules::take_words(request.headers_mut(), [rules::CLIENT_ID]);
+    request.head.remove(rules::CLIENT_ID);
     let metrics = match connection.permit(&request) {
         Ok(metrics) => metrics,
         Err(why) => return connection.answer(&why, version, &kind, carried),
@@ -285,7 +294,7 @@ async fn handle(
         return Ok(connection.reached("inbound", version, carried));
     }
     if let Some(id) = &connection.client_id {
-        request.headers_mut().insert(rules::CLIENT_ID, id.clone());
+        request.head.insert(rules::CLIENT_ID, id);
     }
     let form = match carried {
         true => Form::Carried,
@@ -313,12 +322,10 @@ enum Form {
 /// headers, which only the library knows.
 fn plain(request: &mut Request<Incoming>, form: Form) -> Option<Bytes> {
     let plain = form == Form::Carried
-        && request.version() == Version::HTTP_11
-        && request.uri().scheme().is_none()
-        && !request.headers().contains_key(header::EXPECT);
-    plain
-        .then(|| request.body_mut().take_short(CONTENT_MAX))
-        .flatten()
+        && request.version == Version::HTTP_11
+        && request.head.scheme().is_none()
+        && !request.head.contains(header::EXPECT);
+    plain.then(|| request.body.take_short(CONTENT_MAX)).flatten()
 }
 
 /// Hands a request to the application.
@@ -333,15 +340,14 @@ async fn forward(
     let config = &worker.shared.config;
     let most = config.inbound.in_flight_max.div_ceil(config.workers);
     let _entered = worker.inbound.in_flight.enter(most)?;
-    let version = request.version();
-    let host = request.headers().get(header::HOST).cloned();
-    let is_connect = request.method() == Method::CONNECT;
+    let version = request.version;
+    let is_connect = request.method == Method::CONNECT;
     let upgrade =
-        rules::wants_upgrade(&request).then(|| (hyper::upgrade::on(&mut request), rules::head_of(&request)));
+        rules::wants_upgrade(&request).then(|| (request.extensions.remove::<OnUpgrade>(), request.bare()));
     if upgrade.is_none() {
-        rules::strip_hop_by_hop(request.headers_mut());
+        rules::strip_hop_by_hop(&mut request.head);
     }
-    let mut told = match worker.shared.taps.want(request.headers()) {
+    let mut told = match worker.shared.taps.want(&request.head) {
         true => tell(connection, &request, &metrics),
         false => None,
     };
@@ -365,8 +371,10 @@ async fn forward(
         Err(why)
     };
     let mut fresh = false;
-    let (mut response, busy, h1) = loop {
-        let sender = match sender(worker, app, kind, host.as_ref().filter(|_| !fresh), started_at).await {
+    let (mut response, busy, h1, answered_at) = loop {
+        let host = request.request().head.get(header::HOST).filter(|_| !fresh);
+        let host = host.map(Value::as_bytes);
+        let sender = match sender(worker, app, kind, host, started_at).await {
             Ok(sender) => sender,
             Err(why) => return failed(StatusCode::BAD_GATEWAY, why),
         };
@@ -388,18 +396,21 @@ async fn forward(
             Sender::H2(sender) => (sender.send(&mut sending).await.map_err(SendError::from), None),
             Sender::H1(mut sender) => {
                 rules::announce_content(&mut sending);
-                let sent = sender.try_send_request(std::mem::take(&mut sending)).await;
+                let host = sending.head.get(header::HOST).map(|host| host.as_bytes().into());
+                let sent = http::Request::from(std::mem::take(&mut sending));
+                let sent = sender.try_send_request(sent).await;
                 let sent = sent
-                    .map(|response| response.map(Incoming::Library))
+                    .map(|response| response.map(Incoming::Library).into())
                     .map_err(SendError::from);
-                (sent, host.clone().map(|host| (sender, host)))
+                (sent, host.map(|host| Box::new((sender, host))))
             }
         };
         let error = match sent {
             Ok(response) => {
                 app.budget.request();
-                busy.rtt = Some(started_at.elapsed());
-                break (response, busy, h1);
+                let answered_at = Instant::now();
+                busy.answered = Some((answered_at, answered_at.duration_since(started_at)));
+                break (response, busy, h1, answered_at);
             }
             Err(error) => error,
         };
@@ -421,33 +432,34 @@ async fn forward(
         fresh = true;
     };
     if let Some(told) = &mut told {
-        told.answered(response.status(), response.headers());
+        told.answered(response.status, &response.head);
     }
-    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || (is_connect && response.status().is_success());
+    let switched =
+        response.status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && response.status.is_success());
     match upgrade {
         Some((client, head)) if switched => {
-            if let Some(server) = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() {
+            if let (Some(client), Some(server)) = (client, response.extensions.remove::<OnUpgrade>()) {
                 let revoked = connection.clone().revoked(head);
                 join_upgraded(&worker.inbound_tasks, client, server, Some(Box::pin(revoked)));
             }
             if is_connect {
-                response.headers_mut().remove(header::CONTENT_LENGTH);
-                response.headers_mut().remove(header::TRANSFER_ENCODING);
+                response.head.remove(header::CONTENT_LENGTH);
+                response.head.remove(header::TRANSFER_ENCODING);
             }
         }
-        _ => rules::strip_hop_by_hop(response.headers_mut()),
+        _ => rules::strip_hop_by_hop(&mut response.head),
     }
     rules::take_words(
-        response.headers_mut(),
+        &mut response.head,
         [rules::PROXY_ERROR, rules::PROXY_CONNECTION, rules::ORIG_PROTO],
     );
     let end = ResponseEnd {
         metrics,
-        status: response.status(),
-        grpc: grpc_status(response.headers()),
-        is_grpc: RequestKind::of(response.headers()).grpc,
+        status: response.status,
+        grpc: grpc_status_of(&response.head),
+        is_grpc: RequestKind::of(&response.head).grpc,
         started_at,
+        answered_at,
         told,
         finish: Some(Done::new(busy, h1, None, config.inbound.idle_max)),
     };
@@ -472,11 +484,11 @@ fn tell(
         } else {
             BTreeMap::new()
         },
-        method: request.method(),
-        scheme: request.uri().scheme_str().unwrap_or("http"),
+        method: &request.method,
+        scheme: request.head.scheme().unwrap_or("http"),
         authority: rules::authority_of(request),
-        path: request.uri().path(),
-        headers: request.headers(),
+        path: request.head.path(),
+        headers: &request.head,
     })
 }
 
@@ -501,7 +513,7 @@ async fn sender(
     worker: &Rc<Worker>,
     app: &Rc<Peer>,
     kind: Kind,
-    host: Option<&HeaderValue>,
+    host: Option<&[u8]>,
     since: Instant,
 ) -> Result<Sender, Why> {
     loop {

@@ -216,9 +216,9 @@ impl Balancer {
         };
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut failure = None;
+        let mut now = started_at;
         loop {
             self.refresh();
-            let now = Instant::now();
             if let Some(peer) = self
                 .pick(now, &tried)
                 .or_else(|| self.least_blocked(now, &tried, &fails_at_once))
@@ -244,6 +244,7 @@ impl Balancer {
                         if fails_at_once(&peer) {
                             failure = Some(error);
                         }
+                        now = Instant::now();
                         continue;
                     }
                 }
@@ -270,6 +271,7 @@ impl Balancer {
             self.something_new(now, deadline, course).await;
             drop(waiting);
             tried.clear();
+            now = Instant::now();
         }
     }
 

@@ -13,18 +13,20 @@ use std::time::Instant;
 
 use futures::future::LocalBoxFuture;
 use http::uri::Authority;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
+use hyper::upgrade::OnUpgrade;
 use rand::Rng as _;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::{RequestKind, Why, reached};
-use crate::body::{Body, First, grpc_status};
+use crate::body::{Body, First, grpc_status, grpc_status_of};
 use crate::http_rules as rules;
 use crate::late::Late;
 use crate::limits::BODY_MAX;
 use crate::live::Live;
+use crate::message::{Head, Request, Response, Value};
 use crate::metrics::Labels;
 use crate::route::{self, Filter, HttpRoute, Matches, PathChange};
 use crate::snapshot::{Breaker, Distribution, EndpointTls, Hint, Outbound, Protocol};
@@ -50,20 +52,21 @@ pub(crate) type ResponseBody = Body<ResponseEnd<Done>>;
 /// Settles a response: the load of its endpoint, and its HTTP/1 connection if it had one.
 pub(crate) struct Done {
     busy: Busy,
-    h1: Option<Kept>,
+    h1: Option<Box<Kept>>,
     attempt: Option<Attempt>,
     idle_max: usize,
 }
 
 /// An HTTP/1 connection, and the host that it was used for.
-pub(crate) type Kept = (H1Sender, HeaderValue);
+pub(crate) type Kept = (H1Sender, Box<[u8]>);
 
 impl Finish for Done {
     fn finish(mut self, end: End) {
         // What was cut short says nothing about the connection's state.
         if matches!(end, End::Complete(_))
-            && let Some((sender, host)) = self.h1.take()
+            && let Some(kept) = self.h1.take()
         {
+            let (sender, host) = *kept;
             self.busy.peer().keep_h1(sender, host, self.idle_max);
         }
         if let Some(attempt) = self.attempt.take() {
@@ -77,7 +80,7 @@ impl Finish for Done {
 }
 
 impl Done {
-    pub(crate) fn new(busy: Busy, h1: Option<Kept>, attempt: Option<Attempt>, idle_max: usize) -> Self {
+    pub(crate) fn new(busy: Busy, h1: Option<Box<Kept>>, attempt: Option<Attempt>, idle_max: usize) -> Self {
         Self {
             busy,
             h1,
@@ -104,14 +107,14 @@ pub(crate) async fn serve(
         let client = shared.clone();
         async move {
             let (worker, known, last) = &*client;
-            let kind = RequestKind::of(request.headers());
-            let version = request.version();
+            let kind = RequestKind::of(&request.head);
+            let version = request.version;
             if rules::ends_here(&mut request) {
                 return Ok(reached(version, Some("outbound")));
             }
-            if worker.shared.taps.want(request.headers()) {
+            if worker.shared.taps.want(&request.head) {
                 let labels = BTreeMap::from([("tls".to_owned(), "no_identity".to_owned())]);
-                request.extensions_mut().insert(tap::Client {
+                request.extensions.insert(tap::Client {
                     addr: client_addr,
                     labels,
                 });
@@ -130,7 +133,7 @@ pub(crate) async fn serve(
                 Ok(response) => {
                     known
                         .carried
-                        .set(response.extensions().get::<Uncarried>().is_none());
+                        .set(response.extensions.get::<Uncarried>().is_none());
                     Ok(response)
                 }
                 Err(why) => {
@@ -205,30 +208,23 @@ pub(crate) async fn exchange(
     let most = config.outbound.in_flight_max.div_ceil(config.workers);
     let _entered = worker.outbound.in_flight.enter(most)?;
     let outbound = outbound.ok_or(Why::Internal("unexpected error"))?;
-    let routes = routes_of(outbound, request.version()).ok_or(Why::Internal("unexpected error"))?;
-    let upgrade = rules::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    let routes = routes_of(outbound, request.version).ok_or(Why::Internal("unexpected error"))?;
+    let upgrade = rules::wants_upgrade(&request).then(|| request.extensions.remove::<OnUpgrade>());
     if upgrade.is_none() {
-        rules::strip_hop_by_hop(request.headers_mut());
+        rules::strip_hop_by_hop(&mut request.head);
     }
-    let required = rules::take_words(request.headers_mut(), [rules::REQUIRE_ID, rules::DST_OVERRIDE]);
+    let required = rules::take_words(&mut request.head, [rules::REQUIRE_ID, rules::DST_OVERRIDE]);
 
     let host = rules::host_of(&request);
-    let route = route::best(
-        routes,
-        |r| &r.matches,
-        host,
-        request.method(),
-        request.uri(),
-        request.headers(),
-    );
+    let route = route::best(routes, |r| &r.matches, host, &request.method, &request.head);
     let route = route.ok_or(Why::NoRoute)?;
     for filter in &route.filters {
         apply(filter, &route.matches, &mut request)?;
     }
-    let limits = route.limits.of_request(request.headers_mut());
+    let limits = route.limits.of_request(&mut request.head);
     let retry = limits.retry.as_ref();
     let mut late = limits.timeouts.any().then(|| Late::new(limits.timeouts));
-    let is_connect = request.method() == Method::CONNECT;
+    let is_connect = request.method == Method::CONNECT;
     let request = Replay::new(
         request,
         retry.map_or(BODY_MAX, |retry| retry.body_max),
@@ -257,27 +253,26 @@ pub(crate) async fn exchange(
         },
     };
     if let Some(late) = late {
-        let grpc = RequestKind::of(response.headers()).grpc;
+        let grpc = RequestKind::of(&response.head).grpc;
         response = response.map(|body| body.limited(late, grpc));
     }
-    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || (is_connect && response.status().is_success());
+    let switched =
+        response.status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && response.status.is_success());
     match upgrade {
         Some(client) if switched => {
-            let server = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-            if let Some(server) = server {
+            if let (Some(client), Some(server)) = (client, response.extensions.remove::<OnUpgrade>()) {
                 join_upgraded(tasks, client, server, revoked);
             }
             if is_connect {
-                response.headers_mut().remove(header::CONTENT_LENGTH);
-                response.headers_mut().remove(header::TRANSFER_ENCODING);
+                response.head.remove(header::CONTENT_LENGTH);
+                response.head.remove(header::TRANSFER_ENCODING);
             }
         }
-        _ => rules::strip_hop_by_hop(response.headers_mut()),
+        _ => rules::strip_hop_by_hop(&mut response.head),
     }
     for filter in &route.filters {
         if let Filter::ResponseHeaders(change) = filter {
-            change.apply(response.headers_mut());
+            change.apply(&mut response.head);
         }
     }
     Ok(response)
@@ -305,7 +300,7 @@ fn same_rule<'a>(outbound: &'a Outbound, version: Version, route: &HttpRoute) ->
 
 fn apply<B>(filter: &Filter, matches: &Matches, request: &mut Request<B>) -> Result<(), Why> {
     match filter {
-        Filter::RequestHeaders(change) => change.apply(request.headers_mut()),
+        Filter::RequestHeaders(change) => change.apply(&mut request.head),
         Filter::ResponseHeaders(_) => {}
         Filter::Fail {
             status,
@@ -329,15 +324,15 @@ fn apply<B>(filter: &Filter, matches: &Matches, request: &mut Request<B>) -> Res
             port,
             status,
         } => {
-            let uri = request.uri();
-            let scheme = scheme.as_deref().or_else(|| uri.scheme_str()).unwrap_or("http");
+            let head = &request.head;
+            let scheme = scheme.as_deref().or_else(|| head.scheme()).unwrap_or("http");
             let host = host.as_deref().unwrap_or_else(|| rules::host_of(request));
-            let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+            let query = head.query().map(|q| format!("?{q}")).unwrap_or_default();
             let path = match path {
-                None => uri.path().to_owned(),
+                None => head.path().to_owned(),
                 Some(PathChange::Full(path)) => path.clone(),
                 Some(PathChange::Prefix(replacement)) => {
-                    let rest = matches.behind_prefix(uri.path());
+                    let rest = matches.behind_prefix(head.path());
                     let rest = rest.ok_or(Why::Internal("redirect of a path without its prefix"))?;
                     match format!("{}{rest}", replacement.trim_end_matches('/')) {
                         empty if empty.is_empty() => "/".to_owned(),
@@ -392,7 +387,7 @@ impl Sending {
 
 /// Reads a call's status if it comes first. What begins with a message isn't held back.
 async fn peek(response: &mut Response<Incoming>) -> (First, Option<u32>) {
-    let first = response.body_mut().frame().await;
+    let first = response.body.frame().await;
     let trailers = first
         .as_ref()
         .and_then(|frame| frame.as_ref().ok()?.trailers_ref());
@@ -422,8 +417,7 @@ async fn send(
     } = way;
     let config = &worker.shared.config.outbound;
     let failfast = config.http_failfast;
-    let version = request.version();
-    let host = request.headers().get(header::HOST).cloned();
+    let version = request.request().version;
     let backends = match &route.backends {
         Distribution::FirstAvailable(all) => all.len(),
         Distribution::RandomAvailable(all) => all.len(),
@@ -448,7 +442,8 @@ async fn send(
         } = chosen;
         let patience = if last { Patience::Wait(failfast) } else { patience };
         let by_h2 = |peer: &Peer| !upgrade && (version == Version::HTTP_2 || carried(peer));
-        let kept_for = host.as_ref().filter(|_| !fresh);
+        let host = request.request().head.get(header::HOST).filter(|_| !fresh);
+        let kept_for = host.map(Value::as_bytes);
         let leads_elsewhere =
             |now: &Outbound| same_rule(now, version, route).is_some_and(|now| now.backends != rule.backends);
         let course = Course {
@@ -513,11 +508,13 @@ async fn send(
                 Sender::H2(sender) => (sender.send(&mut sent).await.map_err(SendError::from), None),
                 Sender::H1(mut sender) => {
                     rules::announce_content(&mut sent);
-                    let answer = sender.try_send_request(std::mem::take(&mut sent)).await;
+                    let host = sent.head.get(header::HOST).map(|host| host.as_bytes().into());
+                    let sent = http::Request::from(std::mem::take(&mut sent));
+                    let answer = sender.try_send_request(sent).await;
                     let answer = answer
-                        .map(|response| response.map(Incoming::Library))
+                        .map(|response| response.map(Incoming::Library).into())
                         .map_err(SendError::from);
-                    (answer, host.clone().map(|host| (sender, host)))
+                    (answer, host.map(|host| Box::new((sender, host))))
                 }
             }
         };
@@ -559,14 +556,16 @@ async fn send(
             }
         };
         peer.budget.request();
-        sending.busy.rtt = Some(sending.started_at.elapsed());
-        let (status, is_grpc) = (response.status(), RequestKind::of(response.headers()).grpc);
+        let answered_at = Instant::now();
+        let rtt = answered_at.duration_since(sending.started_at);
+        sending.busy.answered = Some((answered_at, rtt));
+        let (status, is_grpc) = (response.status, RequestKind::of(&response.head).grpc);
         if let Some(told) = &mut told {
-            told.answered(status, response.headers());
+            told.answered(status, &response.head);
         }
-        let said = grpc_status(response.headers());
+        let said = grpc_status_of(&response.head);
         let (mut first, mut code) = (None, said);
-        if retries.asks_for_codes() && is_grpc && code.is_none() && !response.body().is_end_stream() {
+        if retries.asks_for_codes() && is_grpc && code.is_none() && !response.body.is_end_stream() {
             let (frame, told) = peek(&mut response).await;
             (first, code) = (Some(frame), told);
         }
@@ -583,13 +582,13 @@ async fn send(
         if version < Version::HTTP_2 {
             rules::answer_from_http2(&mut response, version);
             if !h2 {
-                response.extensions_mut().insert(Uncarried);
+                response.extensions.insert(Uncarried);
             }
         }
-        tidy(response.headers_mut(), &peer);
+        tidy(&mut response.head, &peer);
         for filter in filters.iter().flat_map(|backend| &backend.filters) {
             if let Filter::ResponseHeaders(change) = filter {
-                change.apply(response.headers_mut());
+                change.apply(&mut response.head);
             }
         }
         let Sending {
@@ -605,6 +604,7 @@ async fn send(
             grpc: said,
             is_grpc,
             started_at,
+            answered_at,
             told,
             finish: Some(Done::new(busy, h1, attempt, config.idle_max)),
         };
@@ -621,7 +621,7 @@ fn tell(
     route: &HttpRoute,
 ) -> Option<Box<tap::Told>> {
     // There only if somebody wanted to know when the request came.
-    let source = request.extension::<tap::Client>()?;
+    let source = request.request().extensions.get::<tap::Client>()?;
     let is_watched = worker.shared.taps.are_watched();
     let mut labels = if is_watched {
         peer.endpoint.labels.clone()
@@ -650,11 +650,11 @@ fn tell(
         route_labels: route
             .map(|(key, value)| ((*key).to_owned(), value.to_string()))
             .collect(),
-        method: sent.method(),
-        scheme: sent.uri().scheme_str().unwrap_or("http"),
+        method: &sent.method,
+        scheme: sent.head.scheme().unwrap_or("http"),
         authority: rules::authority_of(sent),
-        path: sent.uri().path(),
-        headers: sent.headers(),
+        path: sent.head.path(),
+        headers: &sent.head,
     })
 }
 
@@ -674,22 +674,22 @@ fn prepare(request: &mut Request<RequestBody>, peer: &Peer, h2: bool) {
             None | Some(80) => Authority::try_from(name.as_str()).ok(),
             Some(port) => Authority::try_from(format!("{name}:{port}")).ok(),
         });
-        request.headers_mut().remove(header::HOST);
-        request.headers_mut().remove(rules::DST_CANONICAL);
+        request.head.remove(header::HOST);
+        request.head.remove(rules::DST_CANONICAL);
         if let Some(authority) = authority {
             if !h2 && let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-                request.headers_mut().insert(header::HOST, host);
+                request.head.insert(header::HOST, &host);
             } else {
-                rules::set_authority(request, Some(authority.clone()));
+                request.head.set_authority(Some(authority.as_str()));
             }
         }
     }
 }
 
 /// Takes out what only proxies say to each other. A stranger's words about the mesh are not repeated.
-fn tidy(headers: &mut http::HeaderMap, peer: &Peer) {
+fn tidy(head: &mut Head, peer: &Peer) {
     match peer.endpoint.tls {
-        EndpointTls::Mutual { .. } => rules::take_words(headers, [rules::PROXY_CONNECTION]),
-        _ => rules::take_words(headers, [rules::PROXY_CONNECTION, rules::PROXY_ERROR]),
+        EndpointTls::Mutual { .. } => rules::take_words(head, [rules::PROXY_CONNECTION]),
+        _ => rules::take_words(head, [rules::PROXY_CONNECTION, rules::PROXY_ERROR]),
     };
 }

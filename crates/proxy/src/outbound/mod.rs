@@ -26,6 +26,7 @@ use crate::answer::Why;
 use crate::detect;
 use crate::live::Live;
 use crate::metrics::Labels;
+use crate::quick::Quick;
 use crate::snapshot::{Backend, Distribution, Filtered, Outbound, Protocol, Target};
 use crate::transport::{Conn, TcpMetrics};
 use crate::worker::{Http, InFlight, Worker};
@@ -39,7 +40,7 @@ const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(crate) struct State {
     targets: RefCell<HashMap<Target, Rc<KnownTarget>>>,
-    balancers: RefCell<HashMap<Backend, Rc<Balancer>>>,
+    balancers: RefCell<HashMap<Backend, Rc<Balancer>, Quick>>,
     pub(crate) in_flight: InFlight,
 }
 

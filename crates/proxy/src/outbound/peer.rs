@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, Shared};
 use hawser_tls::Role;
-use http::HeaderValue;
 use http::uri::Authority;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -25,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use crate::balance::Load;
 use crate::bond::Bond;
 use crate::header::{Header, Session};
+use crate::message::Value;
 use crate::metrics::{Labels, Shard};
 use crate::snapshot::{Endpoint, EndpointTls, Hint};
 use crate::transport::{self, Conn, Gulping, TcpMetrics};
@@ -114,7 +114,7 @@ pub(crate) struct Peer {
     /// What a gateway calls the service, as requests say it.
     pub(crate) overridden: OnceCell<Option<Authority>>,
     /// The host of the latest request, read: most requests to an endpoint name the same one.
-    named: RefCell<Option<(HeaderValue, Authority)>>,
+    named: RefCell<Option<(Box<[u8]>, Authority)>>,
     http: OnceCell<Rc<HttpMetrics>>,
     tcp: OnceCell<Arc<TcpMetrics>>,
 }
@@ -123,19 +123,23 @@ pub(crate) struct Peer {
 /// host for the whole connection, so hosts don't share one, and requests without a host share with nobody.
 struct Idle {
     sender: H1Sender,
-    host: HeaderValue,
+    host: Box<[u8]>,
     since: Instant,
 }
 
 /// Counts as something to do for its peer until dropped.
 pub(crate) struct Busy {
     peer: Rc<Peer>,
-    pub(crate) rtt: Option<Duration>,
+    /// When its answer came, and how long that took.
+    pub(crate) answered: Option<(Instant, Duration)>,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.peer.load.end(Instant::now(), self.rtt);
+        match self.answered {
+            Some((at, rtt)) => self.peer.load.end(at, Some(rtt)),
+            None => self.peer.load.end(Instant::now(), None),
+        }
     }
 }
 
@@ -191,7 +195,7 @@ impl Peer {
         self.load.start();
         Busy {
             peer: self.clone(),
-            rtt: None,
+            answered: None,
         }
     }
 
@@ -215,17 +219,15 @@ impl Peer {
     }
 
     /// A Host header as the authority that it is.
-    pub(crate) fn authority_of(&self, host: &HeaderValue) -> Option<Authority> {
+    pub(crate) fn authority_of(&self, host: Value<'_>) -> Option<Authority> {
         let mut named = self.named.borrow_mut();
         if let Some((known, authority)) = &*named
-            && known == host
+            && **known == *host.as_bytes()
         {
             return Some(authority.clone());
         }
         let authority = Authority::try_from(host.as_bytes()).ok()?;
-        // A copy: the request's head is not to be kept for the sake of its host.
-        let host = HeaderValue::from_bytes(host.as_bytes()).ok()?;
-        *named = Some((host, authority.clone()));
+        *named = Some((host.as_bytes().into(), authority.clone()));
         Some(authority)
     }
 
@@ -389,11 +391,7 @@ impl Peer {
     }
 
     /// An idle HTTP/1 connection that was used for this host, or a new one.
-    pub(crate) async fn h1(
-        &self,
-        worker: &Worker,
-        host: Option<&HeaderValue>,
-    ) -> Result<H1Sender, ConnectError> {
+    pub(crate) async fn h1(&self, worker: &Worker, host: Option<&[u8]>) -> Result<H1Sender, ConnectError> {
         if let Some(sender) = host.and_then(|host| self.idle_h1(host)) {
             return Ok(sender);
         }
@@ -418,7 +416,7 @@ impl Peer {
     pub(crate) async fn plain(
         &self,
         worker: &Worker,
-        host: Option<&HeaderValue>,
+        host: Option<&[u8]>,
     ) -> Result<h1_client::Client, ConnectError> {
         if let Some(client) = host.and_then(|host| self.plain.take(host)) {
             return Ok(client);
@@ -432,16 +430,16 @@ impl Peer {
         &self.plain
     }
 
-    fn idle_h1(&self, host: &HeaderValue) -> Option<H1Sender> {
+    fn idle_h1(&self, host: &[u8]) -> Option<H1Sender> {
         let mut idle = self.h1.borrow_mut();
         let found = idle
             .iter()
-            .rposition(|idle| idle.sender.is_ready() && !idle.sender.retired() && idle.host == *host)?;
+            .rposition(|idle| idle.sender.is_ready() && !idle.sender.retired() && *idle.host == *host)?;
         Some(idle.swap_remove(found).sender)
     }
 
     /// Keeps a connection for the next request to the same host.
-    pub(crate) fn keep_h1(&self, sender: H1Sender, host: HeaderValue, idle_max: usize) {
+    pub(crate) fn keep_h1(&self, sender: H1Sender, host: Box<[u8]>, idle_max: usize) {
         let mut idle = self.h1.borrow_mut();
         if !sender.is_closed() && !sender.retired() && idle.len() < idle_max {
             idle.push(Idle {

@@ -9,11 +9,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
+use http::{Extensions, HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::http_rules::ORIG_PROTO;
 use crate::late::Progress;
+use crate::message::{Request, Target};
 use crate::wire::{Incoming, ReadError};
 
 /// A request's body on its way to a server; `None` if it has no content.
@@ -149,11 +150,8 @@ impl Reader {
 /// A request until its answer begins.
 #[derive(Debug)]
 pub(crate) struct Replay {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    headers: HeaderMap,
-    extensions: Extensions,
+    request: Request<()>,
+    target: Target,
     /// `None` if it has no content.
     body: Option<(Rc<RefCell<Recording>>, SizeHint)>,
 }
@@ -161,12 +159,17 @@ pub(crate) struct Replay {
 impl Replay {
     /// At most `bytes_max` bytes of its body are kept. `progress` is told what passes.
     pub(crate) fn new(request: Request<Incoming>, bytes_max: usize, progress: Option<Rc<Progress>>) -> Self {
-        let (head, body) = request.into_parts();
-        if let Some(progress) = progress.as_ref().filter(|_| body.is_end_stream()) {
+        let mut body = None;
+        let request = request.map(|whole| {
+            if !whole.is_end_stream() {
+                body = Some(whole);
+            }
+        });
+        if let (Some(progress), None) = (&progress, &body) {
             progress.asked();
         }
-        let size = body.size_hint();
-        let record = |rest| {
+        let record = |rest: Incoming| {
+            let size = rest.size_hint();
             // What is known to be too large isn't kept at all.
             let room = if size.lower() > bytes_max as u64 {
                 0
@@ -185,29 +188,15 @@ impl Replay {
             (Rc::new(RefCell::new(recording)), size)
         };
         Self {
-            method: head.method,
-            uri: head.uri,
-            version: head.version,
-            headers: head.headers,
-            extensions: head.extensions,
-            body: (!body.is_end_stream()).then(|| record(body)),
+            target: request.head.target(),
+            request,
+            body: body.map(record),
         }
     }
 
-    pub(crate) fn version(&self) -> Version {
-        self.version
-    }
-
-    pub(crate) fn method(&self) -> &Method {
-        &self.method
-    }
-
-    pub(crate) fn headers(&self) -> &HeaderMap {
-        &self.headers
-    }
-
-    pub(crate) fn extension<T: Clone + Send + Sync + 'static>(&self) -> Option<&T> {
-        self.extensions.get()
+    /// Without the head while that is lent.
+    pub(crate) fn request(&self) -> &Request<()> {
+        &self.request
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -232,33 +221,44 @@ impl Replay {
     ///
     /// `last`: it won't be asked for again. Extensions go with HTTP/1 only, to which they matter.
     pub(crate) fn take(&mut self, last: bool, with_extensions: bool) -> Option<Request<RequestBody>> {
-        let mut request = self.bare(last)?;
-        *request.headers_mut() = match last {
-            true => std::mem::take(&mut self.headers),
-            false => self.headers.clone(),
-        };
-        if with_extensions {
-            *request.extensions_mut() = self.extensions.clone();
-        }
-        Some(request)
+        let body = self.body(last)?;
+        Some(Request {
+            method: self.request.method.clone(),
+            version: self.request.version,
+            head: match last {
+                true => std::mem::take(&mut self.request.head),
+                false => self.request.head.clone(),
+            },
+            extensions: match with_extensions {
+                true => self.request.extensions.clone(),
+                false => Extensions::new(),
+            },
+            body,
+        })
     }
 
-    /// The same with the headers themselves: they must be [given back](Self::give_back) if it is to be sent again.
+    /// The same with the head itself: it must be [given back](Self::give_back) if it is to be sent again.
     pub(crate) fn lend(&mut self) -> Option<Request<RequestBody>> {
-        let mut request = self.bare(false)?;
-        *request.headers_mut() = std::mem::take(&mut self.headers);
-        Some(request)
+        Some(Request {
+            method: self.request.method.clone(),
+            version: self.request.version,
+            head: std::mem::take(&mut self.request.head),
+            extensions: Extensions::new(),
+            body: self.body(false)?,
+        })
     }
 
     /// What a request that was lent still has.
     pub(crate) fn give_back(&mut self, sent: &mut Request<RequestBody>) {
-        self.headers = std::mem::take(sent.headers_mut());
-        if self.version < Version::HTTP_2 {
-            self.headers.remove(ORIG_PROTO);
+        let mut head = std::mem::take(&mut sent.head);
+        head.restore(self.target);
+        if self.request.version < Version::HTTP_2 {
+            head.remove(ORIG_PROTO);
         }
+        self.request.head = head;
     }
 
-    fn bare(&mut self, last: bool) -> Option<Request<RequestBody>> {
+    fn body(&mut self, last: bool) -> Option<RequestBody> {
         let reader = match &self.body {
             None => None,
             Some((recording, size)) => {
@@ -274,11 +274,7 @@ impl Replay {
                 })
             }
         };
-        let mut request = Request::new(RequestBody(reader));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.version_mut() = self.version;
-        Some(request)
+        Some(RequestBody(reader))
     }
 }
 

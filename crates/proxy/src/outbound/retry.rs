@@ -120,7 +120,7 @@ impl Attempts {
             Fate::Broken => {
                 !self.suspected
                     && request.is_empty()
-                    && idempotent(request.method())
+                    && idempotent(&request.request().method)
                     && peer.budget.withdraw(now)
             }
             Fate::Failed => false,

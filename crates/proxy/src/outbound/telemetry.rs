@@ -126,6 +126,8 @@ pub(crate) struct ResponseEnd<F: Finish> {
     pub(crate) grpc: Option<u32>,
     pub(crate) is_grpc: bool,
     pub(crate) started_at: Instant,
+    /// When its head was here.
+    pub(crate) answered_at: Instant,
     /// For those who watch requests.
     pub(crate) told: Option<Box<Told>>,
     pub(crate) finish: Option<F>,
@@ -134,8 +136,13 @@ pub(crate) struct ResponseEnd<F: Finish> {
 impl<F: Finish> ResponseEnd<F> {
     /// `broken`: how it ended, if not by itself.
     fn over(&mut self, trailers: Option<u32>, broken: Option<End>) {
+        if self.finish.is_some() {
+            self.over_after(self.started_at.elapsed(), trailers, broken);
+        }
+    }
+
+    fn over_after(&mut self, elapsed: Duration, trailers: Option<u32>, broken: Option<End>) {
         let Some(finish) = self.finish.take() else { return };
-        let elapsed = self.started_at.elapsed();
         let code = self.grpc.or(trailers).filter(|_| self.is_grpc);
         let grpc = if self.is_grpc {
             Grpc::Status(code)
@@ -165,6 +172,11 @@ impl<F: Finish> OnEnd for ResponseEnd<F> {
 
     fn end(mut self, grpc_status: Option<u32>) {
         self.over(grpc_status, None);
+    }
+
+    fn end_at_once(mut self) {
+        let elapsed = self.answered_at.duration_since(self.started_at);
+        self.over_after(elapsed, None, None);
     }
 
     fn fail(mut self) {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use linkerd2_proxy_api::http_types::{Headers, headers::Header};
 use linkerd2_proxy_api::tap::tap_event::{self, ProxyDirection};
 use linkerd2_proxy_api::tap::{Eos, ObserveRequest, TapEvent, tap_event::http as event};
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use pattern::{Pattern, TooComplex};
 
+use crate::message::{Field, Head};
 use crate::span::{self, Open, Spans};
 
 /// Who may watch at the same time.
@@ -53,7 +54,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) scheme: &'a str,
     pub(crate) authority: &'a str,
     pub(crate) path: &'a str,
-    pub(crate) headers: &'a HeaderMap,
+    pub(crate) headers: &'a Head,
 }
 
 /// Who sent a request. Also an extension of outbound requests that somebody may watch.
@@ -136,7 +137,7 @@ impl Default for Taps {
 impl Taps {
     /// Whether anybody wants to know of a request with such headers. All that happens to one of which nobody does.
     #[inline]
-    pub(crate) fn want(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn want(&self, headers: &Head) -> bool {
         self.are_watched() || (self.0.spans.get().is_some() && span::is_sampled(headers))
     }
 
@@ -306,7 +307,7 @@ impl Told {
     }
 
     /// The answer begins.
-    pub(crate) fn answered(&mut self, status: StatusCode, fields: &HeaderMap) {
+    pub(crate) fn answered(&mut self, status: StatusCode, fields: &Head) {
         let now = Instant::now();
         self.answered = Some(now);
         if let Some((span, _)) = &mut self.span {
@@ -380,13 +381,11 @@ pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..text.floor_char_boundary(bytes_max)]
 }
 
-fn headers(fields: &HeaderMap) -> Headers {
-    let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
-        let value = value.as_bytes();
-        Header {
-            name: cut(name.as_str(), HEADER_BYTES_MAX).to_owned(),
-            value: value.get(..HEADER_BYTES_MAX).unwrap_or(value).to_vec(),
-        }
+fn headers(fields: &Head) -> Headers {
+    let cut = |bytes: &[u8]| bytes.get(..HEADER_BYTES_MAX).unwrap_or(bytes).to_vec();
+    let header = |field: Field<'_>| Header {
+        name: String::from_utf8(cut(field.name)).unwrap_or_default(),
+        value: cut(field.value.as_bytes()),
     };
     Headers {
         headers: fields.iter().take(HEADERS_MAX).map(header).collect(),
@@ -411,8 +410,8 @@ mod tests {
             addr: ([10, 0, 0, 1], 4000).into(),
             labels: BTreeMap::from([("tls".into(), "true".into())]),
         };
-        let mut headers = HeaderMap::new();
-        headers.insert("x-secret", http::HeaderValue::from_static("swordfish"));
+        let mut headers = Head::default();
+        headers.insert("x-secret", &http::HeaderValue::from_static("swordfish"));
         taps.tell(&Seen {
             direction: Direction::Inbound,
             source: &source,
@@ -439,7 +438,7 @@ mod tests {
         let mut watch = taps.open(&asked(10)).expect("there is room");
         assert!(taps.are_watched());
         let mut told = tell(&taps, "/a").expect("somebody watches");
-        told.answered(StatusCode::OK, &HeaderMap::new());
+        told.answered(StatusCode::OK, &Head::default());
         told.passed(5);
         told.ended(Some(0));
         let Some(event::Event::RequestInit(head)) = next(&mut watch) else {
@@ -483,19 +482,19 @@ mod tests {
     #[test]
     fn for_spans_only_requests_of_sampled_traces_are_looked_at() {
         let headers = |flags: &str| {
-            let mut headers = HeaderMap::new();
+            let mut headers = Head::default();
             let context = format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}");
-            headers.insert("traceparent", context.parse().expect("a header"));
+            headers.insert("traceparent", &context.parse().expect("a header"));
             headers
         };
         let taps = Taps::default();
         assert!(!taps.want(&headers("01")), "nobody wants spans");
         let (spans, _waiting) = Spans::new();
         taps.trace(Arc::new(spans));
-        let wanted = [headers("01"), headers("00"), HeaderMap::new()].map(|headers| taps.want(&headers));
+        let wanted = [headers("01"), headers("00"), Head::default()].map(|headers| taps.want(&headers));
         assert_eq!(wanted, [true, false, false]);
         let _watch = taps.open(&asked(1)).expect("there is room");
-        assert!(taps.want(&HeaderMap::new()), "somebody watches all");
+        assert!(taps.want(&Head::default()), "somebody watches all");
     }
 
     #[test]

@@ -171,12 +171,12 @@ fn of_http(http: &Http) -> Option<Pattern> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use http::HeaderMap;
     use linkerd2_proxy_api::tap::observe_request::r#match::Seq;
     use linkerd2_proxy_api::tap::observe_request::r#match::tcp::PortRange;
 
     use super::super::{Client, Direction};
     use super::*;
+    use crate::message::Head;
 
     fn of(kind: Kind) -> Match {
         Match { r#match: Some(kind) }
@@ -234,7 +234,7 @@ mod tests {
             scheme: "http",
             authority: "web",
             path: "/api/vote",
-            headers: &HeaderMap::new(),
+            headers: &Head::default(),
         })
     }
 

@@ -5,9 +5,10 @@ use std::future::{Future as _, poll_fn};
 use std::rc::Rc;
 use std::task::Poll;
 
-use http::{Request, Response, Version};
+use http::Version;
 use http_body::Body as _;
 
+use crate::message::{Request, Response};
 use crate::outbound::replay::RequestBody;
 use crate::transport::Conn;
 
@@ -61,14 +62,14 @@ impl Client {
     pub(crate) async fn send(&self, request: &mut Request<RequestBody>) -> Result<Response<Incoming>, Fault> {
         let link = &self.0.0;
         poll_fn(|cx| link.borrow_mut().poll_open(cx)).await?;
-        let end = request.body().is_end_stream();
+        let end = request.body.is_end_stream();
         let id = link.borrow_mut().open(request, end);
         let receiving = Receiving {
             link: link.clone(),
             id,
         };
         if !end {
-            let (link, body) = (link.clone(), request.body_mut().take());
+            let (link, body) = (link.clone(), request.body.take());
             let mut sending = Box::pin(async move { send_body(&link, id, body).await });
             // A body that is here already needs no task.
             let pending = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx).is_pending())).await;
@@ -77,10 +78,10 @@ impl Client {
             }
         }
         let answer = poll_fn(|cx| link.borrow_mut().poll_answer(id, cx)).await?;
-        let mut response = Response::new(receiving.body());
-        *response.status_mut() = answer.status;
-        *response.version_mut() = Version::HTTP_2;
-        *response.headers_mut() = answer.headers;
-        Ok(response)
+        Ok(Response {
+            status: answer.status,
+            head: answer.head,
+            ..Response::new(Version::HTTP_2, receiving.body())
+        })
     }
 }

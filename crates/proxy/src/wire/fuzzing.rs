@@ -5,29 +5,34 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use h2::Reason;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 
 use super::frame::{self, Header};
 use super::h1::{self, Chunk, Framing, Lack, Next, Odd};
-use super::hpack::model::{Model, read_alike};
-use super::hpack::{Decoder, Encoder, Field};
+use super::hpack::model::{Model, Told, read_alike};
+use super::hpack::{Decoder, Encoder, Kind};
 use super::link::{Link, Piece, Side};
 use super::{Fault, Options};
 use crate::fuzzing::arrival;
+use crate::message::Request;
 
 /// A request that can be compared.
-pub(super) type Plain = (Method, String, Vec<(HeaderName, HeaderValue)>, Bytes);
+pub(super) type Plain = (Method, Version, String, Vec<(Vec<u8>, Vec<u8>)>, Bytes);
 
 pub(super) fn plain<B>(request: &Request<B>, content: Bytes) -> Plain {
-    let headers = request.headers().iter();
-    let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
+    let fields = request.head.iter();
+    let fields = fields.map(|field| (field.name.to_vec(), field.value.as_bytes().to_vec()));
+    let mut fields: Vec<_> = fields.collect();
+    // Only the order of those with one name means something; the library's map keeps no other.
+    fields.sort_by(|one, other| one.0.cmp(&other.0));
     (
-        request.method().clone(),
-        request.uri().to_string(),
-        headers.collect(),
+        request.method.clone(),
+        request.version,
+        format!("{:?}", (request.head.authority(), request.head.path_and_query())),
+        fields,
         content,
     )
 }
@@ -55,7 +60,7 @@ pub fn request(input: &[u8]) {
     assert_eq!(read, rest);
     let Ok(ours) = whole else { return };
     assert_eq!(Some(&ours), read_by_library(bytes).as_ref());
-    let taken = &bytes[..bytes.len() - rest.len() - ours.3.len()];
+    let taken = &bytes[..bytes.len() - rest.len() - ours.4.len()];
     assert_eq!(crate::head::fault_of(taken), None);
     written_as_meant(bytes);
 }
@@ -70,7 +75,7 @@ pub(super) fn written_as_meant(bytes: &[u8]) {
     let ours = plain(&request, content);
     let mut again = match read_request(&mut out) {
         // With the header that we add there are more than the short way takes.
-        Err(Lack::Odd) if ours.2.len() == h1::HEADERS => return,
+        Err(Lack::Odd) if ours.3.len() == h1::HEADERS => return,
         again => again.expect("we wrote it"),
     };
     assert!(
@@ -78,8 +83,8 @@ pub(super) fn written_as_meant(bytes: &[u8]) {
         "nothing is left that could be taken for another request"
     );
     // The only thing that we say on our own.
-    if !request.headers().contains_key(header::CONTENT_LENGTH) {
-        again.2.retain(|(name, _)| *name != header::CONTENT_LENGTH);
+    if !request.head.contains(header::CONTENT_LENGTH) {
+        again.3.retain(|(name, _)| name != b"content-length");
     }
     assert_eq!(again, ours);
 }
@@ -92,16 +97,15 @@ pub(super) fn read_by_library(bytes: &[u8]) -> Option<Plain> {
         let (mut client, server) = tokio::io::duplex(64 << 10);
         client.write_all(bytes).await.ok()?;
         client.shutdown().await.ok()?;
-        let service = hyper::service::service_fn(async |asked: Request<hyper::body::Incoming>| {
+        let service = hyper::service::service_fn(async |asked: http::Request<hyper::body::Incoming>| {
             let (head, body) = asked.into_parts();
             let content = body.collect().await?.to_bytes();
-            let mut seen = plain(&Request::from_parts(head, ()), content);
+            let mut seen = plain(&http::Request::from_parts(head, ()).into(), content);
             // What we leave out.
-            seen.2.retain(|(name, value)| {
-                name != "connection" || !value.as_bytes().eq_ignore_ascii_case(b"keep-alive")
-            });
+            seen.3
+                .retain(|(name, value)| name != b"connection" || !value.eq_ignore_ascii_case(b"keep-alive"));
             *first.borrow_mut() = Some(seen);
-            Ok::<_, hyper::Error>(Response::new(Empty::<Bytes>::new()))
+            Ok::<_, hyper::Error>(http::Response::new(Empty::<Bytes>::new()))
         });
         hyper::server::conn::http1::Builder::new()
             .keep_alive(false)
@@ -151,7 +155,7 @@ fn same_body(framing: Framing, bytes: &[u8], length: usize) -> Body {
 pub fn answer(input: &[u8]) {
     let (bytes, length) = arrival(input);
     for to_head in [false, true] {
-        let told = |head: h1::Head| (head.status, head.version, head.headers, head.framing, head.keep);
+        let told = |head: h1::Head| (head.status, head.version, head.head, head.framing, head.keep);
         let mut rest = BytesMut::from(bytes);
         let whole = h1::answer(&mut rest, to_head).map(|head| head.map(told));
         let (mut read, mut found) = (BytesMut::new(), Ok(None));
@@ -206,18 +210,21 @@ pub fn hpack(input: &[u8]) {
         encoder.begin(&mut out);
         fields.retain(|field| {
             match field {
-                Field::Method(method) => encoder.method(method, &mut out),
-                Field::Scheme(scheme) => encoder.scheme(scheme, &mut out),
-                Field::Authority(authority) => encoder.authority(authority.as_str(), &mut out),
-                Field::Path(path) => encoder.path(path.as_str(), &mut out),
-                Field::Status(status) => encoder.status(*status, &mut out),
-                Field::Header(name, value) => encoder.header(name, value, &mut out),
-                Field::Malformed(_) => return false,
+                Told::Header(name, value) => encoder.header(name, value, false, &mut out),
+                Told::Pseudo(kind, text) => match kind {
+                    Kind::Method => encoder.method(&text.parse().expect("a method"), &mut out),
+                    Kind::Scheme => encoder.scheme(text, &mut out),
+                    Kind::Authority => encoder.authority(text, &mut out),
+                    Kind::Path => encoder.path(text, &mut out),
+                    Kind::Status => encoder.status(text.parse().expect("a status"), &mut out),
+                    Kind::Header | Kind::Wrong => return false,
+                },
+                Told::Malformed => return false,
             }
             true
         });
         let mut again = Vec::new();
-        let read = other.decode(&out, |field, _| again.push(field));
+        let read = other.decode(&out, |field, _| again.push(field.into()));
         assert_eq!((read, again), (Ok(()), fields));
     }
 }
@@ -252,8 +259,10 @@ fn link(side: Side) -> (Link, Vec<u32>) {
     let mut open = Vec::new();
     if side == Side::Client {
         for (method, end) in [(Method::GET, true), (Method::HEAD, true), (Method::POST, false)] {
-            let mut request = Request::new(());
-            *request.method_mut() = method;
+            let request = Request {
+                method,
+                ..Request::<()>::default()
+            };
             open.push(link.open(&request, end));
         }
         link.out.clear();
@@ -331,12 +340,11 @@ fn serve<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
         link.begin_turn(&cx);
         let ended = link.received(&mut read);
         while let Some((id, request)) = link.next_accepted() {
-            let mut headers = HeaderMap::new();
-            headers.extend(request.headers().clone());
+            let head = &request.head;
             match id % 8 {
-                1 => link.respond(id, StatusCode::OK, &headers, true),
+                1 => link.respond(id, StatusCode::OK, head, true),
                 3 => link.unread(id),
-                _ => link.respond(id, StatusCode::NOT_FOUND, &headers, false),
+                _ => link.respond(id, StatusCode::NOT_FOUND, head, false),
             }
             served.push((id, 3_000));
         }

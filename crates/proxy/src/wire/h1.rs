@@ -5,9 +5,9 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 
+use crate::message::{self, Request};
 use crate::worker::HEAD_MAX;
 
 /// Headers of most messages. Places for more are only made for those that have more: they would cost each message the
@@ -70,24 +70,22 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes
     if method == Method::CONNECT {
         return Err(Lack::Odd);
     }
-    // Values refer to a copy: what turns out to be odd only now is still there, whole, for the library.
-    let head = Copied::of(read, length);
-    let mut map = HeaderMap::with_capacity(parsed.headers.len() + 2);
+    // What is kept is a copy: what turns out to be odd only now is still there, whole, for the library.
+    let mut head = Copied::of(read, length);
     let mut content = None;
     for field in parsed.headers.iter() {
-        match special(field.name.as_bytes()) {
+        match head.put(field)? {
             // It says nothing, and concerns nobody else.
-            Some(header::CONNECTION) if field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
-            Some(header::CONTENT_LENGTH) => {
+            b"connection" if field.value.eq_ignore_ascii_case(b"keep-alive") => head.head.pop(),
+            b"content-length" => {
                 let length = number(field.value).and_then(|length| usize::try_from(length).ok());
                 if content.replace(length.ok_or(Odd)?).is_some() {
                     return Err(Lack::Odd);
                 }
             }
-            Some(_) => return Err(Lack::Odd),
-            None => {}
+            b"connection" | b"transfer-encoding" | b"upgrade" | b"expect" | b"te" => return Err(Lack::Odd),
+            _ => {}
         }
-        head.put(field, &mut map)?;
     }
     let content = content.unwrap_or(0);
     if read.len() - length < content {
@@ -96,40 +94,37 @@ fn request_of<const N: usize>(read: &mut BytesMut) -> Result<(Request<()>, Bytes
             _ => Lack::Odd,
         });
     }
-    let path = PathAndQuery::from_maybe_shared(head.slice(path.as_bytes())).map_err(|_| Odd)?;
-    let mut request = Request::new(());
-    *request.method_mut() = method;
-    *request.uri_mut() = path.into();
-    *request.headers_mut() = map;
+    let path = message::path(path.as_bytes()).ok_or(Odd)?;
+    head.head.aim(None, None, Some(path));
+    let request = Request {
+        method,
+        version: Version::HTTP_11,
+        head: head.head,
+        ..Request::default()
+    };
     read.advance(length);
     Ok((request, take_off(read, content)))
 }
 
-/// A head's bytes, and where what was parsed has its own.
+/// A head, and where the text is that its own was copied from.
 struct Copied {
-    bytes: Bytes,
+    head: message::Head,
     base: usize,
 }
 
 impl Copied {
     fn of(read: &[u8], length: usize) -> Self {
         Self {
-            bytes: Bytes::copy_from_slice(read.get(..length).unwrap_or_default()),
+            head: message::Head::of_text(read.get(..length).unwrap_or_default()),
             base: read.as_ptr() as usize,
         }
     }
 
-    /// The copy of what is a part of the head.
-    fn slice(&self, part: &[u8]) -> Bytes {
-        let start = part.as_ptr() as usize - self.base;
-        self.bytes.slice(start..start + part.len())
-    }
-
-    fn put(&self, field: &httparse::Header<'_>, map: &mut HeaderMap) -> Result<(), Odd> {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Odd)?;
-        let value = HeaderValue::from_maybe_shared(self.slice(field.value)).map_err(|_| Odd)?;
-        map.append(name, value);
-        Ok(())
+    /// Returns the field's name, in small letters.
+    fn put(&mut self, field: &httparse::Header<'_>) -> Result<&[u8], Odd> {
+        let place = |part: &[u8]| ((part.as_ptr() as usize).wrapping_sub(self.base), part.len());
+        let (name, value) = (place(field.name.as_bytes()), place(field.value));
+        self.head.push_part(name, value).ok_or(Odd)
     }
 }
 
@@ -143,25 +138,14 @@ pub(super) fn take_off(read: &mut BytesMut, length: usize) -> Bytes {
     taken
 }
 
-/// The headers that decide how a message is read.
-fn special(name: &[u8]) -> Option<HeaderName> {
-    // By length first: most names are none of them.
-    let (text, header): (&[u8], _) = match name.len() {
-        2 => (b"te", header::TE),
-        6 => (b"expect", header::EXPECT),
-        7 => (b"upgrade", header::UPGRADE),
-        10 => (b"connection", header::CONNECTION),
-        14 => (b"content-length", header::CONTENT_LENGTH),
-        17 => (b"transfer-encoding", header::TRANSFER_ENCODING),
-        _ => return None,
-    };
-    name.eq_ignore_ascii_case(text).then_some(header)
-}
-
 /// A length, in digits and nothing else.
 pub(super) fn number(text: &[u8]) -> Option<u64> {
-    let digits = text.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
+    let digit = |value: Option<u64>, byte: &u8| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        value?.checked_mul(10)?.checked_add(digit)
+    };
+    let first = text.first().map(|_| 0);
+    text.iter().fold(first, digit)
 }
 
 /// How a message's body ends.
@@ -178,7 +162,7 @@ pub(super) enum Framing {
 pub(super) struct Head {
     pub(super) status: StatusCode,
     pub(super) version: Version,
-    pub(super) headers: HeaderMap,
+    pub(super) head: message::Head,
     pub(super) framing: Framing,
     pub(super) keep: bool,
 }
@@ -204,23 +188,22 @@ fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Optio
     let status = StatusCode::from_u16(code).map_err(|_| Odd)?;
     let (mut content, mut chunked) = (None, false);
     let mut keep = minor == 1;
-    let head = Copied::of(read, length);
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 2);
+    let mut head = Copied::of(read, length);
     for field in parsed.headers.iter() {
-        match special(field.name.as_bytes()) {
+        match head.put(field)? {
             // It says nothing, and concerns nobody else.
-            Some(header::CONNECTION) if field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
-            Some(header::CONNECTION) => {
+            b"connection" if field.value.eq_ignore_ascii_case(b"keep-alive") => head.head.pop(),
+            b"connection" => {
                 let mut names = field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
                 keep &= !names.any(|name| name.eq_ignore_ascii_case(b"close"));
             }
-            Some(header::TRANSFER_ENCODING) => {
+            b"transfer-encoding" => {
                 if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
                     return Err(Odd);
                 }
                 chunked = true;
             }
-            Some(header::CONTENT_LENGTH) => {
+            b"content-length" => {
                 let length = number(field.value).ok_or(Odd)?;
                 if content.replace(length).is_some_and(|other| other != length) {
                     return Err(Odd);
@@ -228,7 +211,6 @@ fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Optio
             }
             _ => {}
         }
-        head.put(field, &mut headers)?;
     }
     if chunked && content.is_some() {
         return Err(Odd);
@@ -248,7 +230,7 @@ fn answer_of<const N: usize>(read: &mut BytesMut, to_head: bool) -> Result<Optio
         } else {
             Version::HTTP_10
         },
-        headers,
+        head: head.head,
         keep: keep && framing != Framing::UntilClosed,
         framing,
     }))
@@ -382,9 +364,10 @@ fn chunk_size(read: &[u8]) -> Result<Option<(usize, u64)>, Odd> {
 /// Do all lines of a head that was read end as they should? The parser takes a line feed alone, others don't.
 fn whole_lines(read: &[u8], head: usize) -> bool {
     let head = read.get(..head).unwrap_or_default();
-    let count = |wanted: u8| head.iter().filter(|byte| **byte == wanted).count();
-    // It has no carriage return but at a line's end.
-    count(b'\r') == count(b'\n')
+    // It has no carriage return but at a line's end. Sums of one byte each, so that many bytes are counted at once.
+    let more = |sum: i8, byte: &u8| sum + i8::from(*byte == b'\n') - i8::from(*byte == b'\r');
+    let sums = head.chunks(64).map(|chunk| i32::from(chunk.iter().fold(0, more)));
+    sums.sum::<i32>() == 0
 }
 
 fn take(left: &mut u64, read: &mut BytesMut) -> Next {
@@ -408,15 +391,14 @@ fn owned(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Odd> {
 /// A request with all of its content.
 pub(super) fn put_request<B>(request: &Request<B>, content: &[u8], out: &mut BytesMut) {
     out.reserve(HEAD_USUAL + content.len());
-    out.put_slice(request.method().as_str().as_bytes());
+    out.put_slice(request.method.as_str().as_bytes());
     out.put_u8(b' ');
-    let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-    out.put_slice(path.as_bytes());
+    out.put_slice(request.head.path_and_query().unwrap_or("/").as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
-    put_headers(request.headers(), out);
+    request.head.put_fields(out);
     // Without a length the server would have to know that these methods may have no content.
-    let usual = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-    if (usual || !content.is_empty()) && !request.headers().contains_key(header::CONTENT_LENGTH) {
+    let usual = matches!(request.method, Method::POST | Method::PUT | Method::PATCH);
+    if (usual || !content.is_empty()) && !request.head.contains(header::CONTENT_LENGTH) {
         out.put_slice(b"content-length: ");
         put_number(content.len(), 10, out);
         out.put_slice(b"\r\n");
@@ -436,12 +418,6 @@ pub(super) fn put_status(version: Version, status: StatusCode, out: &mut BytesMu
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or("unknown").as_bytes());
     out.put_slice(b"\r\n");
-}
-
-pub(super) fn put_headers(headers: &HeaderMap, out: &mut BytesMut) {
-    for (name, value) in headers {
-        put_field(name.as_str().as_bytes(), value.as_bytes(), out);
-    }
 }
 
 pub(super) fn put_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
@@ -488,14 +464,15 @@ mod tests {
             assert_eq!(&read[..], text.as_bytes(), "untouched");
         }
         found.map(|(request, body)| {
-            let headers: Vec<_> = request
-                .headers()
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let fields: Vec<_> = request
+                .head
                 .iter()
-                .map(|(name, value)| format!("{name}={}", value.to_str().unwrap()))
+                .map(|field| format!("{}={}", text(field.name), text(field.value.as_bytes())))
                 .collect();
-            let body = String::from_utf8_lossy(&body).into_owned();
-            let (method, uri, left) = (request.method(), request.uri(), read.len());
-            format!("{method} {uri} {headers:?} {body:?} {left}")
+            let body = text(&body);
+            let (method, path, left) = (&request.method, request.head.path_and_query(), read.len());
+            format!("{method} {} {fields:?} {body:?} {left}", path.unwrap())
         })
     }
 
@@ -771,7 +748,7 @@ mod tests {
         fn a_damaged_answer_is_read_alike_in_any_pieces(
             bytes in damaged(head(ANSWERS)), to_head in any::<bool>(), cuts in cuts(),
         ) {
-            let told = |head: Head| (head.status, head.version, head.headers, head.framing, head.keep);
+            let told = |head: Head| (head.status, head.version, head.head, head.framing, head.keep);
             let mut rest = BytesMut::from(&bytes[..]);
             let whole = answer(&mut rest, to_head).map(|head| head.map(told));
             let (mut read, mut found) = (BytesMut::new(), Ok(None));

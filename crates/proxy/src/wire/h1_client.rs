@@ -8,14 +8,15 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, StatusCode, header};
 use http_body::Frame;
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::io::AsyncWrite as _;
 
+use crate::message::{Request, Response};
 use crate::transport::Conn;
 
 use super::h1::{self, Framing, Next};
@@ -35,16 +36,18 @@ pub(crate) struct Pool(RefCell<Vec<Idle>>);
 #[derive(Debug)]
 struct Idle {
     client: Client,
-    host: HeaderValue,
-    since: Instant,
+    /// Since it was first looked after: nobody asks the clock for each request.
+    since: Option<Instant>,
 }
 
 impl Pool {
     /// A connection that was used for this host and is still good.
-    pub(crate) fn take(&self, host: &HeaderValue) -> Option<Client> {
+    pub(crate) fn take(&self, host: &[u8]) -> Option<Client> {
         let mut idle = self.0.borrow_mut();
         loop {
-            let found = idle.iter().rposition(|idle| idle.host == *host)?;
+            let found = idle
+                .iter()
+                .rposition(|idle| idle.client.host.as_deref() == Some(host))?;
             let mut client = idle.swap_remove(found).client;
             if client.is_quiet() {
                 return Some(client);
@@ -52,22 +55,19 @@ impl Pool {
         }
     }
 
-    fn keep(&self, mut client: Client, host: HeaderValue, max: usize) {
+    fn keep(&self, mut client: Client, max: usize) {
         let mut idle = self.0.borrow_mut();
         if idle.len() < max && client.read.is_empty() {
             client.rest();
-            idle.push(Idle {
-                client,
-                host,
-                since: Instant::now(),
-            });
+            idle.push(Idle { client, since: None });
         }
     }
 
     pub(crate) fn evict(&self, now: Instant, after: Duration) {
-        self.0
-            .borrow_mut()
-            .retain_mut(|idle| now.duration_since(idle.since) < after && idle.client.is_quiet());
+        self.0.borrow_mut().retain_mut(|idle| {
+            let since = *idle.since.get_or_insert(now);
+            now.duration_since(since) < after && idle.client.is_quiet()
+        });
     }
 }
 
@@ -75,6 +75,8 @@ impl Pool {
 #[derive(Debug)]
 pub(crate) struct Client {
     conn: Conn,
+    /// What it was first used for, and is only used for.
+    host: Option<Box<[u8]>>,
     read: BytesMut,
     out: BytesMut,
 }
@@ -83,6 +85,7 @@ impl Client {
     pub(crate) fn new(conn: Conn) -> Self {
         Self {
             conn,
+            host: None,
             read: BytesMut::new(),
             out: BytesMut::new(),
         }
@@ -90,12 +93,7 @@ impl Client {
 
     /// Has the server said nothing unasked, not even goodbye? Costs no system call unless the kernel has news.
     fn is_quiet(&mut self) -> bool {
-        let mut byte = [0];
-        let mut cx = Context::from_waker(Waker::noop());
-        self.read.is_empty()
-            && Pin::new(&mut self.conn)
-                .poll_read(&mut cx, &mut ReadBuf::new(&mut byte))
-                .is_pending()
+        self.read.is_empty() && self.conn.is_quiet()
     }
 
     fn rest(&mut self) {
@@ -130,7 +128,7 @@ impl Client {
         poll_fn(|cx| self.poll_write(cx))
             .await
             .map_err(|_| Fault::Broken)?;
-        let to_head = request.method() == Method::HEAD;
+        let to_head = request.method == Method::HEAD;
         let mut informational = 0;
         let head = loop {
             match h1::answer(&mut self.read, to_head) {
@@ -152,18 +150,23 @@ impl Client {
                 Err(h1::Odd) => return Err(Fault::Malformed),
             }
         };
-        let host = request.headers().get(header::HOST).filter(|_| head.keep).cloned();
+        if self.host.is_none() {
+            self.host = request.head.get(header::HOST).map(|host| host.as_bytes().into());
+        }
+        let home = head.keep && self.host.is_some();
         let mut body = Answer {
             client: Some(self),
             framing: head.framing,
-            home: host.map(|host| (pool.clone(), host, idle_max)),
+            home: home.then(|| (pool.clone(), idle_max)),
         };
-        let mut response = Response::new(Incoming::Empty);
-        *response.status_mut() = head.status;
-        *response.version_mut() = head.version;
-        *response.headers_mut() = head.headers;
-        *response.body_mut() = body.short().unwrap_or_else(|| Incoming::Plain(Box::new(body)));
-        Ok(response)
+        Ok(Response {
+            status: head.status,
+            head: head.head,
+            ..Response::new(
+                head.version,
+                body.short().unwrap_or_else(|| Incoming::Plain(Box::new(body))),
+            )
+        })
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -184,7 +187,7 @@ pub(crate) struct Answer {
     client: Option<Client>,
     framing: Framing,
     /// Where the connection goes afterwards, if it may be used again.
-    home: Option<(Rc<Pool>, HeaderValue, usize)>,
+    home: Option<(Rc<Pool>, usize)>,
 }
 
 impl Answer {
@@ -204,8 +207,8 @@ impl Answer {
     }
 
     fn over(&mut self) {
-        if let (Some(client), Some((pool, host, max))) = (self.client.take(), self.home.take()) {
-            pool.keep(client, host, max);
+        if let (Some(client), Some((pool, max))) = (self.client.take(), self.home.take()) {
+            pool.keep(client, max);
         }
     }
 

@@ -11,12 +11,13 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{Method, Request, Response, StatusCode, Version, header};
+use http::{Method, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
 use crate::body::{Body, OnEnd};
+use crate::message::{Request, Response};
 use crate::transport::Conn;
 use crate::worker::DRAIN_IDLE;
 
@@ -88,7 +89,7 @@ where
             None if !connection.read.is_empty() => return Served::Odd(connection.give_up()),
             Some(Err(Ended::Over)) | None => return Served::Over,
         };
-        let to_head = request.method() == Method::HEAD;
+        let to_head = request.method == Method::HEAD;
         let request = request.map(|()| Incoming::whole(content));
         let Ok(response) = handle(request).await else {
             return Served::Over;
@@ -180,27 +181,36 @@ impl Connection {
         to_head: bool,
         leaving: bool,
     ) -> io::Result<After> {
-        let (mut head, body) = response.into_parts();
-        let mut body = pin!(body);
-        let named = head.headers.remove(header::CONNECTION);
+        let Response {
+            status,
+            version,
+            mut head,
+            mut body,
+            ..
+        } = response;
+        let named = head.remove(header::CONNECTION);
         let closes = named.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
-        head.headers.remove(header::TRANSFER_ENCODING);
-        let length = match head.headers.get(header::CONTENT_LENGTH) {
+        head.remove(header::TRANSFER_ENCODING);
+        let length = match head.get(header::CONTENT_LENGTH) {
             Some(length) => Some(h1::number(length.as_bytes()).ok_or(io::ErrorKind::InvalidData)?),
             None => None,
         };
-        let bodiless = to_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let whole = body.take_whole();
+        let empty = whole
+            .as_ref()
+            .map_or_else(|| body.is_end_stream(), Bytes::is_empty);
+        let bodiless = to_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let coding = match length {
             _ if bodiless => Coding::None,
             Some(length) => Coding::Length(length),
-            None if body.is_end_stream() => Coding::Length(0),
-            None if head.version == Version::HTTP_10 => Coding::UntilClosed,
+            None if empty => Coding::Length(0),
+            None if version == Version::HTTP_10 => Coding::UntilClosed,
             None => Coding::Chunked,
         };
-        let close = leaving || closes || head.version == Version::HTTP_10;
+        let close = leaving || closes || version == Version::HTTP_10;
         let out = &mut self.out;
-        h1::put_status(head.version, head.status, out);
-        h1::put_headers(&head.headers, out);
+        h1::put_status(version, status, out);
+        head.put_fields(out);
         match coding {
             Coding::Length(0) if length.is_none() => h1::put_field(b"content-length", b"0", out),
             Coding::Chunked => h1::put_field(b"transfer-encoding", b"chunked", out),
@@ -213,8 +223,13 @@ impl Connection {
         if let Coding::Length(length) = coding {
             out.reserve(usize::try_from(length).unwrap_or(WRITE).min(WRITE));
         }
+        drop(head);
 
         let mut written = 0;
+        if let Some(content) = whole {
+            written = self.put(coding, 0, &content)?;
+        }
+        let mut body = pin!(body);
         while !body.is_end_stream() {
             let frame = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
                 Poll::Ready(frame) => Poll::Ready(Some(frame)),
@@ -231,14 +246,7 @@ impl Connection {
             let Ok(data) = frame.map_err(io::Error::other)?.into_data() else {
                 break;
             };
-            written += data.len() as u64;
-            match coding {
-                Coding::None => {}
-                Coding::Length(length) if written > length => return Err(io::ErrorKind::InvalidData.into()),
-                Coding::Length(_) | Coding::UntilClosed => self.out.put_slice(&data),
-                Coding::Chunked if data.is_empty() => {}
-                Coding::Chunked => h1::put_chunk(&data, &mut self.out),
-            }
+            written = self.put(coding, written, &data)?;
             if self.out.len() >= WRITE {
                 self.write().await?;
             }
@@ -251,6 +259,19 @@ impl Connection {
         self.write().await?;
         self.rest();
         Ok(if close { After::Close } else { After::Next })
+    }
+
+    /// Writes a piece of a body of which so much was written; returns how much it is now.
+    fn put(&mut self, coding: Coding, written: u64, data: &[u8]) -> io::Result<u64> {
+        let written = written + data.len() as u64;
+        match coding {
+            Coding::None => {}
+            Coding::Length(length) if written > length => return Err(io::ErrorKind::InvalidData.into()),
+            Coding::Length(_) | Coding::UntilClosed => self.out.put_slice(data),
+            Coding::Chunked if data.is_empty() => {}
+            Coding::Chunked => h1::put_chunk(data, &mut self.out),
+        }
+        Ok(written)
     }
 
     async fn write(&mut self) -> io::Result<()> {

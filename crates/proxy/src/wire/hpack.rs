@@ -5,12 +5,16 @@
 //! table: requests of different clients share it. Knows no frames and not what fields mean.
 
 use std::collections::VecDeque;
+use std::hash::Hasher as _;
+use std::rc::Rc;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use bytes::{BufMut as _, BytesMut};
+use http::uri::{Authority, Scheme};
+use http::{Method, StatusCode};
 
 use super::huffman;
+use crate::message::{self, Written};
+use crate::quick::Hash;
 
 /// Of either table, whatever the peer would allow.
 pub(super) const TABLE_MAX: usize = 4_096;
@@ -20,84 +24,165 @@ const ENTRY: usize = 32;
 const INDEXED_MAX: usize = 512;
 /// No string may be longer, whatever the list's limit.
 const STRING_MAX: usize = 1 << 20;
+/// What is kept of the memory that strings are read into.
+const SCRATCH_MAX: usize = 1 << 10;
 
 /// The block breaks the rules; the tables no longer agree, and the connection can't go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a header block cannot be read")]
 pub(super) struct Unreadable;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Name {
+/// What a field is, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
     Method,
     Scheme,
     Authority,
     Path,
     Status,
-    Header(HeaderName),
+    Header,
     /// Not one that we know, or not one at all.
     Wrong,
 }
 
-/// One field, parsed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Field {
-    Method(Method),
-    Scheme(Scheme),
-    Authority(Authority),
-    Path(PathAndQuery),
-    Status(StatusCode),
-    Header(HeaderName, HeaderValue),
-    /// A message with it is malformed. It has its place in the table all the same.
-    Malformed(Name),
-}
-
-impl Field {
-    fn new(name: Name, value: Bytes) -> Self {
-        let parsed = match &name {
-            Name::Method => Method::from_bytes(&value).ok().map(Self::Method),
-            Name::Scheme => Scheme::try_from(&*value).ok().map(Self::Scheme),
-            Name::Authority => Authority::from_maybe_shared(value).ok().map(Self::Authority),
-            Name::Path if value.starts_with(b"/") || *value == *b"*" => {
-                PathAndQuery::from_maybe_shared(value).ok().map(Self::Path)
-            }
-            Name::Status => StatusCode::from_bytes(&value).ok().map(Self::Status),
-            Name::Header(header) => HeaderValue::from_maybe_shared(value)
-                .ok()
-                .map(|value| Self::Header(header.clone(), value)),
-            Name::Path | Name::Wrong => None,
-        };
-        parsed.unwrap_or(Self::Malformed(name))
+impl Kind {
+    fn of(name: &[u8]) -> Self {
+        match name {
+            b":method" => Self::Method,
+            b":scheme" => Self::Scheme,
+            b":authority" => Self::Authority,
+            b":path" => Self::Path,
+            b":status" => Self::Status,
+            name if message::is_name(name) => Self::Header,
+            _ => Self::Wrong,
+        }
     }
 
-    fn name(&self) -> Name {
+    /// The value as it is passed on, if it may be one.
+    fn checked(self, value: &[u8]) -> Option<&[u8]> {
+        let good = match self {
+            Self::Method => Method::from_bytes(value).is_ok(),
+            Self::Scheme => Scheme::try_from(value).is_ok(),
+            Self::Authority => Authority::try_from(value).is_ok(),
+            Self::Path if value.starts_with(b"/") || value == b"*" => {
+                return message::path(value).map(str::as_bytes);
+            }
+            Self::Status => StatusCode::from_bytes(value).is_ok(),
+            Self::Path | Self::Header | Self::Wrong => false,
+        };
+        good.then_some(value)
+    }
+}
+
+/// One field.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Field<'a> {
+    Header(&'a Written),
+    /// A pseudo-header with its value, as text.
+    Pseudo(Kind, &'a str),
+    /// A message with it is malformed. It has its place in the table all the same.
+    Malformed,
+}
+
+/// What concerns one HTTP/1 connection only (RFC 9113, 8.2.2).
+pub(super) const CONNECTION_SPECIFIC: [&str; 6] = [
+    "connection",
+    "transfer-encoding",
+    "upgrade",
+    "te",
+    "keep-alive",
+    "proxy-connection",
+];
+
+/// A message with such a field is malformed, but that trailers may be asked for.
+pub(super) fn connection_specific(name: &[u8], value: &[u8]) -> bool {
+    match name {
+        b"te" => !value.eq_ignore_ascii_case(b"trailers"),
+        name => CONNECTION_SPECIFIC.iter().any(|known| known.as_bytes() == name),
+    }
+}
+
+/// A field as it is kept.
+#[derive(Debug)]
+enum Owned {
+    Header(Written),
+    Pseudo(Kind, Box<str>),
+    Malformed(Box<[u8]>),
+}
+
+impl Owned {
+    fn new(name: &[u8], value: &[u8]) -> Self {
+        let kind = Kind::of(name);
+        let parsed = match (kind, kind.checked(value)) {
+            (Kind::Header, _) if connection_specific(name, value) => None,
+            (Kind::Header, _) => Written::new(name, value).map(Self::Header),
+            (_, Some(value)) => std::str::from_utf8(value)
+                .ok()
+                .map(|value| Self::Pseudo(kind, value.into())),
+            (_, None) => None,
+        };
+        parsed.unwrap_or_else(|| Self::Malformed(name.into()))
+    }
+
+    fn field(&self) -> Field<'_> {
         match self {
-            Self::Method(_) => Name::Method,
-            Self::Scheme(_) => Name::Scheme,
-            Self::Authority(_) => Name::Authority,
-            Self::Path(_) => Name::Path,
-            Self::Status(_) => Name::Status,
-            Self::Header(name, _) => Name::Header(name.clone()),
-            Self::Malformed(name) => name.clone(),
+            Self::Header(written) => Field::Header(written),
+            Self::Pseudo(kind, value) => Field::Pseudo(*kind, value),
+            Self::Malformed(_) => Field::Malformed,
+        }
+    }
+
+    /// As it was written.
+    fn name(&self) -> &[u8] {
+        match self {
+            Self::Header(written) => written.name(),
+            Self::Pseudo(kind, _) => match kind {
+                Kind::Method => b":method",
+                Kind::Scheme => b":scheme",
+                Kind::Authority => b":authority",
+                Kind::Path => b":path",
+                Kind::Status => b":status",
+                Kind::Header | Kind::Wrong => b"",
+            },
+            Self::Malformed(name) => name,
         }
     }
 }
 
 #[derive(Debug)]
 struct Known {
-    field: Field,
-    /// As it was written: both sides must count alike, even what is malformed, or their tables no longer agree.
-    name_len: usize,
+    field: Owned,
+    /// Of what was written: both sides must count alike, even what is malformed, or their tables no longer agree.
     size: usize,
+}
+
+thread_local! {
+    /// [`STATIC`], ready to be used.
+    static FIXED: Rc<[Known]> = STATIC
+        .iter()
+        .map(|(name, value)| Known {
+            field: Owned::new(name.as_bytes(), value.as_bytes()),
+            size: name.len() + value.len() + ENTRY,
+        })
+        .collect();
 }
 
 /// Reads blocks.
 #[derive(Debug)]
 pub(super) struct Decoder {
     /// The newest first.
-    table: VecDeque<Known>,
+    table: VecDeque<Rc<Known>>,
     size: usize,
     max: usize,
-    scratch: Vec<u8>,
+    fixed: Rc<[Known]>,
+    /// Literals as they came, and what they were: some servers write the same ones again and again, whether or not the
+    /// table holds them already, and to decode and check them cost a third of what such an answer cost us.
+    again: Vec<Again>,
+    /// The place that is looked at next when one is needed.
+    hand: usize,
+    /// Where literals are put together.
+    name: Vec<u8>,
+    value: Vec<u8>,
 }
 
 impl Decoder {
@@ -106,7 +191,11 @@ impl Decoder {
             table: VecDeque::new(),
             size: 0,
             max: TABLE_MAX,
-            scratch: Vec::new(),
+            fixed: FIXED.with(Rc::clone),
+            again: Vec::new(),
+            hand: 0,
+            name: Vec::new(),
+            value: Vec::new(),
         }
     }
 
@@ -114,13 +203,13 @@ impl Decoder {
     pub(super) fn decode(
         &mut self,
         mut block: &[u8],
-        mut each: impl FnMut(Field, usize),
+        mut each: impl FnMut(Field<'_>, usize),
     ) -> Result<(), Unreadable> {
         let mut first = true;
         while let Some(byte) = block.first().copied() {
             if byte & 0x80 != 0 {
-                let (field, size) = self.at(int(&mut block, 7)?)?;
-                each(field, size);
+                let known = self.at(int(&mut block, 7)?)?;
+                each(known.field.field(), known.size);
             } else if byte & 0xe0 == 0x20 {
                 let max = int(&mut block, 5)?;
                 if !first || max > TABLE_MAX {
@@ -131,34 +220,84 @@ impl Decoder {
                 continue;
             } else {
                 let indexed = byte & 0xc0 == 0x40;
-                let index = int(&mut block, if indexed { 6 } else { 4 })?;
-                let (name, name_len) = match index {
-                    0 => {
-                        let text = self.string(&mut block)?;
-                        let name = name(&text);
-                        (name, text.len())
+                let literal = repeatable(block, indexed);
+                if let Some(known) = literal.and_then(|literal| self.seen_before(literal)) {
+                    each(known.field.field(), known.size);
+                    block = block.get(literal.map_or(0, <[u8]>::len)..).unwrap_or_default();
+                    first = false;
+                    if indexed {
+                        self.enter(known);
                     }
-                    index => self.name_at(index)?,
-                };
-                let value = self.string(&mut block)?;
-                let size = name_len + value.len() + ENTRY;
-                let field = Field::new(name, value);
-                if indexed {
-                    self.shrink(size);
-                    if size <= self.max {
-                        self.size += size;
-                        self.table.push_front(Known {
-                            field: field.clone(),
-                            name_len,
-                            size,
-                        });
+                    continue;
+                }
+                let index = int(&mut block, if indexed { 6 } else { 4 })?;
+                let (mut name, mut value) = (std::mem::take(&mut self.name), std::mem::take(&mut self.value));
+                match index {
+                    0 => string(&mut block, &mut name)?,
+                    index => {
+                        name.clear();
+                        name.extend_from_slice(self.at(index)?.field.name());
                     }
                 }
-                each(field, size);
+                string(&mut block, &mut value)?;
+                let size = name.len() + value.len() + ENTRY;
+                let field = Owned::new(&name, &value);
+                if name.capacity().max(value.capacity()) <= SCRATCH_MAX {
+                    (self.name, self.value) = (name, value);
+                }
+                each(field.field(), size);
+                let known = Rc::new(Known { field, size });
+                if let Some(literal) = literal {
+                    self.remember(literal, known.clone());
+                }
+                if indexed {
+                    self.enter(known);
+                }
             }
             first = false;
         }
         Ok(())
+    }
+
+    fn enter(&mut self, known: Rc<Known>) {
+        self.shrink(known.size);
+        if known.size <= self.max {
+            self.size += known.size;
+            self.table.push_front(known);
+        }
+    }
+
+    /// What these bytes meant when they last came.
+    fn seen_before(&mut self, literal: &[u8]) -> Option<Rc<Known>> {
+        let hash = hash(literal, &[]);
+        let is = |again: &&mut Again| again.hash == hash && again.bytes == literal;
+        let again = self.again.iter_mut().find(is)?;
+        again.used = true;
+        Some(again.known.clone())
+    }
+
+    /// Takes the place of one that didn't come again meanwhile.
+    fn remember(&mut self, literal: &[u8], known: Rc<Known>) {
+        let new = |mut bytes: Vec<u8>| {
+            bytes.clear();
+            bytes.extend_from_slice(literal);
+            Again {
+                hash: hash(literal, &[]),
+                bytes,
+                known,
+                used: false,
+            }
+        };
+        if self.again.len() < AGAIN {
+            return self.again.push(new(Vec::new()));
+        }
+        while let Some(again) = self.again.get_mut(self.hand % AGAIN) {
+            self.hand += 1;
+            if !std::mem::take(&mut again.used) {
+                *again = new(std::mem::take(&mut again.bytes));
+                return;
+            }
+        }
     }
 
     /// Makes room for so much.
@@ -171,72 +310,63 @@ impl Decoder {
         }
     }
 
-    fn at(&self, index: usize) -> Result<(Field, usize), Unreadable> {
-        match index.checked_sub(STATIC.len() + 1) {
-            Some(dynamic) => {
-                let known = self.table.get(dynamic).ok_or(Unreadable)?;
-                Ok((known.field.clone(), known.size))
-            }
-            None => {
-                let (name, value) = STATIC.get(index.wrapping_sub(1)).ok_or(Unreadable)?;
-                let size = name.len() + value.len() + ENTRY;
-                Ok((static_field(index, name, value), size))
-            }
-        }
-    }
-
-    fn name_at(&self, index: usize) -> Result<(Name, usize), Unreadable> {
-        match index.checked_sub(STATIC.len() + 1) {
-            Some(dynamic) => {
-                let known = self.table.get(dynamic).ok_or(Unreadable)?;
-                Ok((known.field.name(), known.name_len))
-            }
-            None => {
-                let (text, _) = STATIC.get(index.wrapping_sub(1)).ok_or(Unreadable)?;
-                Ok((name(text.as_bytes()), text.len()))
-            }
-        }
-    }
-
-    fn string(&mut self, block: &mut &[u8]) -> Result<Bytes, Unreadable> {
-        let coded = block.first().is_some_and(|byte| byte & 0x80 != 0);
-        let length = int(block, 7)?;
-        if length > STRING_MAX {
-            return Err(Unreadable);
-        }
-        let (text, rest) = block.split_at_checked(length).ok_or(Unreadable)?;
-        *block = rest;
-        if !coded {
-            return Ok(Bytes::copy_from_slice(text));
-        }
-        self.scratch.clear();
-        huffman::decode(text, &mut self.scratch).ok_or(Unreadable)?;
-        Ok(Bytes::copy_from_slice(&self.scratch))
+    fn at(&self, index: usize) -> Result<&Known, Unreadable> {
+        let known = match index.checked_sub(STATIC.len() + 1) {
+            Some(dynamic) => self.table.get(dynamic).map(|known| &**known),
+            None => index.checked_sub(1).and_then(|at| self.fixed.get(at)),
+        };
+        known.ok_or(Unreadable)
     }
 }
 
-fn name(text: &[u8]) -> Name {
-    match text {
-        b":method" => Name::Method,
-        b":scheme" => Name::Scheme,
-        b":authority" => Name::Authority,
-        b":path" => Name::Path,
-        b":status" => Name::Status,
-        text => HeaderName::from_lowercase(text).map_or(Name::Wrong, Name::Header),
-    }
+/// Places for literals that may come again, and how long they may be.
+const AGAIN: usize = 16;
+const AGAIN_MAX: usize = 128;
+
+/// A literal that came, as its bytes and as what it is.
+#[derive(Debug)]
+struct Again {
+    hash: u64,
+    bytes: Vec<u8>,
+    known: Rc<Known>,
+    /// Since the hand was here.
+    used: bool,
 }
 
-/// The frequent ones without parsing.
-fn static_field(index: usize, name_text: &'static str, value: &'static str) -> Field {
-    match index {
-        2 => Field::Method(Method::GET),
-        3 => Field::Method(Method::POST),
-        4 => Field::Path(PathAndQuery::from_static("/")),
-        6 => Field::Scheme(Scheme::HTTP),
-        7 => Field::Scheme(Scheme::HTTPS),
-        8 => Field::Status(StatusCode::OK),
-        _ => Field::new(name(name_text.as_bytes()), Bytes::from_static(value.as_bytes())),
+/// A literal at the beginning of a block, if its bytes alone say what it is, and it is none that must not be kept.
+fn repeatable(block: &[u8], indexed: bool) -> Option<&[u8]> {
+    if block.first()? & 0x10 != 0 && !indexed {
+        return None;
     }
+    let mut rest = block;
+    let index = int(&mut rest, if indexed { 6 } else { 4 }).ok()?;
+    let strings = match index {
+        0 => 2,
+        index if index <= STATIC.len() => 1,
+        _ => return None,
+    };
+    for _ in 0..strings {
+        let length = int(&mut rest, 7).ok()?;
+        rest = rest.get(length..)?;
+    }
+    let length = block.len() - rest.len();
+    block.get(..length).filter(|_| length <= AGAIN_MAX)
+}
+
+fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Unreadable> {
+    let coded = block.first().is_some_and(|byte| byte & 0x80 != 0);
+    let length = int(block, 7)?;
+    if length > STRING_MAX {
+        return Err(Unreadable);
+    }
+    let (text, rest) = block.split_at_checked(length).ok_or(Unreadable)?;
+    *block = rest;
+    out.clear();
+    match coded {
+        true => huffman::decode(text, out).ok_or(Unreadable)?,
+        false => out.extend_from_slice(text),
+    }
+    Ok(())
 }
 
 fn int(block: &mut &[u8], prefix: u8) -> Result<usize, Unreadable> {
@@ -301,6 +431,9 @@ impl Sent {
 
 /// How many fields are remembered as having been sent once.
 const SEEN: usize = 64;
+/// A table has at most 128 fields, and mostly a dozen.
+const LATEST: usize = 64;
+const LAST: usize = 24;
 
 /// Writes blocks.
 #[derive(Debug)]
@@ -311,6 +444,13 @@ pub(super) struct Encoder {
     max: usize,
     /// The peer wants a smaller table, which the next block has to say.
     resized: bool,
+    /// How many have ever entered the table, and for what hashes begin with which one was the latest of them.
+    entered: usize,
+    latest: [usize; LATEST],
+    /// Which ones the fields of the last block were, in order, and the place of the next field: what a message says at a
+    /// place is mostly what the one before said there, and isn't hashed then.
+    last: [usize; LAST],
+    at: usize,
     /// A field enters the table when it comes a second time: what never repeats would push out what does.
     seen: [u64; SEEN],
     seen_at: usize,
@@ -323,6 +463,10 @@ impl Encoder {
             size: 0,
             max: TABLE_MAX,
             resized: false,
+            entered: 0,
+            latest: [0; LATEST],
+            last: [0; LAST],
+            at: 0,
             seen: [0; SEEN],
             seen_at: 0,
         }
@@ -347,6 +491,7 @@ impl Encoder {
 
     /// Before the first field of a block.
     pub(super) fn begin(&mut self, out: &mut BytesMut) {
+        self.at = 0;
         if std::mem::take(&mut self.resized) {
             put_int(out, 5, 0x20, self.max);
         }
@@ -360,8 +505,8 @@ impl Encoder {
         }
     }
 
-    pub(super) fn scheme(&mut self, scheme: &Scheme, out: &mut BytesMut) {
-        match scheme.as_str() {
+    pub(super) fn scheme(&mut self, scheme: &str, out: &mut BytesMut) {
+        match scheme {
             "http" => out.put_u8(0x86),
             "https" => out.put_u8(0x87),
             other => self.field(b":scheme", Some(6), other.as_bytes(), out),
@@ -387,15 +532,11 @@ impl Encoder {
         }
     }
 
-    pub(super) fn header(&mut self, name: &HeaderName, value: &HeaderValue, out: &mut BytesMut) {
-        let secret = value.is_sensitive()
-            || matches!(
-                *name,
-                header::AUTHORIZATION | header::PROXY_AUTHORIZATION | header::COOKIE | header::SET_COOKIE
-            );
-        let name = name.as_str().as_bytes();
+    /// `secret`: nobody else on the connection may be able to guess the value.
+    pub(super) fn header(&mut self, name: &[u8], value: &[u8], secret: bool, out: &mut BytesMut) {
+        let secret = secret || message::is_secret(name);
         if !secret && value.len() <= INDEXED_MAX {
-            return self.field(name, None, value.as_bytes(), out);
+            return self.field(name, None, value, out);
         }
         let flags = if secret { 0x10 } else { 0 };
         match static_name(name) {
@@ -405,16 +546,29 @@ impl Encoder {
                 put_string(out, name);
             }
         }
-        put_string(out, value.as_bytes());
+        put_string(out, value);
+    }
+
+    /// Where in the table a field is. Nearly always it is the latest one with such a hash.
+    fn position(&self, hash: u64, name: &[u8], value: &[u8]) -> Option<usize> {
+        let is = |sent: &Sent| sent.hash == hash && sent.is(name, value);
+        let latest = self.entered - self.latest[hash as usize % LATEST];
+        match self.table.get(latest).is_some_and(is) {
+            true => Some(latest),
+            false => self.table.iter().position(is),
+        }
     }
 
     fn field(&mut self, name: &[u8], index: Option<usize>, value: &[u8], out: &mut BytesMut) {
+        let place = self.at % LAST;
+        self.at += 1;
+        let last = self.entered - self.last[place];
+        if self.table.get(last).is_some_and(|sent| sent.is(name, value)) {
+            return put_int(out, 7, 0x80, STATIC.len() + 1 + last);
+        }
         let hash = hash(name, value);
-        let known = self
-            .table
-            .iter()
-            .position(|sent| sent.hash == hash && sent.is(name, value));
-        if let Some(known) = known {
+        if let Some(known) = self.position(hash, name, value) {
+            self.last[place] = self.entered - known;
             return put_int(out, 7, 0x80, STATIC.len() + 1 + known);
         }
         let size = name.len() + value.len() + ENTRY;
@@ -431,6 +585,9 @@ impl Encoder {
         if again {
             self.shrink(size);
             self.size += size;
+            self.entered += 1;
+            self.latest[hash as usize % LATEST] = self.entered;
+            self.last[place] = self.entered;
             self.table.push_front(Sent {
                 hash,
                 name_len: name.len(),
@@ -445,21 +602,11 @@ impl Encoder {
 
 /// Whoever finds two fields with the same one gains nothing: fields are compared.
 fn hash(name: &[u8], value: &[u8]) -> u64 {
-    const FACTOR: u64 = 0x517c_c1b7_2722_0a95;
-    let mut hash = (name.len() as u64) << 32 ^ value.len() as u64;
-    for text in [name, value] {
-        let mut words = text.chunks_exact(8);
-        for word in &mut words {
-            let word = word.try_into().map_or(0, u64::from_le_bytes);
-            hash = (hash.rotate_left(5) ^ word).wrapping_mul(FACTOR);
-        }
-        let rest = words
-            .remainder()
-            .iter()
-            .fold(0, |rest, byte| rest << 8 | u64::from(*byte));
-        hash = (hash.rotate_left(5) ^ rest).wrapping_mul(FACTOR);
-    }
-    hash
+    let mut hash = Hash::default();
+    hash.write_usize(name.len() << 32 ^ value.len());
+    hash.write(name);
+    hash.write(value);
+    hash.finish()
 }
 
 fn static_name(name: &[u8]) -> Option<usize> {
@@ -537,6 +684,9 @@ const STATIC: [(&str, &str); 61] = [
 /// The decoder of the RFC, beside which ours is held.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod model {
+    use http::uri::PathAndQuery;
+    use http::{HeaderName, HeaderValue};
+
     use super::*;
 
     type Pair = (Vec<u8>, Vec<u8>);
@@ -611,30 +761,53 @@ pub(super) mod model {
         Ok(out)
     }
 
-    /// Does a field say what was written?
-    fn is(field: &Field, (name, value): &Pair) -> bool {
-        let known = match field.name() {
-            Name::Method => ":method",
-            Name::Scheme => ":scheme",
-            Name::Authority => ":authority",
-            Name::Path => ":path",
-            Name::Status => ":status",
-            Name::Header(header) => return header.as_str().as_bytes() == name && says(field, value),
-            Name::Wrong => return HeaderName::from_lowercase(name).is_err(),
-        };
-        known.as_bytes() == name && says(field, value)
+    /// A field that is kept.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(in crate::wire) enum Told {
+        Header(Vec<u8>, Vec<u8>),
+        Pseudo(Kind, String),
+        Malformed,
     }
 
-    fn says(field: &Field, value: &[u8]) -> bool {
+    impl From<Field<'_>> for Told {
+        fn from(field: Field<'_>) -> Self {
+            match field {
+                Field::Header(written) => Self::Header(written.name().to_vec(), written.value().to_vec()),
+                Field::Pseudo(kind, value) => Self::Pseudo(kind, value.to_owned()),
+                Field::Malformed => Self::Malformed,
+            }
+        }
+    }
+
+    /// Does a field say what was written, as the library understands it?
+    fn is(field: &Told, (name, value): &Pair) -> bool {
+        let pseudo = |kind: &Kind| match kind {
+            Kind::Method => name == b":method",
+            Kind::Scheme => name == b":scheme",
+            Kind::Authority => name == b":authority",
+            Kind::Path => name == b":path",
+            Kind::Status => name == b":status",
+            Kind::Header => HeaderName::from_lowercase(name).is_ok(),
+            Kind::Wrong => HeaderName::from_lowercase(name).is_err(),
+        };
+        let said = |kind: Kind| match kind {
+            Kind::Method => Some(Method::from_bytes(value).ok()?.as_str().to_owned()),
+            Kind::Scheme => Some(Scheme::try_from(&value[..]).ok()?.as_str().to_owned()),
+            Kind::Authority => Some(Authority::try_from(&value[..]).ok()?.as_str().to_owned()),
+            Kind::Path if value.starts_with(b"/") || value == b"*" => {
+                Some(PathAndQuery::try_from(&value[..]).ok()?.as_str().to_owned())
+            }
+            Kind::Status => Some(StatusCode::from_bytes(value).ok()?.as_str().to_owned()),
+            Kind::Header if connection_specific(name, value) => None,
+            Kind::Header if HeaderValue::from_bytes(value).is_ok() => Some(String::new()),
+            Kind::Header | Kind::Path | Kind::Wrong => None,
+        };
         match field {
-            Field::Method(method) => method.as_str().as_bytes() == value,
-            Field::Scheme(scheme) => scheme.as_str().as_bytes() == value,
-            Field::Authority(authority) => authority.as_str().as_bytes() == value,
-            // A fragment is never sent on.
-            Field::Path(path) => Some(path.as_str().as_bytes()) == value.split(|byte| *byte == b'#').next(),
-            Field::Status(status) => status.as_str().as_bytes() == value,
-            Field::Header(_, read) => read.as_bytes() == value,
-            Field::Malformed(_) => true,
+            Told::Header(read, text) => {
+                (read, text) == (name, value) && pseudo(&Kind::Header) && said(Kind::Header).is_some()
+            }
+            Told::Pseudo(kind, text) => pseudo(kind) && said(*kind).as_ref() == Some(text),
+            Told::Malformed => said(Kind::of(name)).is_none(),
         }
     }
 
@@ -643,9 +816,9 @@ pub(super) mod model {
         decoder: &mut Decoder,
         model: &mut Model,
         block: &[u8],
-    ) -> Option<Vec<Field>> {
+    ) -> Option<Vec<Told>> {
         let mut read = Vec::new();
-        let ended = decoder.decode(block, |field, size| read.push((field, size)));
+        let ended = decoder.decode(block, |field, size| read.push((Told::from(field), size)));
         let expected = model.decode(block);
         assert_eq!(ended.is_ok(), expected.is_ok());
         let expected = expected.ok()?;
@@ -664,28 +837,28 @@ pub(super) mod model {
 
 #[cfg(test)]
 mod tests {
-    use super::model::{Model, read_alike};
+    use super::model::{Model, Told, read_alike};
     use super::*;
     use crate::damage::damaged;
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    fn fields(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<Field>, Unreadable> {
+    fn fields(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<Told>, Unreadable> {
         let mut all = Vec::new();
-        decoder.decode(block, |field, _| all.push(field))?;
+        decoder.decode(block, |field, _| all.push(field.into()))?;
         Ok(all)
     }
 
-    fn header(name: &'static str, value: &str) -> Field {
-        Field::Header(HeaderName::from_static(name), value.parse().unwrap())
+    fn header(name: &str, value: &str) -> Told {
+        Told::Header(name.into(), value.into())
     }
 
-    fn request(authority: &'static str, more: &[Field]) -> Vec<Field> {
+    fn request(authority: &str, more: &[Told]) -> Vec<Told> {
         let mut all = vec![
-            Field::Method(Method::GET),
-            Field::Scheme(Scheme::HTTP),
-            Field::Path(PathAndQuery::from_static("/")),
-            Field::Authority(Authority::from_static(authority)),
+            Told::Pseudo(Kind::Method, "GET".into()),
+            Told::Pseudo(Kind::Scheme, "http".into()),
+            Told::Pseudo(Kind::Path, "/".into()),
+            Told::Pseudo(Kind::Authority, authority.into()),
         ];
         all.extend_from_slice(more);
         all
@@ -728,12 +901,42 @@ mod tests {
         let block = b"\x40\x03X-Y\x01z\x44\x03foo\xbf";
         assert_eq!(
             fields(&mut decoder, block),
-            Ok(vec![
-                Field::Malformed(Name::Wrong),
-                Field::Malformed(Name::Path),
-                Field::Malformed(Name::Wrong)
-            ])
+            Ok(vec![Told::Malformed, Told::Malformed, Told::Malformed])
         );
+    }
+
+    #[test]
+    fn literals_that_come_again_are_known_until_others_take_their_places() {
+        let mut decoder = Decoder::new();
+        let literal = |flags: u8, value: &str| {
+            let mut out = BytesMut::new();
+            out.put_u8(flags);
+            put_string(&mut out, b"x-name");
+            put_string(&mut out, value.as_bytes());
+            out
+        };
+        for value in ["same"; 3] {
+            for flags in [0, 0x40, 0x10] {
+                let read = fields(&mut decoder, &literal(flags, value));
+                assert_eq!(read, Ok(vec![header("x-name", value)]));
+            }
+        }
+        // One for each form, but for what must not be kept.
+        assert_eq!(decoder.again.len(), 2);
+        assert_eq!((decoder.table.len(), decoder.size), (3, 3 * (6 + 4 + ENTRY)));
+        for at in 0..100 {
+            let other = at.to_string();
+            for value in [&*other, "same"] {
+                let read = fields(&mut decoder, &literal(0, value));
+                assert_eq!(read, Ok(vec![header("x-name", value)]));
+            }
+        }
+        assert_eq!(decoder.again.len(), AGAIN);
+        let kept = decoder
+            .again
+            .iter()
+            .filter(|again| again.bytes.ends_with(b"same"));
+        assert_eq!(kept.filter(|again| again.bytes[0] == 0).count(), 1);
     }
 
     #[test]
@@ -744,9 +947,8 @@ mod tests {
             let mut out = BytesMut::new();
             encoder.method(&Method::GET, &mut out);
             encoder.path("/hello", &mut out);
-            encoder.header(&header::ACCEPT, &HeaderValue::from_static("*/*"), &mut out);
-            let secret = HeaderValue::from_static("Bearer of a secret");
-            encoder.header(&header::AUTHORIZATION, &secret, &mut out);
+            encoder.header(b"accept", b"*/*", false, &mut out);
+            encoder.header(b"authorization", b"Bearer of a secret", false, &mut out);
             lengths.push(out.len());
         }
         assert_eq!(lengths, [42, 42, 1 + 1 + 1 + 21]);
@@ -778,7 +980,14 @@ mod tests {
     /// Fields in every form, some in tables, and changes of the table's size in front.
     fn block() -> impl Strategy<Value = Vec<u8>> {
         let name = select(&NAMES[..]);
-        let value = prop_oneof!["[ -~]{0,40}", "/[a-z#?]{0,9}", "[1-5][0-9]{2}", "b{200,700}"];
+        let value = prop_oneof![
+            "[ -~]{0,40}",
+            "/[a-z#?]{0,9}",
+            "[1-5][0-9]{2}",
+            "b{200,700}",
+            // What comes again is recognised.
+            "(again|more|200)",
+        ];
         // A name of its own, one of the RFC's, or one that came shortly before.
         let index = prop_oneof![3 => Just(0_usize), 1 => 1..62_usize, 3 => 62..65_usize];
         let resize = proptest::option::weighted(0.2, 0..TABLE_MAX + 2);
@@ -820,10 +1029,9 @@ mod tests {
                 for (name, value) in block {
                     // Half of them repeat.
                     let value = if *name % 2 == 0 { "again" } else { value.trim() };
-                    let field = header(names[name / 2], value);
-                    let Field::Header(name, value) = &field else { unreachable!() };
-                    encoder.header(name, value, &mut out);
-                    sent.push(field);
+                    let name = names[name / 2];
+                    encoder.header(name.as_bytes(), value.as_bytes(), false, &mut out);
+                    sent.push(header(name, value));
                 }
                 prop_assert_eq!(fields(&mut decoder, &out), Ok(sent));
             }

@@ -27,6 +27,8 @@ struct Code {
     /// For each length: the first code beyond it, as the first bits of 32; and what to add to a code's number to find
     /// its symbol.
     lengths: [(u64, i64); LONGEST + 1],
+    /// What begins with these eight bits: a byte and its length, if that is no more. Nearly all of text is.
+    short: [Option<(u8, u8)>; 256],
 }
 
 static CODE: LazyLock<Code> = LazyLock::new(|| {
@@ -42,8 +44,29 @@ static CODE: LazyLock<Code> = LazyLock::new(|| {
         *entry = (next << (32 - length), offset);
         next <<= 1;
     }
-    Code { symbols, lengths }
+    let mut code = Code {
+        symbols,
+        lengths,
+        short: [None; 256],
+    };
+    for first in 0..256 {
+        let found = code.find((first as u64) << 24 | 0xff_ffff);
+        code.short[first] = found
+            .and_then(|(symbol, length)| Some((u8::try_from(symbol).ok()?, length as u8)))
+            .filter(|(_, length)| *length <= 8);
+    }
+    code
 });
+
+impl Code {
+    /// The symbol that 32 bits begin with, and its length.
+    fn find(&self, next: u64) -> Option<(u16, usize)> {
+        let length = (SHORTEST..=LONGEST).find(|length| next < self.lengths[*length].0)?;
+        let number = (next >> (32 - length)) as i64 + self.lengths[length].1;
+        let symbol = self.symbols.get(usize::try_from(number).ok()?)?;
+        Some((*symbol, length))
+    }
+}
 
 /// Appends what the code says; `None` if it isn't one.
 pub(super) fn decode(coded: &[u8], out: &mut Vec<u8>) -> Option<()> {
@@ -67,12 +90,14 @@ pub(super) fn decode(coded: &[u8], out: &mut Vec<u8>) -> Option<()> {
         } else {
             (rest << (32 - held)) | ((1 << (32 - held)) - 1)
         };
-        let length = (SHORTEST..=LONGEST).find(|length| next < code.lengths[*length].0)?;
+        let short = code.short[(next >> 24) as usize & 0xff];
+        let (symbol, length) = match short {
+            Some((symbol, length)) => (u16::from(symbol), usize::from(length)),
+            None => code.find(next)?,
+        };
         if length > held {
             break;
         }
-        let number = (next >> (32 - length)) as i64 + code.lengths[length].1;
-        let symbol = *code.symbols.get(usize::try_from(number).ok()?)?;
         out.push(u8::try_from(symbol).ok()?);
         held -= length;
     }

@@ -166,7 +166,7 @@ pub(crate) enum Incoming {
 }
 
 impl Incoming {
-    fn whole(content: Bytes) -> Self {
+    pub(crate) fn whole(content: Bytes) -> Self {
         match content.is_empty() {
             true => Self::Empty,
             false => Self::Whole(content),

@@ -6,10 +6,12 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use http::{Request, Response};
+use bytes::Bytes;
 use http_body::Body as _;
+use http_body_util::Full;
 
 use crate::body::{Body, OnEnd};
+use crate::message::{Request, Response};
 use crate::transport::Conn;
 
 use super::link::{Link, Shared, Side};
@@ -85,11 +87,27 @@ where
 {
     match handle(request).await {
         Ok(response) => {
-            let (head, body) = response.into_parts();
-            let end = body.is_end_stream();
-            link.borrow_mut().respond(id, head.status, &head.headers, end);
-            if !end {
-                send_body(link, id, body).await;
+            let Response {
+                status,
+                head,
+                mut body,
+                ..
+            } = response;
+            let whole = body.take_whole();
+            let end = whole
+                .as_ref()
+                .map_or_else(|| body.is_end_stream(), Bytes::is_empty);
+            link.borrow_mut().respond(id, status, &head, end);
+            drop(head);
+            match whole {
+                _ if end => {}
+                Some(content) => {
+                    let sent = link.borrow_mut().send_whole(id, &content);
+                    if !sent {
+                        send_body(link, id, Full::new(content)).await;
+                    }
+                }
+                None => send_body(link, id, body).await,
             }
         }
         Err(error) => {

@@ -14,8 +14,8 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures::task::AtomicWaker;
 
-/// Free places that are kept; a connection that was busy once gives the rest back.
-const FREE_MAX: usize = 32;
+/// Free places that are kept; a connection that was busier once gives the rest back.
+const FREE_MAX: usize = 64;
 
 pub(super) struct Slots<T, F, M> {
     /// Makes the future of a place.
@@ -184,7 +184,8 @@ impl<T, F: Future<Output = ()>, M: Fn(Inbox<T>) -> F> Slots<T, F, M> {
         }
         self.turn = turn;
         if self.free.len() == self.slots.len() && self.slots.len() > FREE_MAX {
-            self.clear();
+            self.slots.truncate(FREE_MAX);
+            self.free.retain(|index| *index < FREE_MAX);
         }
     }
 
