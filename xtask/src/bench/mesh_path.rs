@@ -14,7 +14,7 @@ use super::loads::{Kind, Load};
 use super::namespaces::Inside;
 use super::peers::Side;
 use super::pods::{Figures, Stage, Way};
-use super::process::Process;
+use super::process::{Cpu, Process};
 use super::{Options, say};
 
 /// Of each measurement.
@@ -24,12 +24,13 @@ const WARM_UP: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// Name, title, decimals; `{}` is the load's unit. Those that a load doesn't have are left out.
-const COLUMNS: [(&str, &str, usize); 14] = [
+const COLUMNS: [(&str, &str, usize); 15] = [
     ("rate", "{}/s", 0),
     ("p50", "p50 µs", 0),
     ("p99", "p99 µs", 0),
     ("p999", "p99.9 µs", 0),
     ("cpu", "CPU µs/{}, all", 1),
+    ("cpu_kernel", "the kernel's", 1),
     ("cpu_outbound", "outbound", 1),
     ("cpu_gateway", "gateway", 1),
     ("cpu_inbound", "inbound", 1),
@@ -88,7 +89,7 @@ pub(super) fn run(inside: &Inside, options: &Options) -> Result<Value> {
 
 fn measure(stage: &Stage<'_>, options: &Options, way: Way, load: &Load, time: Duration) -> Result<Figures> {
     let proxies = stage.proxies(way, load)?;
-    let cpu = || -> Result<Vec<Duration>> { proxies.iter().map(Process::cpu).collect() };
+    let cpu = || -> Result<Vec<Cpu>> { proxies.iter().map(Process::cpu).collect() };
     let memory = || -> Result<Vec<(f64, f64)>> { proxies.iter().map(Process::memory).collect() };
     let before = memory()?;
     let mut figures = Figures::new();
@@ -116,6 +117,9 @@ fn measure(stage: &Stage<'_>, options: &Options, way: Way, load: &Load, time: Du
         let before = cpu()?;
         let seen = stage.load(way, load, time)?;
         let spent = cpu()?.into_iter().zip(before);
+        let spent: Vec<_> = spent
+            .map(|(after, before)| (after.user - before.user, after.kernel - before.kernel))
+            .collect();
         let done = seen["done"];
         ensure!(
             done > 0.0,
@@ -123,8 +127,11 @@ fn measure(stage: &Stage<'_>, options: &Options, way: Way, load: &Load, time: Du
             load.name,
             way.name()
         );
-        let each = spent.map(|(after, before)| (after - before).as_micros() as f64 / done);
-        note("cpu", &each.collect::<Vec<_>>());
+        let each = |time: Duration| time.as_micros() as f64 / done;
+        let whole: Vec<_> = spent.iter().map(|(user, kernel)| each(*user + *kernel)).collect();
+        note("cpu", &whole);
+        let kernel: Vec<_> = spent.iter().map(|(_, kernel)| each(*kernel)).collect();
+        note("cpu_kernel", &kernel);
         note("rate", &[done / seen["elapsed"] * 1e6]);
         figures.extend(seen);
     }

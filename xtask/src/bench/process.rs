@@ -69,8 +69,8 @@ impl Process {
         std::fs::read_to_string(&path).with_context(|| format!("{path}: {}", self.last_words()))
     }
 
-    /// User and system time of all its threads so far; the kernel counts in 10 ms.
-    pub(super) fn cpu(&self) -> Result<Duration> {
+    /// What all its threads needed so far; the kernel counts in 10 ms.
+    pub(super) fn cpu(&self) -> Result<Cpu> {
         cpu_of(&self.proc("stat")?).context("its CPU time")
     }
 
@@ -121,14 +121,26 @@ pub(super) fn interrupt(mut child: Child, deadline: Duration) -> Result<()> {
     bail!("it had to be killed after {deadline:?}")
 }
 
+/// Time on a processor, in the program itself and in the kernel for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cpu {
+    pub(super) user: Duration,
+    pub(super) kernel: Duration,
+}
+
 /// `/proc/PID/stat`: the name may contain anything, the fields after it may not.
-fn cpu_of(stat: &str) -> Option<Duration> {
+fn cpu_of(stat: &str) -> Option<Cpu> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    let ticks = ticks()? + ticks()?;
     let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
-    Some(Duration::from_micros(ticks * 1_000_000 / per_second))
+    let mut time = || {
+        let ticks = fields.next()?.parse::<u64>().ok()?;
+        Some(Duration::from_micros(ticks * 1_000_000 / per_second))
+    };
+    Some(Cpu {
+        user: time()?,
+        kernel: time()?,
+    })
 }
 
 #[cfg(test)]
@@ -138,6 +150,7 @@ mod tests {
     #[test]
     fn cpu_time_is_read_past_a_name_with_spaces_and_brackets() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 9 9 20 0 1 0 1 1 1";
-        assert_eq!(cpu_of(stat), Some(Duration::from_secs(2)));
+        let (user, kernel) = (Duration::from_millis(1500), Duration::from_millis(500));
+        assert_eq!(cpu_of(stat), Some(Cpu { user, kernel }));
     }
 }
